@@ -1,0 +1,12 @@
+// The extension module skyloom._kernels._ext. Each family of kernels binds itself in its own bind_*.cpp.
+#include <nanobind/nanobind.h>
+
+#include "isa.hpp"
+
+namespace nb = nanobind;
+
+NB_MODULE(_ext, m) {
+  m.doc() = "Numerical loops of skyloom. Pure functions on array views; the GIL is released inside.";
+  m.def("simd_level", [] { return skyloom::isa_name(skyloom::current_isa()); },
+        "The vector instruction set in use: 'avx512', 'avx2' or 'baseline'.");
+}

@@ -1,0 +1,49 @@
+"""One thread pool for the whole package.
+
+Work is cut into bands by the size of the problem, never by the number of threads, and each band is written by exactly
+one call: the result is bit-identical for any number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from skyloom.errors import InputError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def num_threads() -> int:
+    """Return the number of threads to use: ``SKYLOOM_NUM_THREADS``, else the CPUs this process may use."""
+    value = os.environ.get("SKYLOOM_NUM_THREADS")
+    if value is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        count = int(value)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise InputError(f"SKYLOOM_NUM_THREADS is {value!r}; it must be a whole number of at least 1.")
+    return count
+
+
+def map_bands(function: Callable[[T], R], bands: Iterable[T], threads: int | None = None) -> list[R]:
+    """Apply `function` to every band, on up to `threads` threads, and return the results in the order of `bands`.
+
+    The first error (in the order of the bands) is raised after all started bands have ended.
+    """
+    bands = list(bands)
+    count = min(num_threads() if threads is None else threads, len(bands))
+    if count <= 1:
+        return [function(band) for band in bands]
+    with ThreadPoolExecutor(count, thread_name_prefix="skyloom") as pool:
+        return list(pool.map(function, bands))
+
+
+def row_bands(n_rows: int, rows_per_band: int = 64) -> list[tuple[int, int]]:
+    """Cut `n_rows` rows into half-open bands ``(start, stop)`` of `rows_per_band` rows; the last may be shorter."""
+    return [(start, min(start + rows_per_band, n_rows)) for start in range(0, n_rows, rows_per_band)]
