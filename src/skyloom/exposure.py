@@ -112,19 +112,19 @@ class Exposure:
         mask = _mask_plane(self.mask, data.shape, f"mask of {self.name}")
         # masked arrays carry their own mask
         if isinstance(self.data, np.ma.MaskedArray):
-            mask[np.ma.getmaskarray(self.data)] |= MaskBit.BAD
+            mask[np.ma.getmaskarray(self.data)] |= np.uint32(MaskBit.BAD)
         bad = ~np.isfinite(data)
         if bad.any():
-            mask[bad] |= MaskBit.NO_DATA
+            mask[bad] |= np.uint32(MaskBit.NO_DATA)
             data = np.where(bad, data.dtype.type(0), data)
         if self.saturation is not None:
-            mask[data >= self.saturation] |= MaskBit.SATURATED
+            mask[data >= self.saturation] |= np.uint32(MaskBit.SATURATED)
         variance = None
         if self.variance is not None:
             variance = _real_plane(self.variance, data.shape, f"variance of {self.name}").astype(data.dtype, copy=False)
             bad = ~(np.isfinite(variance) & (variance > 0))
             if bad.any():
-                mask[bad] |= MaskBit.BAD
+                mask[bad] |= np.uint32(MaskBit.BAD)
                 variance = np.where(bad, variance.dtype.type(0), variance)
         for what, plane in (("data", data), ("variance", variance), ("mask", mask)):
             object.__setattr__(self, what, None if plane is None else _read_only(plane))

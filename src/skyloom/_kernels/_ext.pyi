@@ -1,1 +1,9 @@
+from typing import Any
+
 def simd_level() -> str: ...
+
+# drizzle
+
+# convolve
+
+# interpolate

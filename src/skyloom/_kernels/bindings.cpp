@@ -5,8 +5,15 @@
 
 namespace nb = nanobind;
 
+void bind_drizzle(nb::module_& m);
+void bind_convolve(nb::module_& m);
+void bind_interpolate(nb::module_& m);
+
 NB_MODULE(_ext, m) {
   m.doc() = "Numerical loops of skyloom. Pure functions on array views; the GIL is released inside.";
   m.def("simd_level", [] { return skyloom::isa_name(skyloom::current_isa()); },
         "The vector instruction set in use: 'avx512', 'avx2' or 'baseline'.");
+  bind_drizzle(m);
+  bind_convolve(m);
+  bind_interpolate(m);
 }

@@ -1,0 +1,1 @@
+"""Find what changed: matched filter, candidates, flags."""

@@ -1,0 +1,1 @@
+"""Point spread functions: models, and their estimate from stars."""

@@ -1,0 +1,1 @@
+"""Find the transform between two images from their sources."""

@@ -1,0 +1,1 @@
+"""Bring pixels onto another grid, once, with every plane."""

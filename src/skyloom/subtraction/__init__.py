@@ -1,0 +1,1 @@
+"""Match a template to a science image and subtract it."""
