@@ -1,0 +1,68 @@
+"""The command ``skyloom``: one file per sub-command.
+
+Exit status: 0 all is well, 1 failed (one sentence on standard error says why), 2 partial (a result was written, but some
+of the inputs or products are missing; the log says which).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from skyloom import __version__
+from skyloom.errors import SkyloomError
+
+EXIT_OK, EXIT_FAILED, EXIT_PARTIAL = 0, 1, 2
+
+_COMMANDS = ("difference", "register", "coadd", "detect", "demo")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse ends with status 2 on a wrong option; here 2 means 'partial', so a wrong option ends with 1."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_FAILED, f"{self.prog}: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; importing numpy or astropy here would slow down ``--help``."""
+    parser = _Parser(
+        prog="skyloom",
+        description="Register, co-add and difference astronomical images, and find what changed in them.",
+        epilog="'skyloom COMMAND --help' explains each command. 'skyloom demo' shows the whole on real images.",
+    )
+    parser.add_argument("--version", action="version", version=f"skyloom {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    for name in _COMMANDS:
+        module = importlib.import_module(f"skyloom.cli.{name}")
+        sub = commands.add_parser(name, help=module.HELP, description=module.__doc__,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add_arguments(sub)
+        volume = sub.add_argument_group("messages")
+        volume.add_argument("-v", "--verbose", action="count", default=0, help="more messages (twice: all)")
+        volume.add_argument("-q", "--quiet", action="store_true", help="only errors")
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = build_parser().parse_args(argv)
+    from skyloom.cli.messages import set_up_messages
+
+    set_up_messages(arguments.verbose, arguments.quiet)
+    try:
+        return int(arguments.run(arguments))
+    except SkyloomError as error:
+        print(f"skyloom {arguments.command}: {error}", file=sys.stderr)
+    except MemoryError:
+        print(f"skyloom {arguments.command}: the machine's memory is not enough for this job.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"skyloom {arguments.command}: interrupted; nothing was written.", file=sys.stderr)
+    except BrokenPipeError:
+        sys.stderr.close()
+    return EXIT_FAILED

@@ -1,0 +1,86 @@
+"""Subtract a template from a science image and list what changed.
+
+The two images need not be aligned and need no WCS: their stars are matched. Several templates are each registered and
+co-added on the science grid. Written to the output folder:
+
+  NAME.difference.fits   difference (SCI), error (ERR), mask (DQ), score, matched template, kernel, PSF
+  NAME.candidates.ecsv   what changed, as a text table; also .fits (with cutouts) and .reg (DS9 regions)
+  NAME.report.html       a page to look at, which opens from disk
+"""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "subtract a template from a science image and list what changed"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to `parser`."""
+    from skyloom.cli.inputs import add_reading_options
+
+    parser.add_argument("science", metavar="SCIENCE", help="FITS image in which to look for changes")
+    parser.add_argument("template", metavar="TEMPLATE", nargs="+", help="FITS image(s) to subtract")
+    parser.add_argument("-o", "--output", metavar="FOLDER", default=".", help="folder for the results (default: here)")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    parser.add_argument("--threshold", type=float, default=5.0, metavar="SIGMA",
+                        help="significance of the faintest candidate (default: %(default)s)")
+    parser.add_argument("--no-report", action="store_true", help="do not write the HTML page")
+    method = parser.add_argument_group("method")
+    method.add_argument("--method", choices=("auto", "alard-lupton"), default="auto",
+                        help="how the template is matched (default: auto, which is alard-lupton)")
+    method.add_argument("--align", choices=("stars", "wcs", "none"), default="stars",
+                        help="bring the template onto the science image by a match of the stars, by the WCS of both, "
+                             "or not at all (default: %(default)s)")
+    method.add_argument("--convolve", choices=("auto", "template", "science"), default="auto",
+                        help="which image is convolved (default: auto, the sharper one)")
+    method.add_argument("--spatial-order", metavar="N", default="auto",
+                        help="order of the kernel's variation over the field, 0-3 (default: auto)")
+    method.add_argument("--background-order", metavar="N", default="auto",
+                        help="order of the differential background, 0-3 (default: auto)")
+    add_reading_options(parser, ("science", "template"))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from skyloom.cli import EXIT_OK
+    from skyloom.cli.inputs import image_stem, reading_options
+    from skyloom.cli.messages import progress_bar
+    from skyloom.io import read
+    from skyloom.pipeline import DifferenceOptions, difference
+    from skyloom.pipeline.products import Products, write_products
+    from skyloom.subtraction import AlardLuptonOptions
+
+    products = Products.in_folder(arguments.output, image_stem(arguments.science), report=not arguments.no_report)
+    products.check(overwrite=arguments.overwrite)
+    options = DifferenceOptions(
+        method=arguments.method,
+        align=arguments.align,
+        subtraction=AlardLuptonOptions(
+            convolve=arguments.convolve,
+            spatial_order=_order(arguments.spatial_order, "--spatial-order"),
+            background_order=_order(arguments.background_order, "--background-order"),
+        ),
+    )
+    with progress_bar(arguments.quiet) as progress:
+        science = read(arguments.science, **reading_options(arguments, "science"))
+        templates = [read(path, **reading_options(arguments, "template")) for path in arguments.template]
+        result = difference(science, templates, options=options, progress=progress)
+    inputs = [arguments.science, *arguments.template]
+    candidates = write_products(result, products, inputs, threshold=arguments.threshold, overwrite=arguments.overwrite)
+    if not arguments.quiet:
+        from skyloom.cli.summary import print_summary
+
+        print_summary(result, candidates, products)
+    return EXIT_OK
+
+
+def _order(text: str, option: str) -> int | str:
+    """Return the order that the user asked for: a number 0-3 or 'auto'."""
+    from skyloom.errors import InputError
+
+    if text == "auto":
+        return text
+    if text not in ("0", "1", "2", "3"):
+        raise InputError(f"{option} is {text!r}; it must be 'auto' or a whole number from 0 to 3.")
+    return int(text)

@@ -1,0 +1,67 @@
+"""Find the transform between two images from their stars, and write it as a WCS.
+
+The output holds the original pixels of SOURCE with a WCS: that of TEMPLATE composed with the transform, or, when
+TEMPLATE has none, pixel coordinates of TEMPLATE as a linear WCS. With --resample the pixels are brought onto the grid
+of TEMPLATE instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "register an image to another by their stars"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to `parser`."""
+    from skyloom.cli.inputs import add_reading_options
+
+    parser.add_argument("source", metavar="SOURCE", help="FITS image to register")
+    parser.add_argument("template", metavar="TEMPLATE", help="FITS image to register it to")
+    parser.add_argument("-o", "--output", metavar="FILE", help="FITS file to write (default: only print the result)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    parser.add_argument("--resample", action="store_true", help="write SOURCE resampled onto the grid of TEMPLATE")
+    parser.add_argument("--plot", metavar="FILE", help="draw the residuals to this PNG, PDF or SVG file")
+    parser.add_argument("--threshold", type=float, default=5.0, metavar="SIGMA",
+                        help="detection threshold of the stars (default: %(default)s)")
+    add_reading_options(parser, ("source", "template"))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from skyloom.cli import EXIT_OK
+    from skyloom.cli.inputs import reading_options
+    from skyloom.io import check_writable, read
+    from skyloom.pipeline.align import register_exposures
+
+    for path in (arguments.output, arguments.plot):
+        if path is not None:
+            check_writable(path, overwrite=arguments.overwrite)
+    source = read(arguments.source, **reading_options(arguments, "source"))
+    template = read(arguments.template, **reading_options(arguments, "template"))
+    registration = register_exposures(source, template, threshold=arguments.threshold)
+    if not arguments.quiet:
+        print(registration)
+    if arguments.output is not None:
+        from skyloom.pipeline.align import write_registered
+
+        write_registered(source, template, registration, arguments.output, resampled=arguments.resample,
+                         inputs=[arguments.source, arguments.template], overwrite=arguments.overwrite)
+    if arguments.plot is not None:
+        _save_plot(registration, arguments.plot, arguments.overwrite)
+    return EXIT_OK
+
+
+def _save_plot(registration: object, path: str, overwrite: bool) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from skyloom.errors import InputError
+    from skyloom.io import atomic_write
+
+    figure = registration.plot().figure  # type: ignore[attr-defined]
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        kind = path.rsplit(".", 1)[-1].lower()
+        if kind not in ("png", "pdf", "svg"):
+            raise InputError(f"The plot file {path} ends with .{kind}; it must end with .png, .pdf or .svg.")
+        figure.savefig(temporary, format=kind)

@@ -1,0 +1,272 @@
+"""The main job: register a template to a science image, match it, subtract it, and score what is left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from skyloom.errors import InputError
+from skyloom.exposure import Exposure, FloatArray
+from skyloom.pipeline.align import Alignment, align_templates
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from skyloom.detection import Score
+    from skyloom.psf import PsfModel
+    from skyloom.registration import Registration, RegistrationOptions
+    from skyloom.subtraction import AlardLuptonOptions, SpatialKernel, Subtraction
+
+logger = logging.getLogger("skyloom.pipeline")
+
+METHODS = ("auto", "alard-lupton")
+STAGES = ("reading", "measuring noise", "finding sources", "registering and resampling the template",
+          "modelling the PSF", "matching and subtracting", "scoring")
+
+
+@dataclass(frozen=True)
+class DifferenceOptions:
+    """How to difference.
+
+    Parameters
+    ----------
+    method : {'auto', 'alard-lupton'}
+        How the template is matched. 'auto' is Alard & Lupton.
+    align : {'stars', 'wcs', 'none'}
+        What brings the template onto the science image: a blind match of their stars, their WCS, or nothing because
+        both have the same pixels already.
+    registration, subtraction : options objects, optional
+        Options of these stages; None means their defaults.
+    interpolation : str
+        Passed on to `skyloom.resampling.resample`.
+    detection_threshold : float
+        Threshold, in units of the noise, for the sources used in registration and matching.
+    """
+
+    method: str = "auto"
+    align: str = "stars"
+    registration: RegistrationOptions | None = None
+    subtraction: AlardLuptonOptions | None = None
+    interpolation: str = "auto"
+    detection_threshold: float = 5.0
+
+    def __post_init__(self) -> None:
+        for what, allowed in (("method", METHODS), ("align", ("stars", "wcs", "none"))):
+            if getattr(self, what) not in allowed:
+                raise InputError(f"{what} is {getattr(self, what)!r}; it must be one of {', '.join(allowed)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """A difference image with all that made it. Planes have the shape of the science image, (ny, nx).
+
+    Attributes
+    ----------
+    image : array
+        Science minus matched template, in units of the science image; 0 where `mask` is unusable.
+    variance : array
+        Variance of each pixel of `image`.
+    mask : uint32 array
+        Bits of `skyloom.MaskBit`.
+    score : Score
+        Matched filter of `image`: significance, flux and its variance in every pixel.
+    science, template : Exposure
+        The science image, and the template on its grid (not yet matched).
+    matched : array
+        What was subtracted: the template convolved with the kernel (or, when the science image was convolved, the
+        template itself), in units of the science image, with the differential background.
+    psf : PsfModel
+        PSF of the difference.
+    subtraction : Subtraction
+        Kernel, stamps and statistics of the matching.
+    alignments : tuple of Alignment
+        How each template frame was brought onto the science grid.
+    diagnostics : dict
+        Numbers that tell how well it went.
+    parameters : dict
+        What was asked for.
+    """
+
+    image: FloatArray
+    variance: FloatArray
+    mask: npt.NDArray[np.uint32]
+    score: Score
+    science: Exposure
+    template: Exposure
+    matched: FloatArray
+    psf: PsfModel
+    subtraction: Subtraction
+    alignments: tuple[Alignment, ...] = ()
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def registration(self) -> Registration | None:
+        """Registration of the first template frame; None when stars were not used."""
+        return self.alignments[0].registration if self.alignments else None
+
+    @property
+    def kernel(self) -> SpatialKernel:
+        """The matching kernel."""
+        return self.subtraction.kernel
+
+    @property
+    def stamps(self) -> Any:
+        """Table of the stamps that the kernel was fitted to."""
+        return self.subtraction.stamps
+
+    @property
+    def wcs(self) -> Any:
+        """WCS of the science image, or None."""
+        return self.science.wcs
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the planes, (ny, nx)."""
+        return self.science.shape
+
+    def write(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the difference and its planes to one FITS file; see `skyloom.pipeline.store`."""
+        from skyloom.pipeline.store import write_difference
+
+        return write_difference(self, path, overwrite=overwrite)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the noise-normalised difference with matplotlib and return the axes."""
+        from matplotlib import pyplot as plt
+
+        ax = plt.subplots(figsize=(8, 8))[1] if ax is None else ax
+        ratio = np.ma.masked_where(self.variance <= 0, self.image / np.sqrt(np.where(self.variance > 0, self.variance, 1)))
+        ax.imshow(ratio, origin="lower", cmap="gray", vmin=-5, vmax=5)
+        ax.set_title(f"{self.science.name} minus {self.template.name}, in units of the noise")
+        return ax
+
+    def __repr__(self) -> str:
+        ny, nx = self.shape
+        number = self.diagnostics.get
+        return (f"<Difference {nx}x{ny} of {self.science.name!r}: noise ratio {number('noise_std', np.nan):.3f}, "
+                f"score std {number('score_std', np.nan):.3f}>")
+
+
+class _Clock:
+    """Times the stages and tells the caller where the work is."""
+
+    def __init__(self, progress: Callable[[str, int, int], None] | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self._progress is not None:
+            self._progress(name, STAGES.index(name), len(STAGES))
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        logger.debug("%s: %.2f s", name, self.seconds[name])
+
+
+def difference(
+    science: Any,
+    template: Any,
+    *,
+    method: str | None = None,
+    options: DifferenceOptions | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Difference:
+    """Subtract a template from a science image.
+
+    Both are brought to one grid (that of the science image; each template pixel is resampled once, from its original),
+    the template is convolved to the PSF, flux scale and background of the science image (or the science image to that
+    of a template with the wider PSF), and the difference is filtered with its PSF.
+
+    Parameters
+    ----------
+    science : path, HDU, array, CCDData, NDData or Exposure
+        The image in which to look for changes.
+    template : like `science`, or a list of such
+        The image to subtract. Several frames are each registered and co-added on the science grid.
+    method : str, optional
+        Shorthand for ``options.method``.
+    options : DifferenceOptions, optional
+        All the rest.
+    progress : callable, optional
+        Called as ``progress(what, done, total)``.
+
+    Returns
+    -------
+    Difference
+
+    Raises
+    ------
+    InputError
+        An image or an option cannot be used.
+    RegistrationError, NoOverlapError, SubtractionError
+        The images cannot be brought together; the message says why.
+    """
+    import dataclasses
+
+    options = options or DifferenceOptions()
+    if method is not None:
+        options = dataclasses.replace(options, method=method)
+    clock = _Clock(progress)
+
+    from skyloom.detection import score
+    from skyloom.io import read
+    from skyloom.noise import with_variance
+    from skyloom.psf import estimate_psf
+    from skyloom.registration import detect_sources
+    from skyloom.subtraction import subtract
+
+    with clock.stage("reading"):
+        science = read(science)
+        templates = [read(one) for one in _as_list(template)]
+    with clock.stage("measuring noise"):
+        science = with_variance(science)
+        templates = [with_variance(one) for one in templates]
+    with clock.stage("finding sources"):
+        sources = detect_sources(science, threshold=options.detection_threshold)
+    with clock.stage("registering and resampling the template"):
+        aligned, alignments = align_templates(science, templates, sources, options)
+    with clock.stage("modelling the PSF"):
+        psf = estimate_psf(science, sources)
+    with clock.stage("matching and subtracting"):
+        result = subtract(science, aligned, options.subtraction, sources=sources, science_fwhm=psf.fwhm())
+    with clock.stage("scoring"):
+        scored = score(result, psf)
+    from skyloom.pipeline.diagnose import diagnose
+
+    diagnostics = diagnose(result, scored, psf, alignments)
+    diagnostics["timings"] = clock.seconds
+    return Difference(
+        image=result.image, variance=result.variance, mask=result.mask, score=scored, science=science, template=aligned,
+        matched=result.matched, psf=psf, subtraction=result, alignments=tuple(alignments), diagnostics=diagnostics,
+        parameters=_parameters(options),
+    )
+
+
+def _as_list(template: Any) -> Sequence[Any]:
+    frames = list(template) if isinstance(template, (list, tuple)) and not hasattr(template, "info") else [template]
+    if not frames:
+        raise InputError("The list of templates is empty; give at least one template image.")
+    return frames
+
+
+def _parameters(options: DifferenceOptions) -> dict[str, Any]:
+    """Flatten the options to ``{'subtraction.spatial_order': ...}``."""
+    import dataclasses
+
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(options):
+        value = getattr(options, item.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            flat |= {f"{item.name}.{sub.name}": getattr(value, sub.name) for sub in dataclasses.fields(value)}
+        else:
+            flat[item.name] = value
+    return flat

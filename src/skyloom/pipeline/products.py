@@ -1,0 +1,87 @@
+"""The set of files that a difference leaves behind: all of them, or none."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skyloom.errors import WriteError
+
+if TYPE_CHECKING:
+    from skyloom.pipeline.difference import Difference
+
+
+@dataclass(frozen=True)
+class Products:
+    """Paths of the products of one difference; None where one is not wanted."""
+
+    difference: Path
+    table: Path
+    fits_table: Path
+    regions: Path
+    report: Path | None
+
+    @classmethod
+    def in_folder(cls, folder: str | Path, stem: str, *, report: bool = True) -> Products:
+        """Name the products of the science image `stem` in `folder`."""
+        base = Path(folder)
+        return cls(
+            difference=base / f"{stem}.difference.fits",
+            table=base / f"{stem}.candidates.ecsv",
+            fits_table=base / f"{stem}.candidates.fits",
+            regions=base / f"{stem}.candidates.reg",
+            report=base / f"{stem}.report.html" if report else None,
+        )
+
+    def written(self) -> list[tuple[str, Path]]:
+        """Return what is written: a word and the path of each product."""
+        named = [("difference", self.difference), ("candidates", self.table), ("with cutouts", self.fits_table),
+                 ("DS9 regions", self.regions), ("report", self.report)]
+        return [(what, path) for what, path in named if path is not None]
+
+    def check(self, *, overwrite: bool = False) -> None:
+        """Raise `WriteError` now rather than after the work, when a product could not be written."""
+        from skyloom.io import check_writable
+
+        folder = self.difference.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WriteError(f"The output folder {folder} cannot be made: {error.strerror or error}. "
+                             "Choose another one.") from error
+        for _, path in self.written():
+            check_writable(path, overwrite=overwrite)
+
+
+def write_products(
+    result: Difference, products: Products, inputs: Sequence[str | Path], *, threshold: float, overwrite: bool = False
+) -> Any:
+    """Find the candidates and write all products; return the candidate table.
+
+    Every file is first written to a temporary folder beside its place. Only when all are complete are they moved.
+    """
+    from skyloom.detection import write_candidates_fits, write_candidates_table, write_regions
+    from skyloom.io import atomic_write
+    from skyloom.pipeline.find import detect
+    from skyloom.pipeline.store import write_difference
+
+    products.check(overwrite=overwrite)
+    candidates = detect(result, threshold=threshold)
+    folder = products.difference.parent
+    with tempfile.TemporaryDirectory(prefix=".skyloom-", dir=folder) as scratch:
+        staged = {path: Path(scratch) / path.name for _, path in products.written()}
+        write_difference(result, staged[products.difference], inputs=inputs)
+        write_candidates_table(candidates, staged[products.table])
+        write_candidates_fits(result, candidates, staged[products.fits_table])
+        write_regions(candidates, staged[products.regions], wcs=result.wcs)
+        if products.report is not None:
+            from skyloom.report import write_report
+
+            write_report(result, candidates, staged[products.report])
+        for path, complete in staged.items():
+            with atomic_write(path, overwrite=overwrite) as temporary:
+                complete.replace(temporary)
+    return candidates
