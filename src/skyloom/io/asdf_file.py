@@ -1,0 +1,81 @@
+"""Images in ASDF files (Roman, and whoever keeps data, err, dq and meta.wcs in one branch of the tree)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skyloom.errors import ReadError
+from skyloom.exposure import Exposure
+from skyloom.io.fits_file import open_regular
+from skyloom.io.profiles import JWST, mask_bits
+
+
+def read_asdf(path: Path, *, use_mask: bool) -> Exposure:
+    """Read the first branch of an ASDF tree that has a two-dimensional ``data``.
+
+    ``err``, ``dq`` (bits as in JWST, which Roman shares) and ``meta.wcs`` of the same branch go with it.
+
+    Raises
+    ------
+    ReadError
+        The file is no ASDF, damaged, has no image, or `asdf` is not installed.
+    """
+    try:
+        import asdf
+    except ImportError as error:
+        raise ReadError(f"{path.name} is an ASDF file; install skyloom[asdf] to read it.", path=path.name) from error
+    try:
+        with open_regular(path) as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with asdf.open(stream, lazy_load=False, memmap=False) as file:
+                branch = next(_branches(file.tree), None)
+                return _exposure(branch, path.name, use_mask)
+    except ReadError:
+        raise
+    except Exception as error:
+        raise ReadError(f"{path.name} cannot be read as ASDF: {error}.", path=path.name) from error
+
+
+def _branches(tree: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the mappings of a tree that hold a two-dimensional ``data``, the outer ones first."""
+    if not isinstance(tree, Mapping):
+        return
+    data = tree.get("data")
+    if data is not None and np.ndim(getattr(data, "value", data)) == 2:
+        yield tree
+    for value in tree.values():
+        yield from _branches(value)
+
+
+def _exposure(branch: Mapping[str, Any] | None, name: str, use_mask: bool) -> Exposure:
+    if branch is None:
+        raise ReadError(f"{name} has no two-dimensional array named 'data'.", path=name)
+    data = _plain(branch["data"])
+    variance = None
+    if branch.get("err") is not None:
+        error = _plain(branch["err"]).astype(np.float64)
+        variance = np.where(error > 0, error**2, 0.0)
+    mask = None
+    if use_mask and branch.get("dq") is not None:
+        mask = mask_bits(_plain(branch["dq"]), JWST, {})
+    meta = branch.get("meta") or {}
+    exptime = (meta.get("exposure") or {}).get("exposure_time")
+    good = isinstance(exptime, int | float) and exptime > 0
+    return Exposure(
+        data,
+        variance=variance,
+        mask=mask,
+        wcs=meta.get("wcs"),
+        exptime=float(exptime) if good else None,
+        unit=str(getattr(branch["data"], "unit", "adu")),
+        name=name,
+    )
+
+
+def _plain(array: Any) -> Any:
+    return np.array(getattr(array, "value", array))

@@ -1,0 +1,119 @@
+"""Files that are either complete or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from skyloom.errors import SkyloomError, WriteError
+
+
+def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """Raise now, before any work, if `path` could not be written later.
+
+    Parameters
+    ----------
+    path : path-like
+        File that will be written.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Returns
+    -------
+    Path
+        The file that will be written: `path` with symbolic links followed.
+
+    Raises
+    ------
+    WriteError
+        The file exists and `overwrite` is False, it is a folder, or its folder is missing or may not be written.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise WriteError(f"{path} is a folder; give the name of a file.", path=str(path))
+    if target.exists() and not overwrite:
+        raise WriteError(f"{path} exists already; choose another name or pass overwrite=True.", path=str(path))
+    if not target.parent.is_dir():
+        raise WriteError(f"The folder {target.parent} does not exist; create it first.", path=str(path))
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise WriteError(
+            f"The folder {target.parent} may not be written; choose another or change its permissions.", path=str(path)
+        )
+    return target
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; give it the name `path` if the block succeeds.
+
+    The bytes are on the disk (``fsync``) before the name appears, so that `path` is at any moment absent, the complete
+    old file or the complete new file, even if the process is killed. If the block fails the temporary file is removed.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write.
+    overwrite : bool
+        Replace `path` if it exists. If not, `path` is never replaced, not even if it appeared during the block.
+
+    Yields
+    ------
+    Path
+        File to write to, with the same suffixes as `path`. It does not exist yet.
+
+    Raises
+    ------
+    WriteError
+        See `check_writable`; or the disk is full, or the block wrote nothing.
+    """
+    target = check_writable(path, overwrite)
+    # the head of a long name is dropped, the suffixes that writers look at are kept
+    temporary = target.parent / f".{os.getpid()}-{secrets.token_hex(4)}-{target.name[-200:]}"
+    try:
+        yield temporary
+        if not temporary.is_file():
+            raise WriteError(f"Nothing was written for {path}.", path=str(path))
+        _sync(temporary)
+        _rename(temporary, target, path, overwrite)
+        _sync(target.parent)
+    except SkyloomError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WriteError(f"{path} cannot be written: {reason}.", path=str(path), errno=error.errno) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _rename(temporary: Path, target: Path, path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Give the temporary file its name; without `overwrite` in one step that fails if the name is taken."""
+    if not overwrite:
+        try:
+            os.link(temporary, target)
+        except FileExistsError as error:
+            raise WriteError(
+                f"{path} was created by somebody else in the meantime; it is left alone.", path=str(path)
+            ) from error
+        except OSError:
+            pass  # a file system without hard links
+        else:
+            return
+    os.replace(temporary, target)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder to the disk, where the system can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # Windows does not open folders
+            return
+        raise
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,219 @@
+"""One FITS file, opened only after its structure was found whole, that gives checked planes."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.errors import ReadError, SkyloomWarning
+from skyloom.io.fits_layout import HduLayout, decompressed, scan, verify_checksums
+
+BYTES_PER_PIXEL = 16
+"""Data, variance, mask and one copy: what a pixel needs in memory."""
+
+
+class FitsFile:
+    """A FITS file on disk, or an HDUList in memory.
+
+    Parameters
+    ----------
+    source : Path or astropy.io.fits.HDUList
+        What to read.
+    name : str
+        What messages call it.
+    verify : bool
+        Compare with the checksums in the file.
+
+    Raises
+    ------
+    ReadError
+        See `skyloom.io.read`.
+    """
+
+    def __init__(self, source: Any, name: str, verify: bool) -> None:
+        self.name = name
+        self.layouts: list[HduLayout] | None = None
+        self._verify = verify
+        self._verified: dict[int, bool] = {}
+        self._stream: Any = None
+        if isinstance(source, Path):
+            self._open(source)
+        else:
+            self.hdulist = source
+
+    def _open(self, path: Path) -> None:
+        from astropy.io import fits
+
+        file = open_regular(path)
+        try:
+            self._stream = decompressed(file, self.name, memory_size())
+            self.layouts = scan(self._stream, self.name)
+            self._stream.seek(0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    self.hdulist = fits.open(self._stream, memmap=False, lazy_load_hdus=False)
+                except Exception as error:
+                    raise ReadError(f"{self.name} cannot be opened as FITS: {error}.", path=self.name) from error
+            if len(self.hdulist) != len(self.layouts):
+                raise ReadError(
+                    f"{self.name} has {len(self.layouts)} HDUs of which only {len(self.hdulist)} can be read; "
+                    "the file is damaged.",
+                    path=self.name,
+                )
+            self._file = file
+        except BaseException:
+            file.close()
+            raise
+
+    def __enter__(self) -> FitsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.layouts is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.hdulist.close()
+            self._file.close()
+
+    def check_extensions(self, complete: bool) -> None:
+        """Compare the number of extensions with NEXTEND.
+
+        Cut-outs often keep the number of the file they come from, so that a difference is an error only if the
+        convention of the file excludes that (`complete`), or a valid CHECKSUM vouches for the header.
+        """
+        if not self._verify or self.layouts is None:
+            return
+        promised = self.layouts[0].header.get("NEXTEND")
+        found = len(self.layouts) - 1
+        if not isinstance(promised, int) or promised <= found:
+            return
+        message = f"{self.name} promises {promised} extensions (NEXTEND) and has {found}"
+        if complete or self._verify_hdu(0):
+            raise ReadError(
+                f"{message}: the file is cut short. Fetch it again, or read it with verify=False.", path=self.name
+            )
+        warnings.warn(f"{message}: it is cut short, or a cut-out of a larger file.", SkyloomWarning, stacklevel=3)
+
+    def plane(self, index: int) -> npt.NDArray[Any]:
+        """Return the pixels of an image HDU, shape (ny, nx), scaled to physical values, blank pixels NaN."""
+        hdu = self.hdulist[index]
+        label = f"{self.label(index)} of {self.name}"
+        shape = image_shape(hdu)
+        if shape is None:
+            raise ReadError(f"{label} holds {describe(hdu)}; a two-dimensional image is needed.", path=self.name)
+        if math.prod(shape) * BYTES_PER_PIXEL > memory_size():
+            raise ReadError(
+                f"{label} has {shape[1]}x{shape[0]} pixels: too many for the memory of {memory_size() / 2**30:.1f} GiB, "
+                "or the header is damaged.",
+                path=self.name,
+            )
+        self._check_tiles(index, label)
+        self._verify_hdu(index)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                data = hdu.data
+                if data is None:
+                    raise ReadError(f"{label} has no data.", path=self.name)
+                return np.asarray(data).reshape(shape)
+        except ReadError:
+            raise
+        except Exception as error:
+            raise ReadError(
+                f"The pixels of {label} cannot be decoded: {error}. The file is damaged; fetch it again.",
+                path=self.name,
+            ) from error
+
+    def label(self, index: int) -> str:
+        """Return what messages call an HDU."""
+        name = hdu_name(self.hdulist[index])
+        return f"HDU {index} ({name})" if name else f"HDU {index}"
+
+    def _verify_hdu(self, index: int) -> bool:
+        if not self._verify or self.layouts is None:
+            return False
+        if index not in self._verified:
+            self._verified[index] = verify_checksums(self._stream, self.layouts[index], self.name)
+        return self._verified[index]
+
+    def _check_tiles(self, index: int, label: str) -> None:
+        """Refuse a compressed image whose table has not one row per tile (Pence et al. 2010, section 10)."""
+        if self.layouts is None:
+            return
+        header = self.layouts[index].header
+        if header.get("ZIMAGE") is not True:
+            return
+        try:
+            axes = [header[f"ZNAXIS{i + 1}"] for i in range(header["ZNAXIS"])]
+            tiles = [header.get(f"ZTILE{i + 1}", axis if i == 0 else 1) for i, axis in enumerate(axes)]
+            needed = math.prod(-(-axis // tile) for axis, tile in zip(axes, tiles, strict=True))
+            largest = math.prod(tiles)
+            rows = header["NAXIS2"]
+        except Exception as error:
+            raise ReadError(f"The compression keywords of {label} are damaged: {error}.", path=self.name) from error
+        if rows != needed or largest * BYTES_PER_PIXEL > memory_size():
+            raise ReadError(
+                f"{label} should consist of {needed} compressed tiles and has {rows}; the file is damaged.",
+                path=self.name,
+            )
+
+
+def open_regular(path: Path) -> Any:
+    """Open an existing regular file for reading, or say why that cannot be done."""
+    if path.is_dir():
+        raise ReadError(f"{path} is a folder; give the name of a FITS file.", path=str(path))
+    if not path.exists():
+        raise ReadError(f"There is no file {path}.", path=str(path))
+    if not path.is_file():
+        raise ReadError(f"{path} is not a regular file.", path=str(path))
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ReadError(f"{path} cannot be opened: {error.strerror}.", path=str(path)) from error
+
+
+def memory_size() -> int:
+    """Return the bytes of physical memory (2^46 where the system does not tell)."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**46
+
+
+def hdu_name(hdu: Any) -> str:
+    """Return EXTNAME in upper case; the primary HDU without one has no name."""
+    name = str(hdu.header.get("EXTNAME", "") or "").strip().upper()
+    return "" if name == "COMPRESSED_IMAGE" else name
+
+
+def image_shape(hdu: Any) -> tuple[int, int] | None:
+    """Return (ny, nx) of a two-dimensional image HDU (degenerate axes are dropped), else None."""
+    if not getattr(hdu, "is_image", False):
+        return None
+    shape = tuple(hdu.shape)
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    return shape if len(shape) == 2 and 0 not in shape else None
+
+
+def describe(hdu: Any) -> str:
+    """Say in words what an HDU holds."""
+    if not getattr(hdu, "is_image", False):
+        return "a table"
+    shape = tuple(hdu.shape)
+    if len(shape) < 1 or 0 in shape:
+        return "no data"
+    axes = "x".join(str(n) for n in reversed(shape))
+    if len(shape) > 2:
+        return f"a cube of {axes} pixels (pass one plane of it as an array)"
+    return f"an array of {axes} pixels"

@@ -1,0 +1,102 @@
+"""Where a result comes from: version, inputs with their checksums, and all parameters, as FITS cards."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skyloom.errors import InputError
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a file.
+
+    Parameters
+    ----------
+    command : str
+        Name of the step, e.g. "difference".
+    parameters : mapping
+        All options, by name. Anything that JSON can hold; other objects are written as their ``repr``.
+    inputs : sequence of path or str
+        Files that went in. Their checksums are taken from the files when the cards are made.
+    version : str
+        Version of the software; that of skyloom if not given.
+    """
+
+    command: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[str | os.PathLike[str]] = ()
+    version: str = ""
+
+    def cards(self) -> list[tuple[str, Any, str]]:
+        """Return (keyword, value, comment) of all cards; long values become CONTINUE cards when they are written."""
+        version = self.version or _version()
+        cards: list[tuple[str, Any, str]] = [
+            ("CREATOR", f"skyloom {version}", "software that wrote this file"),
+            ("DATE", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC of writing"),
+            ("SLCMD", self.command, "what was done"),
+            ("SLNIN", len(self.inputs), "number of inputs"),
+        ]
+        for number, source in enumerate(self.inputs, 1):
+            name, total = _identify(source)
+            cards.append((f"SLIN{number}", name, "input"))
+            if total is not None:
+                cards.append((f"SLSUM{number}", total, "checksum of that file (as DATASUM)"))
+        for number, (key, value) in enumerate(self.parameters.items(), 1):
+            cards.append((f"SLPAR{number}", f"{key}={json.dumps(value, default=_plain)}", "parameter"))
+        cards.append(("HISTORY", f"skyloom {version}: {self.command}", ""))
+        return cards
+
+
+def read_provenance(header: Mapping[str, Any]) -> Provenance | None:
+    """Return the `Provenance` that a header carries, or None.
+
+    The inputs are names, and may be gone; their checksums stand in the SLSUMn cards.
+    """
+    if "SLCMD" not in header:
+        return None
+    parameters: dict[str, Any] = {}
+    number = 1
+    while f"SLPAR{number}" in header:
+        key, _, text = str(header[f"SLPAR{number}"]).partition("=")
+        try:
+            parameters[key] = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"The parameter card SLPAR{number} is damaged: {text!r}.", card=number) from error
+        number += 1
+    inputs = tuple(str(header[f"SLIN{n}"]) for n in range(1, int(header.get("SLNIN", 0)) + 1))
+    version = str(header.get("CREATOR", "")).removeprefix("skyloom ")
+    return Provenance(str(header["SLCMD"]), parameters, inputs, version)
+
+
+def _identify(source: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """Return the name of an input and the checksum of its bytes (None if it is not a file)."""
+    from skyloom.io.fits_layout import checksum
+
+    path = Path(source)
+    try:
+        with path.open("rb") as stream:
+            return path.name, str(checksum(stream, 0, path.stat().st_size))
+    except OSError:
+        return str(source), None
+
+
+def _plain(value: Any) -> Any:
+    """Return a JSON form of an object: paths as text, arrays and numpy numbers as lists and numbers."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return repr(value)
+
+
+def _version() -> str:
+    from skyloom import __version__
+
+    return __version__

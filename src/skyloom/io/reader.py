@@ -1,0 +1,358 @@
+"""`read`: any image of an astronomer becomes an `Exposure`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.errors import InputError, NoUsableDataError, ReadError, SkyloomWarning
+from skyloom.exposure import Exposure, MaskBit
+from skyloom.io.ccddata import from_ccddata
+from skyloom.io.fits_file import FitsFile, describe, hdu_name, image_shape
+from skyloom.io.keywords import detector_values
+from skyloom.io.profiles import GENERIC, Profile, mask_bits, profile_for
+from skyloom.io.wcs import wcs_from_asdf_extension, wcs_from_header
+
+ROLES = ("error", "variance", "inverse_variance", "quality")
+OTHER_PLANES = {"WHT", "WEIGHT", "WT", "CTX", "CON", "CONTEXT", "EXP", "EXPMAP", "SAMP", "TIME", "AREA", "WMAP", "HDRTAB"}
+"""Extensions that are never the image itself, besides those of the roles."""
+
+
+def read(
+    source: Any,
+    *,
+    ext: int | str | tuple[str, int] | None = None,
+    mask: Any = None,
+    gain: float | None = None,
+    read_noise: float | None = None,
+    saturation: float | None = None,
+    exptime: float | None = None,
+    verify: bool = True,
+) -> Exposure:
+    """Read an image, with all planes and values that belong to it.
+
+    Parameters
+    ----------
+    source : path, HDU, HDUList, array, CCDData, NDData or Exposure
+        The image. FITS files may be compressed (.fz, .gz, .bz2, .xz).
+    ext : int, str or (str, int), optional
+        Which HDU of a FITS file holds the image: number, EXTNAME, or EXTNAME and EXTVER. Needed only where a file holds
+        several images; the planes that belong to it (ERR, DQ, ...) are found by themselves.
+    mask : path or array of bool or int, shape (ny, nx), or False, optional
+        More pixels to mask: booleans (True is bad), bits of `MaskBit`, or a FITS file with a quality plane. False: use no
+        mask at all, not even the file's own.
+    gain : float, optional
+        Electrons per unit of data. This and the next three: instead of what the header says.
+    read_noise : float, optional
+        Electrons.
+    saturation : float, optional
+        Data at or above this value are saturated.
+    exptime : float, optional
+        Seconds.
+    verify : bool
+        Compare FITS files with the checksums that they carry, and with the number of extensions that they promise.
+
+    Returns
+    -------
+    Exposure
+
+    Raises
+    ------
+    ReadError
+        The file is missing, not FITS, cut short, damaged, does not match its checksum, or has no such image.
+    InputError
+        The source is of a type that cannot be read, holds several images, or a value makes no sense.
+    NoUsableDataError
+        No pixel of the image can be used.
+    """
+    exposure = _dispatch(source, ext, mask is not False, verify)
+    changes: dict[str, Any] = {
+        key: value
+        for key, value in {
+            "gain": gain,
+            "read_noise": read_noise,
+            "saturation": saturation,
+            "exptime": exptime,
+        }.items()
+        if value is not None
+    }
+    if mask is not None and mask is not False:
+        changes["mask"] = exposure.mask | _extra_mask(mask, exposure, verify)
+    if saturation is not None:
+        # what a guessed or recorded level had flagged is judged again by the explicit one
+        changes["mask"] = changes.get("mask", exposure.mask) & ~_flagged_by_level(exposure)
+    if changes:
+        exposure = exposure.replace(**changes)
+    if not isinstance(source, Exposure) and not exposure.usable.any():
+        raise NoUsableDataError(
+            f"No pixel of {exposure.name} can be used: {_why_unusable(exposure)}. Check the file and its mask.",
+            name=exposure.name,
+        )
+    return exposure
+
+
+def _dispatch(source: Any, ext: Any, use_mask: bool, verify: bool) -> Exposure:
+    """Call the reader for the type of `source`."""
+    if isinstance(source, Exposure):
+        return source if use_mask else source.replace(mask=None)
+    if isinstance(source, str | os.PathLike):
+        return _read_path(Path(source), ext, use_mask, verify)
+    # whoever passes an astropy object has imported its module already
+    fits = sys.modules.get("astropy.io.fits")
+    if fits is not None and isinstance(source, fits.HDUList):
+        name = Path(source.filename() or "HDUList").name
+        return _from_file(FitsFile(source, name, verify=False), ext, use_mask, None)
+    if fits is not None and isinstance(source, fits.hdu.base._BaseHDU):
+        name = hdu_name(source) or "HDU"
+        return _from_file(FitsFile(fits.HDUList([source]), name, verify=False), 0, use_mask, None)
+    nddata = sys.modules.get("astropy.nddata")
+    if nddata is not None and isinstance(source, nddata.NDData):
+        return from_ccddata(source, use_mask=use_mask)
+    if isinstance(source, bytes | bytearray | memoryview | dict | set) or source is None:
+        raise InputError(
+            f"A {type(source).__name__} is no image; give a path, an array, an HDU, or a CCDData.",
+            type=type(source).__name__,
+        )
+    return _from_array(source, use_mask)
+
+
+def _from_array(source: Any, use_mask: bool) -> Exposure:
+    """Read a plain, masked or Quantity array."""
+    unit = getattr(source, "unit", None)
+    try:
+        data = source if isinstance(source, np.ma.MaskedArray) else np.asarray(getattr(source, "value", source))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"A {type(source).__name__} cannot be read as an image: {error}.") from error
+    if not use_mask:
+        data = np.ma.getdata(data)
+    return Exposure(data, unit="adu" if unit is None else unit.to_string("fits") or "adu", name="array")
+
+
+def _read_path(path: Path, ext: Any, use_mask: bool, verify: bool) -> Exposure:
+    if path.suffix.lower() == ".asdf" and path.is_file():
+        from skyloom.io.asdf_file import read_asdf
+
+        return read_asdf(path, use_mask=use_mask)
+    with FitsFile(path, path.name, verify) as file:
+        return _from_file(file, ext, use_mask, path)
+
+
+def _from_file(file: FitsFile, ext: Any, use_mask: bool, path: Path | None) -> Exposure:
+    """Put the planes of a FITS file together."""
+    hdulist = file.hdulist
+    primary = hdulist[0].header
+    profile = profile_for(tuple(hdu.header for hdu in hdulist[:2]))
+    file.check_extensions(profile.complete)
+    index = _find(file, ext) if ext is not None else _choose(file, profile)
+    header = merged_header(hdulist[index].header, primary)
+    data = _real(file.plane(index), file)
+    planes = _companions(file, index, profile)
+    if path is not None:
+        planes = {**_siblings(path, ext, profile, data.shape, use_mask, file), **planes}
+    mask = planes.get("quality") if use_mask else None
+    values = detector_values((hdulist[index].header, primary))
+    if values["saturation"] is None and "quality" not in planes:
+        values["saturation"] = pile_up_level(data)
+    wcs = wcs_from_asdf_extension(hdulist, file.name) or wcs_from_header(header, hdulist, file.name)
+    return Exposure(
+        data, variance=_variance(planes, file.name), mask=mask, wcs=wcs, header=header, name=file.name, **values
+    )
+
+
+def merged_header(header: Any, primary: Any) -> Any:
+    """Return a copy of an extension's header with the primary header's other cards behind it."""
+    merged = header.copy(strip=False)
+    if header is not primary:
+        structural = {"SIMPLE", "EXTEND", "NEXTEND", "CHECKSUM", "DATASUM", "COMMENT", "HISTORY", "", "END"}
+        for card in primary.cards:
+            if card.keyword not in merged and card.keyword not in structural and card.keyword[:5] != "NAXIS":
+                merged.append(card, end=True)
+    return merged
+
+
+def _find(file: FitsFile, ext: Any) -> int:
+    """Return the index of the HDU that the user asked for."""
+    if isinstance(ext, str):
+        name, _, version = ext.partition(",")
+        name, version = name.strip().upper(), version.strip()
+        ext = int(name) if name.isdigit() else (name, int(version)) if version.isdigit() else (name, None)
+    there = ", ".join(file.label(i) for i in range(len(file.hdulist)))
+    if isinstance(ext, tuple) and len(ext) == 2:
+        wanted, version = str(ext[0]).upper(), ext[1]
+        for index, hdu in enumerate(file.hdulist):
+            same_name = hdu_name(hdu) == wanted or (wanted == "PRIMARY" and index == 0)
+            if same_name and version in (None, hdu.header.get("EXTVER", 1)):
+                return index
+    elif isinstance(ext, int | np.integer) and 0 <= ext < len(file.hdulist):
+        return int(ext)
+    raise ReadError(f"{file.name} has no extension {ext!r}; it has {there}.", path=file.name, ext=ext)
+
+
+def _choose(file: FitsFile, profile: Profile) -> int:
+    """Return the index of the only HDU that can be the image."""
+    images = [i for i, hdu in enumerate(file.hdulist) if image_shape(hdu) is not None]
+    for name in (*profile.image, *GENERIC.image):
+        named = [i for i in images if hdu_name(file.hdulist[i]) == name]
+        if named:
+            images = named
+            break
+    else:
+        images = [i for i in images if hdu_name(file.hdulist[i]) not in _plane_names(profile)]
+    if 0 in images or len(images) == 1:
+        return images[0]
+    if not images:
+        found = "; ".join(f"{file.label(i)}: {describe(hdu)}" for i, hdu in enumerate(file.hdulist))
+        raise ReadError(f"{file.name} has no two-dimensional image. It has {found}.", path=file.name)
+    choices = ", ".join(f"{i} ({hdu_name(file.hdulist[i])}, {file.hdulist[i].header.get('EXTVER', 1)})" for i in images)
+    raise InputError(f"{file.name} holds {len(images)} images; choose one with ext=: {choices}.", path=file.name)
+
+
+def _plane_names(profile: Profile) -> set[str]:
+    """Return the names of extensions that hold something else than the image."""
+    return OTHER_PLANES | {name for p in (profile, GENERIC) for role in ROLES for name in getattr(p, role)}
+
+
+def _companions(file: FitsFile, index: int, profile: Profile) -> dict[str, Any]:
+    """Return the planes of the same file that belong to the image: role -> array."""
+    chosen = file.hdulist[index]
+    if hdu_name(chosen) in _plane_names(profile):
+        return {}
+    planes: dict[str, Any] = {}
+    for role in ROLES:
+        names = (*getattr(profile, role), *getattr(GENERIC, role))
+        found = [
+            i
+            for i, hdu in enumerate(file.hdulist)
+            if i != index
+            and hdu_name(hdu) in names
+            and hdu.header.get("EXTVER", 1) == chosen.header.get("EXTVER", 1)
+            and image_shape(hdu) is not None
+        ]
+        if role != "variance":
+            found = found[:1]
+        fitting = [i for i in found if image_shape(file.hdulist[i]) == image_shape(chosen)]
+        if len(fitting) < len(found):
+            warnings.warn(
+                f"{', '.join(file.label(i) for i in found if i not in fitting)} of {file.name} has another shape than "
+                f"the image and is ignored.",
+                SkyloomWarning,
+                stacklevel=4,
+            )
+        if not fitting:
+            continue
+        if role == "quality":
+            plane = _integers(file.plane(fitting[0]))
+            planes[role] = mask_bits(plane, profile, file.hdulist[fitting[0]].header)
+        else:
+            planes[role] = sum(np.asarray(file.plane(i), dtype=np.float64) for i in fitting)
+    return planes
+
+
+def _siblings(
+    path: Path, ext: Any, profile: Profile, shape: tuple[int, ...], use_mask: bool, image: FitsFile
+) -> dict[str, Any]:
+    """Return the planes that stand in files beside this one, if the convention has such and they are there."""
+    planes: dict[str, Any] = {}
+    for role, (here, there) in (profile.siblings or {}).items():
+        sibling = path.with_name(path.name.replace(here, there))
+        if sibling == path or not sibling.is_file() or (role == "quality" and not use_mask):
+            continue
+        with FitsFile(sibling, sibling.name, image._verify) as file:
+            index = _find(file, ext) if ext is not None else _choose(file, profile)
+            plane = file.plane(index)
+            if plane.shape != shape:
+                raise ReadError(
+                    f"{sibling.name} has the shape {plane.shape}, but {path.name} has {shape}; they do not belong "
+                    "together. Move it away, or pass mask=False.",
+                    path=str(sibling),
+                )
+            if role == "quality":
+                planes[role] = mask_bits(_integers(plane), profile, file.hdulist[index].header)
+            else:
+                planes[role] = np.asarray(plane, dtype=np.float64)
+    return planes
+
+
+def _variance(planes: dict[str, Any], name: str) -> npt.NDArray[np.float64] | None:
+    """Return the variance plane from what the file has: error, variances, or inverse variance."""
+    with np.errstate(all="ignore"):
+        if "error" in planes:
+            variance = np.where(planes["error"] > 0, planes["error"] ** 2, 0.0)
+        elif "variance" in planes:
+            variance = planes["variance"]
+        elif "inverse_variance" in planes:
+            variance = np.where(planes["inverse_variance"] > 0, 1.0 / planes["inverse_variance"], 0.0)
+        else:
+            return None
+        if not (np.isfinite(variance) & (variance > 0)).any():
+            warnings.warn(
+                f"The error plane of {name} has no positive value; it is ignored.", SkyloomWarning, stacklevel=4
+            )
+            return None
+    return np.asarray(variance)
+
+
+def _extra_mask(mask: Any, exposure: Exposure, verify: bool) -> npt.NDArray[np.uint32]:
+    """Return the bits of the mask that the user gave, as array or file."""
+    if isinstance(mask, str | os.PathLike):
+        path = Path(mask)
+        profile = profile_for((exposure.header,))
+        with FitsFile(path, path.name, verify) as file:
+            images = [i for i, hdu in enumerate(file.hdulist) if image_shape(hdu) == exposure.shape]
+            if len(images) != 1:
+                raise ReadError(
+                    f"The mask {path.name} has {len(images)} planes of the image's shape {exposure.shape}; "
+                    "exactly one is needed.",
+                    path=str(path),
+                )
+            return mask_bits(_integers(file.plane(images[0])), profile, file.hdulist[images[0]].header)
+    blank = np.zeros(exposure.shape, np.float32)
+    return Exposure(blank, mask=mask, name=f"the mask for {exposure.name}").mask
+
+
+def _flagged_by_level(exposure: Exposure) -> npt.NDArray[np.uint32]:
+    """Return the bits that the exposure's own saturation level has set."""
+    if exposure.saturation is None:
+        return np.zeros(exposure.shape, np.uint32)
+    return np.where(exposure.data >= exposure.saturation, np.uint32(MaskBit.SATURATED), np.uint32(0))
+
+
+def pile_up_level(data: npt.NDArray[Any]) -> float | None:
+    """Return the level where an analogue-to-digital converter ran full, if the pixel values show it.
+
+    16-bit data that stop at one value between 65000 and 65535, which more pixels have than all the 500 values below
+    it, and at least 5, are saturated there. Anything less is no evidence: None.
+    """
+    if data.dtype.kind not in "iuf" or not data.size:
+        return None
+    top = float(np.max(data, initial=0, where=np.isfinite(data) if data.dtype.kind == "f" else True))
+    if not (65000 <= top <= 65535 and top == round(top)):
+        return None
+    at_top = int(np.count_nonzero(data == top))
+    below = int(np.count_nonzero((data >= top - 500) & (data < top)))
+    return top if at_top >= 5 and at_top > below else None
+
+
+def _real(data: npt.NDArray[Any], file: FitsFile) -> npt.NDArray[Any]:
+    if data.dtype.kind not in "fiub":
+        raise ReadError(f"The pixels of {file.name} are of type {data.dtype}; real numbers are needed.")
+    return data
+
+
+def _integers(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a quality plane as integers; where it was stored as floating point, NaN is bad."""
+    if plane.dtype.kind != "f":
+        return plane
+    return np.nan_to_num(plane, nan=1.0, posinf=1.0, neginf=1.0).astype(np.int64)
+
+
+def _why_unusable(exposure: Exposure) -> str:
+    """Say which mask bits cover the image."""
+    counts = {bit.name: float((exposure.mask & np.uint32(bit) != 0).mean()) for bit in MaskBit}
+    return ", ".join(f"{name} on {share:.0%}" for name, share in counts.items() if share)
