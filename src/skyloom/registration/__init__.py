@@ -1,1 +1,19 @@
 """Find the transform between two images from their sources."""
+
+from skyloom.registration.detect import SourceFlag, detect_sources, image_fwhm
+from skyloom.registration.register import RegistrationOptions, register
+from skyloom.registration.result import Registration
+from skyloom.registration.sip import registration_header, registration_wcs
+from skyloom.registration.transform import Transform
+
+__all__ = [
+    "Registration",
+    "RegistrationOptions",
+    "SourceFlag",
+    "Transform",
+    "detect_sources",
+    "image_fwhm",
+    "register",
+    "registration_header",
+    "registration_wcs",
+]

@@ -1,0 +1,247 @@
+"""Find the sources of one image: positions, fluxes and shapes, through sep (Bertin & Arnouts 1996; Barbary 2016)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sep
+from astropy.table import Table
+
+from skyloom.errors import NoUsableDataError, TooFewSourcesError
+from skyloom.exposure import UNUSABLE, BoolArray, Exposure, MaskBit
+from skyloom.registration.stamps import FWHM_PER_SIGMA, Measures, measure, pair_ratios
+
+log = logging.getLogger("skyloom.registration")
+
+Float = npt.NDArray[np.float64]
+
+_SEP_LIMITS = threading.Lock()
+"""sep keeps its buffer sizes in global variables: one extraction at a time may change them."""
+
+_SMALLEST_SIGMA = 0.6
+"""Pixels. No optical star is narrower than FWHM 1.4 px after integration over pixels."""
+
+
+class SourceFlag(IntFlag):
+    """Bits of a source's ``flag``, with the values of SExtractor's FLAGS."""
+
+    BLENDED = 2
+    """Was one with a neighbour before deblending."""
+    SATURATED = 4
+    """A pixel near the peak is saturated: the position is a guess."""
+    TRUNCATED = 8
+    """Reaches the border, or an unusable pixel next to the peak."""
+
+
+def detect_sources(
+    exposure: Exposure,
+    *,
+    threshold: float = 5.0,
+    min_area: int = 5,
+    box: int | None = None,
+    deblend_contrast: float = 0.005,
+    max_sources: int | None = None,
+) -> Table:
+    """Detect sources and measure their positions with a Gaussian window.
+
+    Unusable pixels take no part, save the saturated ones: a saturated star is kept and flagged. Hot pixels and
+    cosmic-ray tracks are dropped: across a star of Gaussian width sigma, the mean of two opposite neighbours of the
+    peak pixel is at least exp(-1 / (2 sigma^2)) of the peak for any position within the pixel; across a track it is 0.
+
+    Parameters
+    ----------
+    exposure : Exposure
+        The image. Its variance, where given, sets the noise; else the scatter of the background does.
+    threshold : float
+        Detection limit per pixel after a 3x3 filter, in units of the noise.
+    min_area : int
+        Pixels above the limit that make a source.
+    box : int, optional
+        Side of the background's boxes in pixels; the default is 64, or a quarter of a smaller image.
+    deblend_contrast : float
+        Share of the flux that a branch needs to become a source of its own.
+    max_sources : int, optional
+        Keep only so many of the brightest.
+
+    Returns
+    -------
+    Table
+        Sorted by decreasing flux, with ``meta["shape"]`` (ny, nx) and ``meta["name"]``:
+
+        ``x, y``           windowed position, 0-based pixels; ``x_err, y_err`` its standard error
+        ``flux, flux_err`` flux in a Gaussian window of the image's own width (a star's flux, to a common factor)
+        ``fwhm``           full width at half maximum of the core, pixels
+        ``a, b, theta``    isophotal rms axes (pixels) and angle (radians, from x towards y)
+        ``peak``           highest pixel above the background
+        ``snr``            flux / flux_err
+        ``flag``           bits of `SourceFlag`
+
+    Raises
+    ------
+    NoUsableDataError
+        All pixels are masked, or all usable ones have the same value.
+    TooFewSourcesError
+        Nothing is above the limit, or nothing that is looks like a source.
+    """
+    data, dead = _plane(exposure)
+    level, noise = _background(exposure, data, dead, box)
+    sky_free = data - level
+    sky_free[dead] = 0.0
+    found = _extract(sky_free, noise, dead, threshold, min_area, deblend_contrast, exposure.name)
+    found = found[np.argsort(-found["flux"], kind="stable")]
+    found, sigma = _drop_artefacts(found, sky_free, noise, exposure.name)
+    if max_sources is not None:
+        found = found[:max_sources]
+    xy = _windowed_positions(found, sky_free, dead, sigma)
+    measures = measure(sky_free, noise, dead, xy, sigma, exposure.gain)
+    good = measures.flux > 0
+    if not good.any():
+        raise TooFewSourcesError(f"{exposure.name} has no source with a positive flux; lower the threshold "
+                                 f"(now {threshold:g}) or check the background.", name=exposure.name, found=0)
+    table = _table(found[good], xy[good], measures.take(good), _flags(found[good], exposure, dead))
+    table.meta.update(name=exposure.name, shape=exposure.shape)
+    log.debug("%s: %d sources, FWHM %.2f px", exposure.name, len(table), sigma * FWHM_PER_SIGMA)
+    return table
+
+
+def image_fwhm(sources: Table) -> float:
+    """Return the typical FWHM of the stars in pixels: clipped median over bright, clean, round sources.
+
+    Parameters
+    ----------
+    sources : Table
+        From `detect_sources`.
+
+    Raises
+    ------
+    TooFewSourcesError
+        The table is empty.
+    """
+    if len(sources) == 0:
+        raise TooFewSourcesError("The table of sources is empty; at least one is needed to measure the FWHM.", found=0)
+    fwhm, snr, flag = (np.asarray(sources[name]) for name in ("fwhm", "snr", "flag"))
+    round_ = np.asarray(sources["b"]) > 0.6 * np.asarray(sources["a"])
+    for good in ((flag == 0) & (snr > 20) & round_, (flag == 0) & (snr > 8), np.ones(len(fwhm), bool)):
+        if good.sum() >= 5 or good.all():
+            break
+    values = fwhm[good][:200]
+    for _ in range(5):
+        middle = np.median(values)
+        spread = 1.4826 * np.median(np.abs(values - middle))
+        values = values[np.abs(values - middle) <= 3 * spread + 1e-9]
+    return float(np.median(values))
+
+
+def _plane(exposure: Exposure) -> tuple[Float, BoolArray]:
+    """Return writable float64 data and the pixels that detection must not see."""
+    dead = (exposure.mask & np.uint32(UNUSABLE & ~MaskBit.SATURATED)) != 0
+    live = exposure.data[~dead]
+    if live.size == 0:
+        raise NoUsableDataError(f"{exposure.name} has no usable pixel: all {dead.size} are masked or not finite.",
+                                name=exposure.name, usable=0)
+    if live.min() == live.max():
+        raise NoUsableDataError(f"All usable pixels of {exposure.name} have the value {live[0]:g}; an image with sources "
+                                "is needed.", name=exposure.name, value=float(live[0]))
+    return np.array(exposure.data, np.float64), dead
+
+
+def _background(exposure: Exposure, data: Float, dead: BoolArray, box: int | None) -> tuple[Float, Float]:
+    """Return the background's level and the noise per pixel, both (ny, nx)."""
+    if box is None:
+        box = int(min(64, max(8, min(exposure.shape) // 4)))
+    background = sep.Background(data, mask=dead if dead.any() else None, bw=box, bh=box)
+    noise = background.rms()
+    if exposure.variance is not None:
+        noise = np.sqrt(exposure.variance * exposure.correlation, dtype=np.float64)
+    # boxes of constant pixels (padding that nobody masked) have no noise: nothing there may count as detected
+    floor = background.globalrms if background.globalrms > 0 else float(np.std(data[~dead]))
+    return background.back(), np.where(noise > 0, noise, floor)
+
+
+def _extract(data: Float, noise: Float, dead: BoolArray, threshold: float, min_area: int, contrast: float,
+             name: str) -> npt.NDArray[Any]:
+    """Run sep.extract with buffers that are large enough for any image of this size."""
+    with _SEP_LIMITS:
+        limits = sep.get_extract_pixstack(), sep.get_sub_object_limit()
+        try:
+            sep.set_extract_pixstack(max(limits[0], data.size + 1000))
+            sep.set_sub_object_limit(max(limits[1], 20000))
+            found = sep.extract(data, threshold, err=noise, mask=dead if dead.any() else None, minarea=min_area,
+                                deblend_cont=contrast)
+        finally:
+            sep.set_extract_pixstack(limits[0])
+            sep.set_sub_object_limit(limits[1])
+    found = found[np.isfinite(found["x"] + found["y"] + found["flux"] + found["a"] + found["b"])]
+    if len(found) == 0:
+        raise TooFewSourcesError(f"{name} has no source above {threshold:g} times its noise; check the image or lower "
+                                 "the threshold.", name=name, found=0)
+    return found
+
+
+def _drop_artefacts(found: npt.NDArray[Any], data: Float, noise: Float, name: str) -> tuple[npt.NDArray[Any], float]:
+    """Drop what is sharper than the optics allow; return the rest and the Gaussian width of a star's core."""
+    # A flat (saturated) core has ratio 1 and passes.
+    across, diagonal, error = pair_ratios(data, noise, found["xpeak"], found["ypeak"])
+
+    def too_sharp(sigma: float) -> BoolArray:
+        return ((across < 0.5 * np.exp(-0.5 / sigma**2) - error)
+                | (diagonal < 0.5 * np.exp(-1.0 / sigma**2) - error))
+
+    keep = ~too_sharp(_SMALLEST_SIGMA)
+    if not keep.any():
+        raise TooFewSourcesError(f"All {len(found)} detections of {name} are sharper than a star can be (hot pixels or "
+                                 "cosmic rays).", name=name, found=0, artefacts=len(found))
+    sigma = _core_sigma(found[keep])
+    keep &= ~too_sharp(min(0.8 * sigma, 2.0))
+    if keep.any():
+        found = found[keep]
+        sigma = _core_sigma(found)
+    return found, sigma
+
+
+def _core_sigma(found: npt.NDArray[Any]) -> float:
+    """Typical Gaussian width of the brighter sources: the lower isophotes of faint ones cut their moments short."""
+    bright = found[np.argsort(-found["cpeak"], kind="stable")][: max(10, min(100, len(found) // 3))]
+    sigma = float(np.median(np.sqrt(np.maximum(bright["a"] * bright["b"], 0.0))))
+    return float(np.clip(sigma, _SMALLEST_SIGMA, 20.0))
+
+
+def _windowed_positions(found: npt.NDArray[Any], data: Float, dead: BoolArray, sigma: float) -> Float:
+    """Return windowed centroids; the isophotal one where the window wandered off to a neighbour."""
+    start = np.column_stack([found["x"], found["y"]]).astype(np.float64)
+    x, y, flag = sep.winpos(data, start[:, 0], start[:, 1], sigma, mask=dead if dead.any() else None, subpix=1)
+    xy = np.column_stack([x, y])
+    moved = np.hypot(*(xy - start).T)
+    usable = np.isfinite(moved) & (moved < max(0.5, 0.6 * sigma)) & ((flag & sep.APER_ALLMASKED) == 0)
+    return np.where(usable[:, None], xy, start)
+
+
+def _flags(found: npt.NDArray[Any], exposure: Exposure, dead: BoolArray) -> npt.NDArray[np.int32]:
+    """Translate sep's flags and look for saturated and dead pixels next to the peak."""
+    flag = np.where(found["flag"] & sep.OBJ_MERGED, int(SourceFlag.BLENDED), 0)
+    flag |= np.where(found["flag"] & sep.OBJ_TRUNC, int(SourceFlag.TRUNCATED), 0)
+    ny, nx = exposure.shape
+    saturated = (exposure.mask & np.uint32(MaskBit.SATURATED)) != 0
+    step = np.arange(-2, 3)
+    rows = np.clip(found["ypeak"][:, None, None] + step[:, None], 0, ny - 1)
+    cols = np.clip(found["xpeak"][:, None, None] + step, 0, nx - 1)
+    flag |= np.where(saturated[rows, cols].any(axis=(1, 2)), int(SourceFlag.SATURATED), 0)
+    flag |= np.where(dead[rows, cols].any(axis=(1, 2)), int(SourceFlag.TRUNCATED), 0)
+    return flag.astype(np.int32)
+
+
+def _table(found: npt.NDArray[Any], xy: Float, m: Measures, flag: npt.NDArray[np.int32]) -> Table:
+    """Put the columns together, brightest first."""
+    order = np.argsort(-m.flux, kind="stable")
+    columns = {
+        "x": xy[:, 0], "y": xy[:, 1], "x_err": m.xy_err, "y_err": m.xy_err, "flux": m.flux, "flux_err": m.flux_err,
+        "fwhm": m.fwhm, "a": found["a"].astype(np.float64), "b": found["b"].astype(np.float64),
+        "theta": found["theta"].astype(np.float64), "peak": found["peak"].astype(np.float64),
+        "snr": m.flux / m.flux_err, "flag": flag,
+    }
+    return Table({name: column[order] for name, column in columns.items()})

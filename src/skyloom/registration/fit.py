@@ -1,0 +1,231 @@
+"""From a first similarity to the final transform: match, fit, clip, raise the order while the data ask for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from skyloom.registration.transform import Transform, monomials, n_terms
+from skyloom.registration.verify import Matches, match_stars
+
+Float = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+_STARS_PER_TERM = 4
+"""Stars that each term of a polynomial (of x and of y) must be backed by."""
+
+_CLIP = 4.0
+"""Residuals above so many robust standard deviations do not take part in the fit."""
+
+_RAYLEIGH_MEDIAN = float(np.sqrt(2 * np.log(2)))
+"""Median length of a two-dimensional Gaussian vector of unit standard deviation per axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class StarList:
+    """Stars of one image, brightest first.
+
+    Attributes
+    ----------
+    xy : ndarray, shape (N, 2)
+        Positions.
+    error : ndarray, shape (N,)
+        Standard error of the position along each axis, pixels.
+    shape : (int, int)
+        Of the image, (ny, nx).
+    rows : ndarray of int, shape (N,)
+        Where each star stands in the table that it came from.
+    """
+
+    xy: Float
+    error: Float
+    shape: tuple[int, int]
+    rows: npt.NDArray[np.intp]
+
+    @cached_property
+    def tree(self) -> cKDTree:
+        """Nearest-neighbour tree of the positions."""
+        return cKDTree(self.xy)
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def __getitem__(self, which: slice | Bool) -> StarList:
+        return StarList(self.xy[which], self.error[which], self.shape, self.rows[which])
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A transform, the pairs that it was fitted to, and how well.
+
+    Attributes
+    ----------
+    transform : Transform
+        Template to source.
+    covariance : ndarray, shape (2 P, 2 P)
+        Of ``transform.coefficients.ravel()``, source pixels squared, scaled to the scatter found.
+    matches : Matches
+        Pairs within the final tolerance, clipped ones left out.
+    sigma : ndarray, shape (n_matched,)
+        Standard error of each pair, with the floor that the scatter asks for.
+    tolerance : float
+        Of the last matching, source pixels.
+    """
+
+    transform: Transform
+    covariance: Float
+    matches: Matches
+    sigma: Float
+    tolerance: float
+
+
+def grow(first: Transform, template: StarList, source: StarList, *, max_order: int, tolerance: float) -> Fit | None:
+    """Grow a first guess to the final transform.
+
+    Each round matches with the transform so far, fits all orders up to one more than the last round's, and keeps the one
+    of least BIC = N ln(chi^2 / N) + k ln N, with N = 2 n residuals and k free coefficients.
+
+    Parameters
+    ----------
+    first : Transform
+        First guess.
+    template, source : StarList
+        The stars.
+    max_order : int
+        Highest degree to try.
+    tolerance : float
+        First matching radius, source pixels.
+
+    Returns
+    -------
+    Fit or None
+        None if too few stars match to fit anything.
+    """
+    transform, fit, pairs = first, None, None
+    for round_ in range(12):
+        matches = match_stars(transform(template.xy), source.tree, source.shape, tolerance)
+        if len(matches) < 3:
+            return None
+        settled = pairs is not None and np.array_equal(pairs, matches.template) and round_ > max_order
+        pairs = matches.template
+        fit = fit_pairs(matches, template, source, transform, max(1, min(max_order, round_)), tolerance)
+        if fit is None or settled:
+            break
+        transform = fit.transform
+        residual = np.hypot(*(source.xy[fit.matches.source] - transform(template.xy[fit.matches.template])).T)
+        # six robust standard deviations reach every true pair; below a pixel nothing is won
+        tolerance = max(1.0, min(tolerance, 6 * float(np.median(residual)) / _RAYLEIGH_MEDIAN))
+    return fit
+
+
+def fit_pairs(matches: Matches, template: StarList, source: StarList, last: Transform, max_order: int,
+              tolerance: float) -> Fit | None:
+    """Fit all families of transform to matched pairs and return the one of least BIC."""
+    a, b = template.xy[matches.template], source.xy[matches.source]
+    variance = source.error[matches.source] ** 2 + (last.scale * template.error[matches.template]) ** 2
+    low, high = a.min(axis=0), a.max(axis=0)
+    centre, half = (low + high) / 2, max(float((high - low).max()) / 2, 1.0)
+    uv = (a - centre) / half
+    order = max(o for o in range(1, max_order + 1) if o == 1 or n_terms(o) * _STARS_PER_TERM <= len(a))
+    keep, sigma = _clipped(monomials(uv, order), b, variance, last.parity, uv)
+    n = int(keep.sum())
+    if n < 3:
+        return None
+    candidates = [_similarity(uv[keep], b[keep], sigma[keep], last.parity)]
+    if n >= 4:
+        design = monomials(uv[keep], order)
+        gram, right = _normal(design, b[keep], sigma[keep])
+        candidates += [_polynomial(gram, right, o) for o in range(1, order + 1)]
+    scores = []
+    for coefficients, _, free in candidates:
+        miss = b[keep] - monomials(uv[keep], _order_of(coefficients)) @ coefficients.T
+        chi2 = float(((miss / sigma[keep, None]) ** 2).sum()) / (2 * n)
+        # 1e-6: lists without any error are as good as one with a thousandth of the error floor
+        scores.append(2 * n * np.log(chi2 + 1e-6) + free * np.log(2 * n))
+    coefficients, covariance, free = candidates[int(np.argmin(scores))]
+    chosen = _order_of(coefficients)
+    if abs(np.linalg.det(coefficients[:, 1:3])) <= 1e-12:
+        return None
+    miss = b[keep] - monomials(uv[keep], chosen) @ coefficients.T
+    chi2 = float(((miss / sigma[keep, None]) ** 2).sum()) / max(2 * n - free, 1)
+    kind = "similarity" if free == 4 else "affine" if chosen == 1 else "polynomial"
+    kept = Matches(matches.template[keep], matches.source[keep], np.hypot(*miss.T), matches.inside)
+    return Fit(Transform(coefficients, chosen, centre, half, kind), covariance * max(chi2, 1e-12), kept, sigma[keep],
+               tolerance)
+
+
+def _order_of(coefficients: Float) -> int:
+    return next(o for o in range(1, 10) if n_terms(o) == coefficients.shape[1])
+
+
+def _clipped(design: Float, b: Float, variance: Float, parity: int, uv: Float) -> tuple[Bool, Float]:
+    """Return which pairs survive clipping and their standard errors with a floor that makes the scatter right."""
+    keep = np.ones(len(b), bool)
+    floor = 0.0
+    sigma = np.sqrt(variance + 1e-4)
+    for _ in range(6):
+        if keep.sum() >= 2 * design.shape[1]:
+            gram, right = _normal(design[keep], b[keep], sigma[keep])
+            coefficients = np.linalg.solve(gram, right).T
+            miss = b - design @ coefficients.T
+        else:
+            coefficients, _, _ = _similarity(uv[keep], b[keep], sigma[keep], parity)
+            miss = b - monomials(uv, 1) @ coefficients.T
+        length = np.hypot(*miss.T)
+        floor = _noise_floor(length[keep], variance[keep])
+        sigma = np.sqrt(variance + floor**2)
+        spread = max(1.0, float(np.median(length[keep] / sigma[keep])) / _RAYLEIGH_MEDIAN)
+        now = length < _CLIP * spread * sigma
+        if now.sum() < 3 or np.array_equal(now, keep):
+            break
+        keep = now
+    return keep, sigma
+
+
+def _noise_floor(length: Float, variance: Float) -> float:
+    """Return the scatter f (per axis) beyond the known errors: median(r^2 / (variance + f^2)) = 2 ln 2."""
+    low, high = 0.003, max(0.01, float(np.median(length)))
+    if np.median(length**2 / (variance + low**2)) <= 2 * np.log(2):
+        return low
+    for _ in range(12):
+        middle = np.sqrt(low * high)
+        if np.median(length**2 / (variance + middle**2)) > 2 * np.log(2):
+            low = middle
+        else:
+            high = middle
+    return float(high)
+
+
+def _normal(design: Float, b: Float, sigma: Float) -> tuple[Float, Float]:
+    """Return Gram matrix and right-hand side of the weighted least squares (coordinates are within [-1, 1])."""
+    weighted = design / sigma[:, None]
+    return weighted.T @ weighted, weighted.T @ (b / sigma[:, None])
+
+
+def _polynomial(gram: Float, right: Float, order: int) -> tuple[Float, Float, int]:
+    """Solve for one order: its normal equations are the leading block of those of any higher order."""
+    p = n_terms(order)
+    inverse = np.linalg.inv(gram[:p, :p])
+    coefficients = np.linalg.solve(gram[:p, :p], right[:p]).T
+    return coefficients, np.kron(np.eye(2), inverse), 2 * p
+
+
+def _similarity(uv: Float, b: Float, sigma: Float, parity: int) -> tuple[Float, Float, int]:
+    """Fit shift, scale and rotation: x' = c + p a u - d v, y' = e + p d u + a v, parameters (c, e, a, d)."""
+    n = len(uv)
+    design = np.zeros((n, 2, 4))
+    design[:, 0, 0] = design[:, 1, 1] = 1.0
+    design[:, 0, 2], design[:, 0, 3] = parity * uv[:, 0], -uv[:, 1]
+    design[:, 1, 2], design[:, 1, 3] = uv[:, 1], parity * uv[:, 0]
+    weighted = (design / sigma[:, None, None]).reshape(2 * n, 4)
+    gram = weighted.T @ weighted
+    solution = np.linalg.solve(gram, weighted.T @ (b / sigma[:, None]).reshape(2 * n))
+    # coefficients.ravel() = (c, p a, -d, e, p d, a)
+    spread = np.zeros((6, 4))
+    for row, column, value in ((0, 0, 1), (1, 2, parity), (2, 3, -1), (3, 1, 1), (4, 3, parity), (5, 2, 1)):
+        spread[row, column] = value
+    return (spread @ solution).reshape(2, 3), spread @ np.linalg.inv(gram) @ spread.T, 4

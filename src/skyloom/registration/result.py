@@ -1,0 +1,141 @@
+"""`Registration`: the verified transform between two images and its statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.table import Table
+
+from skyloom.registration.search import Solution
+from skyloom.registration.transform import Transform, as_xy, monomials
+
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """The transform between a source image and a template, with the proof that it is right.
+
+    Attributes
+    ----------
+    transform : Transform
+        Template to source pixels.
+    covariance : ndarray, shape (2 P, 2 P)
+        Of ``transform.coefficients.ravel()``, source pixels squared.
+    matched : Table
+        The pairs: x_source, y_source, x_template, y_template, dx, dy (source minus predicted position, source pixels),
+        sigma (standard error of dx and of dy) and, where known, flux_source and flux_template.
+    rms_xy : (float, float)
+        Root mean square of dx and of dy, each pair weighted with 1 / sigma^2, source pixels.
+    log_likelihood_ratio : float
+        Of the matches, against chance.
+    chance_probability : float
+        Bound on the probability that unrelated images match as well.
+    flux_ratio : float
+        Median of source flux / template flux; NaN where fluxes are unknown.
+    source_shape, template_shape : (int, int)
+        Shapes (ny, nx).
+    method : str
+        What found the transform.
+    template_wcs : object, optional
+        The template's WCS, from which `wcs` is made.
+    """
+
+    transform: Transform
+    covariance: Float
+    matched: Table
+    rms_xy: tuple[float, float]
+    log_likelihood_ratio: float
+    chance_probability: float
+    flux_ratio: float
+    source_shape: tuple[int, int]
+    template_shape: tuple[int, int]
+    method: str
+    template_wcs: Any = field(default=None, repr=False)
+
+    @classmethod
+    def from_solution(cls, solution: Solution, source_table: Table, template_table: Table, template_wcs: Any
+                      ) -> Registration:
+        """Put together the result from the accepted solution and the tables that it came from."""
+        fit, source, template = solution.fit, solution.source, solution.template
+        a, b = template.xy[fit.matches.template], source.xy[fit.matches.source]
+        miss = b - fit.transform(a)
+        matched = Table({"x_source": b[:, 0], "y_source": b[:, 1], "x_template": a[:, 0], "y_template": a[:, 1],
+                         "dx": miss[:, 0], "dy": miss[:, 1], "sigma": fit.sigma})
+        ratio = np.nan
+        if "flux" in source_table.colnames and "flux" in template_table.colnames:
+            flux = [np.asarray(table["flux"], np.float64)[stars.rows[index]] for table, stars, index in
+                    ((source_table, source, fit.matches.source), (template_table, template, fit.matches.template))]
+            matched["flux_source"], matched["flux_template"] = flux
+            positive = (flux[0] > 0) & (flux[1] > 0)
+            if positive.any():
+                ratio = float(np.median(flux[0][positive] / flux[1][positive]))
+        weight = fit.sigma**-2.0
+        rms = np.sqrt((miss**2 * weight[:, None]).sum(axis=0) / weight.sum())
+        return cls(fit.transform, fit.covariance, matched, (float(rms[0]), float(rms[1])), solution.log_likelihood_ratio,
+                   float(np.exp(min(solution.log_chance, 0.0))), ratio, source.shape, template.shape, solution.method,
+                   template_wcs)
+
+    def template_to_source(self, xy: npt.ArrayLike) -> Float:
+        """Map template pixels to source pixels, both of shape (N, 2)."""
+        return self.transform(xy)
+
+    def source_to_template(self, xy: npt.ArrayLike) -> Float:
+        """Map source pixels to template pixels, both of shape (N, 2): the exact inverse."""
+        return self.transform.inverse(xy)
+
+    def position_error(self, xy: npt.ArrayLike) -> Float:
+        """Return the standard error of `template_to_source` at template pixels (N, 2), per axis, source pixels."""
+        t = self.transform
+        terms = monomials((as_xy(xy) - t.centre) / t.half, t.order)
+        p = terms.shape[1]
+        blocks = self.covariance[:p, :p], self.covariance[p:, p:]
+        return np.sqrt(np.column_stack([np.einsum("ni,ij,nj->n", terms, block, terms) for block in blocks]))
+
+    @property
+    def n_matched(self) -> int:
+        """Number of pairs in the fit."""
+        return len(self.matched)
+
+    @property
+    def rms(self) -> float:
+        """Root mean square distance of the pairs, weighted, source pixels."""
+        return float(np.hypot(*self.rms_xy))
+
+    @property
+    def scale(self) -> float:
+        """Source pixels per template pixel."""
+        return self.transform.scale
+
+    @property
+    def rotation(self) -> float:
+        """Degrees, see `Transform.rotation`."""
+        return self.transform.rotation
+
+    @property
+    def parity(self) -> int:
+        """-1 if one image is a mirror image of the other, else +1."""
+        return self.transform.parity
+
+    @property
+    def order(self) -> int:
+        """Degree of the polynomial."""
+        return self.transform.order
+
+    @cached_property
+    def wcs(self) -> Any:
+        """WCS of the source, from the template's and the transform; None if the template has none."""
+        if self.template_wcs is None:
+            return None
+        from skyloom.registration.sip import registration_wcs
+        return registration_wcs(self, self.template_wcs)
+
+    def __str__(self) -> str:
+        mirrored = ", mirrored" if self.parity < 0 else ""
+        return (f"Registration: {self.n_matched} stars, rms {self.rms:.3f} px, {self.transform.kind} of order {self.order}, "
+                f"scale {self.scale:.5f}, rotation {self.rotation:.3f} deg{mirrored}, LLR {self.log_likelihood_ratio:.0f} "
+                f"({self.method})")

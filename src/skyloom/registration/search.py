@@ -1,0 +1,182 @@
+"""Blind search: deeper and deeper star lists, votes, verification, until a transform is beyond doubt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.errors import NoMatchError
+from skyloom.registration.asterisms import make_asterisms
+from skyloom.registration.fit import Fit, StarList, grow
+from skyloom.registration.transform import Transform, n_terms
+from skyloom.registration.verify import (expected_by_chance, expected_by_control, is_inside, log_likelihood_ratio,
+                                         match_stars)
+from skyloom.registration.vote import Similarities, cast_votes, count_votes
+
+log = logging.getLogger("skyloom.registration")
+
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One depth of the search.
+
+    Attributes
+    ----------
+    depth : int
+        Brightest stars of each list that form asterisms.
+    neighbours : int
+        Nearest neighbours that are combined.
+    size : int
+        3 for triangles, 4 for quads.
+    tolerance : float
+        Radius in the space of shapes.
+    """
+
+    depth: int
+    neighbours: int
+    size: int
+    tolerance: float
+
+
+LEVELS = (
+    Level(25, 10, 3, 0.012),
+    Level(60, 8, 3, 0.012),
+    Level(150, 7, 3, 0.012),
+    Level(400, 6, 3, 0.012),
+    Level(60, 9, 4, 0.02),
+    Level(300, 6, 4, 0.02),
+    Level(1000, 6, 3, 0.006),
+)
+"""A difference in depth, band or artefacts makes the brightest stars differ: then a deeper level succeeds. Quads serve
+where triangles are too common."""
+
+_VERIFY_STARS = 300
+_VERIFY_TOLERANCE = 4.0
+_FIRST_TOLERANCE = 5.0
+_PER_LEVEL = 24
+_FIT_STARS = 3000
+_ISOLATION = 6.0
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """An accepted transform with its evidence.
+
+    Attributes
+    ----------
+    fit : Fit
+        The transform and its pairs.
+    template, source : StarList
+        The stars that were used, to which the indices of the pairs refer.
+    log_likelihood_ratio : float
+        Of the matches against chance, after the stars that the transform's freedom takes.
+    log_chance : float
+        Natural logarithm of the bound on the probability of a false match: LLR and number of trials.
+    method : str
+        How it was found.
+    """
+
+    fit: Fit
+    template: StarList
+    source: StarList
+    log_likelihood_ratio: float
+    log_chance: float
+    method: str
+
+
+def search(template: StarList, source: StarList, *, max_order: int, threshold: float,
+           scale_range: tuple[float, float]) -> Solution:
+    """Find the transform between two lists of stars without any prior.
+
+    Raises
+    ------
+    NoMatchError
+        No transform reaches the threshold; the message has the best that was found.
+    """
+    trials, best = 0, 0.0
+    brightest = template[:_VERIFY_STARS], source[:_VERIFY_STARS]
+    for level in LEVELS:
+        for hypotheses in _hypotheses(template, source, level, scale_range):
+            trials += len(hypotheses)
+            scores = np.array([_score(hypotheses, i, *brightest) for i in range(len(hypotheses))])
+            for i in np.argsort(-scores, kind="stable")[:4]:
+                # the first look is coarse: only what could not be right is left out
+                if scores[i] < 0.5 * threshold:
+                    break
+                first = Transform.linear(*hypotheses.linear(int(i)))
+                solution = refine(first, template, source, max_order=max_order, trials=trials, method=_name(level))
+                if solution is None:
+                    continue
+                best = max(best, -solution.log_chance)
+                if -solution.log_chance > threshold:
+                    return solution
+    raise NoMatchError(
+        f"No transform brings the {len(source)} sources of the source image and the {len(template)} of the template "
+        f"together better than chance (best log-odds {best:.1f}, needed {threshold:g}). Check that the images show the "
+        "same field, or detect more sources with a lower threshold.",
+        n_source=len(source), n_template=len(template), log_odds=best, needed=threshold)
+
+
+def _name(level: Level) -> str:
+    return f"{'triangles' if level.size == 3 else 'quads'} of the {level.depth} brightest"
+
+
+def _hypotheses(template: StarList, source: StarList, level: Level, scale_range: tuple[float, float]
+                ) -> Iterator[Similarities]:
+    """Yield the crowds of votes of one level."""
+    a, b = template.xy[:level.depth], source.xy[:level.depth]
+    shapes_a, shapes_b = (make_asterisms(xy, level.neighbours, level.size) for xy in (a, b))
+    votes = cast_votes(a, shapes_a, b, shapes_b, tolerance=level.tolerance, scale_range=scale_range)
+    centre = (np.array(template.shape[::-1]) - 1) / 2
+    if len(votes):
+        yield count_votes(votes, centre, _PER_LEVEL)
+
+
+def _score(hypotheses: Similarities, index: int, a: StarList, b: StarList) -> float:
+    """Return the coarse log-likelihood ratio of one hypothesis from the brightest stars."""
+    matches = match_stars(hypotheses.apply(index, a.xy), b.tree, b.shape, _VERIFY_TOLERANCE)
+    expected = expected_by_chance(matches.inside, len(b), b.shape, _VERIFY_TOLERANCE)
+    return log_likelihood_ratio(len(matches), expected, 2)
+
+
+def refine(first: Transform, template: StarList, source: StarList, *, max_order: int, trials: int, method: str,
+           tolerance: float = _FIRST_TOLERANCE) -> Solution | None:
+    """Fit in full from a first guess and weigh the evidence; None if the fit loses the stars."""
+    a, b = _clean(template), _clean(source)
+    fit = grow(first, a, b, max_order=max_order, tolerance=tolerance)
+    if fit is None or not _sound(fit.transform, template, source):
+        return None
+    predicted = fit.transform(a.xy)
+    inside = int(is_inside(predicted, b.shape).sum())
+    expected = max(expected_by_chance(inside, len(b), b.shape, fit.tolerance),
+                   expected_by_control(predicted, b.tree, b.shape, fit.tolerance))
+    free = 2.0 if fit.transform.kind == "similarity" else float(n_terms(fit.transform.order))
+    llr = log_likelihood_ratio(len(fit.matches), expected, free)
+    return Solution(fit, a, b, llr, float(np.log(max(trials, 1))) - llr, method)
+
+
+def _clean(stars: StarList) -> StarList:
+    """Return the brightest stars; isolated ones only, if these are many."""
+    few = stars[:_FIT_STARS]
+    if len(few) > 50:
+        nearest = few.tree.query(few.xy, k=2, distance_upper_bound=_ISOLATION)[0][:, 1]
+        alone = np.isinf(nearest)
+        if alone.sum() > max(50, 0.3 * len(few)):
+            return few[alone]
+    return few
+
+
+def _sound(transform: Transform, template: StarList, source: StarList) -> bool:
+    """True if the transform does not fold or degenerate where it matters: at the template's stars in the source."""
+    inside = is_inside(transform(template.xy), source.shape)
+    if not inside.any():
+        return False
+    det = np.linalg.det(transform.jacobian(template.xy[inside]))
+    middle = np.linalg.det(transform.matrix)
+    return bool((det * middle > 0).all() and (np.abs(det / middle) > 0.2).all() and (np.abs(det / middle) < 5).all())

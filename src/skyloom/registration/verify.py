@@ -1,0 +1,100 @@
+"""Is it more than chance? Poisson log-likelihood ratio of the number of matches.
+
+If the transform is wrong, each of the n template stars that fall inside the source image finds a source star within the
+tolerance r with probability p = 1 - exp(-rho pi r^2), so that mu = n p matches are expected. The ratio of the
+likelihoods of k matches with a rate of k and with a rate of mu is
+
+    LLR = k ln(k / mu) - (k - mu)        (k > mu; else 0).
+
+A transform with P free parameters can always be bent through P / 2 pairs; these are not evidence and k is lowered by
+them. exp(-LLR) bounds the chance of k or more matches (Chernoff); times the number of transforms that were tried it
+bounds the chance of a false match anywhere (Bonferroni).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.intp]
+
+_CONTROL_OFFSETS = np.array([[1.0, 0.0], [0.31, 0.95], [-0.81, 0.59], [-0.81, -0.59], [0.31, -0.95]])
+"""Directions of the shifts that measure the matches by chance in fields of uneven density."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Pairs of stars within a tolerance, one to one.
+
+    Attributes
+    ----------
+    template, source : ndarray of int, shape (k,)
+        Indices of the pairs.
+    distance : ndarray, shape (k,)
+        Source pixels.
+    inside : int
+        Template stars that fall inside the source image.
+    """
+
+    template: Int
+    source: Int
+    distance: Float
+    inside: int
+
+    def __len__(self) -> int:
+        return len(self.template)
+
+
+def match_stars(predicted: Float, tree: cKDTree, shape: tuple[int, int], tolerance: float) -> Matches:
+    """Match predicted positions to the nearest star of a list, each star at most once (the closest wins).
+
+    Parameters
+    ----------
+    predicted : ndarray, shape (N, 2)
+        Template stars in source pixels.
+    tree : cKDTree
+        Of the source stars.
+    shape : (int, int)
+        Of the source image (ny, nx).
+    tolerance : float
+        Source pixels.
+    """
+    inside = int(np.count_nonzero(is_inside(predicted, shape)))
+    finite = np.where(np.isfinite(predicted), predicted, -1e9)
+    distance, star = tree.query(finite, distance_upper_bound=tolerance)
+    template = np.flatnonzero(np.isfinite(distance))
+    template = template[np.argsort(distance[template], kind="stable")]
+    source, first = np.unique(star[template], return_index=True)
+    template = template[first]
+    return Matches(template, source, distance[template], inside)
+
+
+def is_inside(xy: Float, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """True where a position lies on a pixel of an image of this shape."""
+    return ((xy > -0.5) & (xy < np.array([shape[1], shape[0]]) - 0.5)).all(axis=1)
+
+
+def expected_by_chance(inside: int, n_source: int, shape: tuple[int, int], tolerance: float) -> float:
+    """Return mu, the number of matches that a wrong transform finds, for sources of uniform density."""
+    density = n_source / (shape[0] * shape[1])
+    return float(inside * -np.expm1(-density * np.pi * tolerance**2))
+
+
+def expected_by_control(predicted: Float, tree: cKDTree, shape: tuple[int, int], tolerance: float) -> float:
+    """Return mu from shifting the prediction away from its place: counts clusters of stars in both lists, too."""
+    shift = 4 * tolerance + 10.0
+    tried = [len(match_stars(predicted + shift * d, tree, shape, tolerance)) for d in _CONTROL_OFFSETS]
+    return float(np.mean(tried))
+
+
+def log_likelihood_ratio(matched: float, expected: float, free_pairs: float = 0.0) -> float:
+    """Return LLR = k ln(k / mu) - (k - mu) with k = `matched` - `free_pairs`; 0 where k <= mu."""
+    k = matched - free_pairs
+    if k <= expected or k <= 0:
+        return 0.0
+    mu = max(expected, 1e-12)
+    return float(k * np.log(k / mu) - (k - mu))
