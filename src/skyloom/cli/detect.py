@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     from skyloom.cli import EXIT_OK
     from skyloom.cli.inputs import image_stem
     from skyloom.pipeline.find import detect
-    from skyloom.pipeline.products import Products, write_candidates
+    from skyloom.pipeline.products import Products, write_found
     from skyloom.pipeline.store import read_difference
 
     source = Path(arguments.difference)
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     products.check(overwrite=arguments.overwrite)
     result = read_difference(source)
     candidates = detect(result, threshold=arguments.threshold)
-    write_candidates(result, candidates, products, overwrite=arguments.overwrite)
+    write_found(result, candidates, products, overwrite=arguments.overwrite)
     if not arguments.quiet:
         real = int(candidates["real"].sum())
         print(f"{real} candidates (and {len(candidates) - real} flagged as artefacts): {products.table}")

@@ -1,8 +1,7 @@
 """Find the transform between two images from their stars, and write it as a WCS.
 
-The output holds the original pixels of SOURCE with a WCS: that of TEMPLATE composed with the transform, or, when
-TEMPLATE has none, pixel coordinates of TEMPLATE as a linear WCS. With --resample the pixels are brought onto the grid
-of TEMPLATE instead.
+The output holds the original pixels of SOURCE with a WCS: that of TEMPLATE composed with the transform. With --resample the
+pixels are brought onto the grid of TEMPLATE instead; then TEMPLATE needs no WCS.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ def run(arguments: argparse.Namespace) -> int:
     from skyloom.cli import EXIT_OK
     from skyloom.cli.inputs import reading_options
     from skyloom.io import check_writable, read
-    from skyloom.pipeline.align import register_exposures
+    from skyloom.registration import RegistrationOptions, register
 
     for path in (arguments.output, arguments.plot):
         if path is not None:
             check_writable(path, overwrite=arguments.overwrite)
     source = read(arguments.source, **reading_options(arguments, "source"))
     template = read(arguments.template, **reading_options(arguments, "template"))
-    registration = register_exposures(source, template, threshold=arguments.threshold)
+    registration = register(source, template, RegistrationOptions(threshold=arguments.threshold))
     if not arguments.quiet:
         print(registration)
     if arguments.output is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from skyloom.errors import InputError
 from skyloom.exposure import Exposure, FloatArray
-from skyloom.pipeline.align import Alignment, align_templates
+from skyloom.pipeline.align import Alignment, align, bring_onto_grid
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -233,7 +233,8 @@ def difference(
     with clock.stage("finding sources"):
         sources = detect_sources(science, threshold=options.detection_threshold)
     with clock.stage("registering and resampling the template"):
-        aligned, alignments = align_templates(science, templates, sources, options)
+        alignments = [align(science, one, options.align, options.registration) for one in templates]
+        aligned = bring_onto_grid(science, templates, alignments, options.interpolation)
     with clock.stage("modelling the PSF"):
         psf = estimate_psf(science, sources)
     with clock.stage("matching and subtracting"):

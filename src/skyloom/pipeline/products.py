@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +19,18 @@ if TYPE_CHECKING:
 class Products:
     """Paths of the products of one difference; None where one is not wanted."""
 
-    difference: Path
     table: Path
     fits_table: Path
     regions: Path
+    difference: Path | None
     report: Path | None
 
     @classmethod
-    def in_folder(cls, folder: str | Path, stem: str, *, report: bool = True) -> Products:
+    def in_folder(cls, folder: str | Path, stem: str, *, difference: bool = True, report: bool = True) -> Products:
         """Name the products of the science image `stem` in `folder`."""
         base = Path(folder)
         return cls(
-            difference=base / f"{stem}.difference.fits",
+            difference=base / f"{stem}.difference.fits" if difference else None,
             table=base / f"{stem}.candidates.ecsv",
             fits_table=base / f"{stem}.candidates.fits",
             regions=base / f"{stem}.candidates.reg",
@@ -46,36 +47,53 @@ class Products:
         """Raise `WriteError` now rather than after the work, when a product could not be written."""
         from skyloom.io import check_writable
 
-        folder = self.difference.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(f"The output folder {folder} cannot be made: {error.strerror or error}. "
-                             "Choose another one.") from error
-        for _, path in self.written():
-            check_writable(path, overwrite=overwrite)
+        folder = self.table.parent
+        if folder.is_dir():
+            for _, path in self.written():
+                check_writable(path, overwrite=overwrite)
+            return
+        ancestor = next(path for path in folder.absolute().parents if path.exists())
+        if folder.exists() or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+            raise WriteError(f"The output folder {folder} cannot be made, because {folder if folder.exists() else ancestor} is "
+                             "not a folder that may be written to. Choose another one.", path=str(folder))
 
 
 def write_products(
     result: Difference, products: Products, inputs: Sequence[str | Path], *, threshold: float, overwrite: bool = False
 ) -> Any:
-    """Find the candidates and write all products; return the candidate table.
-
-    Every file is first written to a temporary folder beside its place. Only when all are complete are they moved.
-    """
-    from skyloom.detection import write_candidates_fits, write_candidates_table, write_regions
-    from skyloom.io import atomic_write
+    """Find the candidates and write all products; return the candidate table."""
     from skyloom.pipeline.find import detect
-    from skyloom.pipeline.store import write_difference
 
     products.check(overwrite=overwrite)
     candidates = detect(result, threshold=threshold)
-    folder = products.difference.parent
-    with tempfile.TemporaryDirectory(prefix=".skyloom-", dir=folder) as scratch:
-        staged = {path: Path(scratch) / path.name for _, path in products.written()}
-        write_difference(result, staged[products.difference], inputs=inputs)
-        write_candidates_table(candidates, staged[products.table])
-        write_candidates_fits(result, candidates, staged[products.fits_table])
+    write_found(result, candidates, products, inputs, overwrite=overwrite)
+    return candidates
+
+
+def write_found(
+    result: Difference, candidates: Any, products: Products, inputs: Sequence[str | Path] = (), *, overwrite: bool = False
+) -> None:
+    """Write the products of a difference whose candidates are known.
+
+    Every file is first written to a temporary folder beside its place. Only when all are complete are they moved.
+    """
+    from skyloom.detection import write_ecsv, write_fits, write_regions
+    from skyloom.io import atomic_write
+
+    folder = products.table.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".skyloom-", dir=folder)
+    except OSError as error:
+        raise WriteError(f"The output folder {folder} cannot be written to: {error.strerror or error}.") from error
+    with scratch:
+        staged = {path: Path(scratch.name) / path.name for _, path in products.written()}
+        if products.difference is not None:
+            from skyloom.pipeline.store import write_difference
+
+            write_difference(result, staged[products.difference], inputs=inputs)
+        write_ecsv(candidates, staged[products.table])
+        write_fits(candidates, staged[products.fits_table], result)
         write_regions(candidates, staged[products.regions], wcs=result.wcs)
         if products.report is not None:
             from skyloom.report import write_report
@@ -84,4 +102,3 @@ def write_products(
         for path, complete in staged.items():
             with atomic_write(path, overwrite=overwrite) as temporary:
                 complete.replace(temporary)
-    return candidates

@@ -1,0 +1,129 @@
+"""Bring template frames onto the grid of the science image, each pixel resampled once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.errors import InputError, ShapeError, WcsError
+from skyloom.exposure import Exposure
+
+if TYPE_CHECKING:
+    from skyloom.registration import Registration, RegistrationOptions
+
+logger = logging.getLogger("skyloom.pipeline")
+
+Map = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How one frame is brought onto a grid.
+
+    Attributes
+    ----------
+    name : str
+        Name of the frame.
+    frame_to_grid, grid_to_frame : callable
+        Coordinate maps between pixels, (N, 2) -> (N, 2).
+    flux_ratio : float
+        Flux of a star on the grid's image over its flux in the frame; NaN if it was not measured.
+    registration : Registration or None
+        The match of the stars, when stars were used.
+    """
+
+    name: str
+    frame_to_grid: Map
+    grid_to_frame: Map
+    flux_ratio: float = float("nan")
+    registration: Registration | None = None
+
+
+def align(grid: Exposure, frame: Exposure, how: str, options: RegistrationOptions | None = None) -> Alignment:
+    """Find the maps between a frame and the image whose grid it shall be brought onto.
+
+    Parameters
+    ----------
+    grid, frame : Exposure
+        The image that gives the grid, and the one that is to be brought onto it.
+    how : {'stars', 'wcs', 'none'}
+        By a match of the stars, by the WCS of both, or not at all.
+    options : RegistrationOptions, optional
+        For 'stars'.
+
+    Raises
+    ------
+    RegistrationError, WcsError, ShapeError
+        The chosen way does not work for these images.
+    """
+    if how == "stars":
+        from skyloom.registration import register
+
+        result = register(grid, frame, options)
+        return Alignment(frame.name, result.template_to_source, result.source_to_template, result.flux_ratio, result)
+    if how == "wcs":
+        from skyloom.resampling import wcs_map
+
+        for image in (grid, frame):
+            if image.wcs is None:
+                raise WcsError(f"{image.name} has no usable WCS in its header. Align by stars instead.", name=image.name)
+        return Alignment(frame.name, wcs_map(frame.wcs, grid.wcs), wcs_map(grid.wcs, frame.wcs))
+    if how != "none":
+        raise InputError(f"align is {how!r}; it must be 'stars', 'wcs' or 'none'.", align=how)
+    if frame.shape != grid.shape:
+        raise ShapeError(f"{frame.name} has the shape {frame.shape} and {grid.name} {grid.shape}; without alignment they must "
+                         "be the same. Align by stars or by WCS.", found=frame.shape, needed=grid.shape)
+    return Alignment(frame.name, _identity, _identity)
+
+
+def _identity(xy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.array(xy, np.float64)
+
+
+def bring_onto_grid(grid: Exposure, frames: Sequence[Exposure], alignments: Sequence[Alignment],
+                    interpolation: str = "auto") -> Exposure:
+    """Resample one frame onto the grid, or co-add several there.
+
+    Several frames are scaled to the flux of the first before they are averaged with inverse variances, and pixels that
+    disagree with the others (cosmic rays) are left out.
+    """
+    if len(frames) == 1:
+        if alignments[0].grid_to_frame is _identity:
+            return frames[0]
+        from skyloom.resampling import resample
+
+        return resample(frames[0], alignments[0].grid_to_frame, grid.shape, method=interpolation, wcs=grid.wcs)
+    from skyloom.pipeline.stack import coadd_aligned
+
+    return coadd_aligned(grid, frames, alignments).exposure.replace(name=f"co-add of {len(frames)} frames")
+
+
+def write_registered(source: Exposure, template: Exposure, registration: Registration, path: str | Path, *,
+                     resampled: bool, inputs: Sequence[str], overwrite: bool = False) -> Path:
+    """Write the source with the WCS that registration gives it, or resampled onto the template's grid.
+
+    Raises
+    ------
+    WcsError
+        The template has no WCS, and the source is not to be resampled.
+    """
+    from skyloom.io import Provenance, write_exposure
+    from skyloom.registration import registration_header, registration_wcs
+    from skyloom.resampling import resample
+
+    if resampled:
+        result = resample(source, registration.template_to_source, template.shape, wcs=template.wcs)
+    elif template.wcs is None:
+        raise WcsError(f"{template.name} has no WCS, so none can be made for {source.name}. Resample the pixels instead "
+                       "(--resample), or register to an image that has a WCS.", name=template.name)
+    else:
+        result = source.replace(wcs=registration_wcs(registration, template.wcs))
+    header = dict(source.header) | registration_header(registration)
+    provenance = Provenance("register", {"resampled": resampled}, inputs)
+    return write_exposure(result.replace(header=header), path, overwrite=overwrite, provenance=provenance)

@@ -1,0 +1,201 @@
+"""The command line as a user meets it: results, exit status, one clear sentence on failure, nothing half-written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+
+from skyloom.cli import EXIT_FAILED, EXIT_OK, main
+from skyloom.data import saao_frame
+
+
+def test_help_imports_no_heavy_library():
+    code = ("import sys\nfrom skyloom.cli import main\n"
+            "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+            "heavy = {'numpy', 'scipy', 'astropy', 'matplotlib', 'sep', 'rich', 'jinja2'} & set(sys.modules)\n"
+            "assert not heavy, heavy")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "difference" in done.stdout
+
+
+def test_wrong_option_fails_with_status_1(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["difference", "a.fits", "b.fits", "--no-such-option"])
+    assert end.value.code == EXIT_FAILED
+    assert "--no-such-option" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """Results of one run of `skyloom difference` on two real frames."""
+    folder = tmp_path_factory.mktemp("difference")
+    status = main(["difference", str(saao_frame(93)), str(saao_frame(27)), "-o", str(folder), "-q"])
+    assert status == EXIT_OK
+    return folder
+
+
+def test_difference_writes_all_products(run_folder):
+    names = sorted(path.name for path in run_folder.iterdir())
+    stem = "AKB13475I0093"
+    assert names == sorted(f"{stem}.{kind}" for kind in
+                           ("difference.fits", "candidates.ecsv", "candidates.fits", "candidates.reg", "report.html"))
+    with fits.open(run_folder / f"{stem}.difference.fits", checksum=True) as hdus:
+        shape = hdus["SCI"].data.shape
+        assert shape == (512, 512)
+        assert hdus["ERR"].data.shape == hdus["DQ"].data.shape == hdus["SCORE"].data.shape == shape
+        header = hdus[0].header
+        assert header["SLCMD"] == "difference"
+        assert header["SLIN1"] == saao_frame(93).name
+        assert "HISTORY" in header
+        error = hdus["ERR"].data
+        assert np.isnan(hdus["SCI"].data[error == 0]).all()  # no value without an error
+        assert np.isfinite(hdus["SCI"].data[error > 0]).all()
+    table = Table.read(run_folder / f"{stem}.candidates.ecsv")
+    assert {"x", "y", "flux", "flux_err", "snr", "flags", "real"} <= set(table.colnames)
+    assert len(table) == len(Table.read(run_folder / f"{stem}.candidates.fits", hdu=1))
+
+
+def test_results_are_not_replaced_unasked(run_folder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run_folder.iterdir()}
+    status = main(["difference", str(saao_frame(93)), str(saao_frame(27)), "-o", str(run_folder)])
+    assert status == EXIT_FAILED
+    assert "--overwrite" in capsys.readouterr().err or "overwrite" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in run_folder.iterdir()}
+
+
+def test_detect_again_with_another_threshold(run_folder, tmp_path):
+    difference = run_folder / "AKB13475I0093.difference.fits"
+    assert main(["detect", str(difference), "-o", str(tmp_path), "--threshold", "5", "-q"]) == EXIT_OK
+    again = Table.read(tmp_path / "AKB13475I0093.candidates.ecsv")
+    first = Table.read(run_folder / "AKB13475I0093.candidates.ecsv")
+    assert len(again) == len(first)
+    # float32 planes in the file
+    np.testing.assert_allclose(again["snr"], first["snr"], rtol=1e-3)
+    np.testing.assert_array_equal(again["flags"], first["flags"])
+    assert main(["detect", str(difference), "-o", str(tmp_path), "--threshold", "20", "-q", "--overwrite"]) == EXIT_OK
+    fewer = Table.read(tmp_path / "AKB13475I0093.candidates.ecsv")
+    assert 0 < len(fewer) < len(again)
+
+
+def test_register_prints_and_resamples(tmp_path, capsys):
+    out = tmp_path / "registered.fits"
+    status = main(["register", str(saao_frame(27)), str(saao_frame(93)), "-o", str(out), "--resample",
+                   "--plot", str(tmp_path / "residuals.png")])
+    assert status == EXIT_OK
+    assert "rms" in capsys.readouterr().out
+    assert fits.getdata(out, "SCI").shape == (512, 512)
+    assert (tmp_path / "residuals.png").stat().st_size > 1000
+
+
+def test_register_without_template_wcs_needs_resample(tmp_path, capsys):
+    out = tmp_path / "registered.fits"
+    assert main(["register", str(saao_frame(27)), str(saao_frame(93)), "-o", str(out)]) == EXIT_FAILED
+    assert "--resample" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_coadd_registers_frames_without_wcs(tmp_path, capsys):
+    out = tmp_path / "coadd.fits"
+    status = main(["coadd", *(str(saao_frame(n)) for n in (75, 77, 27)), "-o", str(out)])
+    assert status == EXIT_OK
+    assert "3 exposures" in capsys.readouterr().out
+    with fits.open(out, checksum=True) as hdus:
+        assert {"SCI", "ERR", "DQ", "WHT", "CTX"} <= {hdu.name for hdu in hdus}
+        weight, data = hdus["WHT"].data, hdus["SCI"].data
+        assert np.isfinite(data[weight > 0]).all()
+        assert np.median(weight[200:300, 200:300]) > 0
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, data: np.ndarray, **cards: float) -> Path:
+    fits.PrimaryHDU(data, fits.Header(cards)).writeto(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bad_inputs(tmp_path_factory):
+    """Files that `skyloom difference` cannot work with, by what is wrong with them."""
+    folder = tmp_path_factory.mktemp("bad")
+    rng = np.random.default_rng(5)
+    noise = rng.normal(100, 10, (512, 512)).astype(np.float32)
+    good = fits.getdata(saao_frame(27)).astype(np.float32)
+    files = {
+        "missing file": folder / "missing.fits",
+        "no stars": _write(folder / "noise.fits", noise, GAIN=1.0),
+        "NaN only": _write(folder / "nan.fits", np.full((512, 512), np.nan, np.float32)),
+        "constant": _write(folder / "constant.fits", np.full((512, 512), 7, np.int16)),
+        "cube": _write(folder / "cube.fits", np.zeros((3, 20, 20), np.float32)),
+        "tiny": _write(folder / "tiny.fits", noise[:3, :3]),
+        "other field": _write(folder / "other.fits", good[::-1, :][:, :200].copy()),
+        "not FITS": folder / "text.fits",
+        "empty": folder / "empty.fits",
+        "truncated": folder / "truncated.fits",
+        "folder": folder,
+    }
+    files["not FITS"].write_text("SIMPLE is not enough\n" * 400)
+    files["empty"].write_bytes(b"")
+    files["truncated"].write_bytes(saao_frame(27).read_bytes()[: 5 * 2880])
+    return files
+
+
+@pytest.mark.parametrize("role", ["science", "template"])
+@pytest.mark.parametrize(
+    "fault", ["missing file", "no stars", "NaN only", "constant", "cube", "tiny", "not FITS", "empty", "truncated", "folder"])
+def test_bad_input_fails_with_one_sentence_and_no_file(bad_inputs, tmp_path, capsys, role, fault):
+    good, bad = str(saao_frame(93)), str(bad_inputs[fault])
+    pair = [bad, good] if role == "science" else [good, bad]
+    out = tmp_path / "out"
+    assert main(["difference", *pair, "-o", str(out)]) == EXIT_FAILED
+    _assert_one_sentence(capsys.readouterr().err, bad_inputs[fault].name)
+    assert not out.exists() or not list(out.iterdir())
+
+
+def _assert_one_sentence(error: str, name: str) -> None:
+    lines = [line for line in error.splitlines() if line.startswith("skyloom ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    assert name in lines[0], lines[0]
+
+
+def test_shapes_that_differ_without_alignment(bad_inputs, tmp_path, capsys):
+    out = tmp_path / "out"
+    status = main(["difference", str(saao_frame(93)), str(bad_inputs["other field"]), "--align", "none", "-o", str(out)])
+    assert status == EXIT_FAILED
+    assert "(512, 512)" in capsys.readouterr().err
+    assert not list(out.iterdir())
+
+
+def test_all_masked(tmp_path, capsys):
+    mask = _write(tmp_path / "mask.fits", np.ones((512, 512), np.uint8))
+    out = tmp_path / "out"
+    status = main(["difference", str(saao_frame(93)), str(saao_frame(27)), "--template-mask", str(mask), "-o", str(out)])
+    assert status == EXIT_FAILED
+    _assert_one_sentence(capsys.readouterr().err, saao_frame(27).name)
+    assert not list(out.iterdir())
+
+
+def test_no_overlap(tmp_path, capsys):
+    cards = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 256.0, "CRPIX2": 256.0, "CDELT1": -1e-4, "CDELT2": 1e-4}
+    data = fits.getdata(saao_frame(27)).astype(np.float32)
+    here = _write(tmp_path / "here.fits", data, CRVAL1=150.0, CRVAL2=2.0, GAIN=1.9, **cards)
+    there = _write(tmp_path / "there.fits", data, CRVAL1=151.0, CRVAL2=2.0, GAIN=1.9, **cards)
+    out = tmp_path / "out"
+    assert main(["difference", str(here), str(there), "--align", "wcs", "-o", str(out)]) == EXIT_FAILED
+    assert "there.fits" in capsys.readouterr().err
+    assert not list(out.iterdir())
+
+
+def test_output_folder_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    status = main(["difference", str(saao_frame(93)), str(saao_frame(27)), "-o", str(tmp_path / "file" / "out")])
+    assert status == EXIT_FAILED
+    assert "file" in capsys.readouterr().err
