@@ -1,0 +1,228 @@
+"""The noise model of an image that came without a variance plane."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.background import faint_noise, noise_samples, response_noise
+from skyloom.errors import NoUsableDataError, SkyloomWarning
+from skyloom.exposure import Exposure
+
+CONSISTENT = 1.3
+"""Predicted and measured sky variance (or two gains) that differ by less than this factor agree."""
+SKY_IN_DATA = 5.0
+"""A level of so many standard deviations above 0 is taken for a sky that was not subtracted."""
+PLAUSIBLE_GAIN = (0.05, 1e5)
+"""Electrons per unit of data that an inferred gain may have; it is larger than a detector's for averages."""
+WINDOW = 5
+"""Pixels a side of the window of the local statistics."""
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """V = noise^2 + (signal - level) / gain.
+
+    Parameters
+    ----------
+    noise : float
+        Measured white noise of the faint pixels, in the unit of the data.
+    level : float
+        Mean level of those pixels.
+    gain : float or None
+        Effective electrons per unit of data; None: the photon noise of sources is unknown and left out.
+    read_variance : float
+        Variance of the read noise in units of the data squared: the model never goes below.
+    origin : str
+        Where the gain comes from: "given", "sky", "sources" or "unknown".
+    """
+
+    noise: float
+    level: float
+    gain: float | None
+    read_variance: float
+    origin: str
+
+    def variance(self, signal: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """Return the variance of pixels whose expected value is `signal` (same shape)."""
+        sky = self.noise**2
+        if self.gain is None:
+            return np.full(signal.shape, sky)
+        photons = (np.asarray(signal, dtype=np.float64) - self.level) / self.gain
+        return np.maximum(sky + photons, self.floor)
+
+    @property
+    def floor(self) -> float:
+        """Smallest variance that is believed.
+
+        Read noise where the data contain their sky. Otherwise a negative signal means nothing, but the fluctuations of
+        a smoothed sky have to go through in both directions lest they bias the variance: three deviations of the mean
+        of a window are let through.
+        """
+        sky = self.noise**2
+        if self.gain is None:
+            return sky
+        if self.level > SKY_IN_DATA * self.noise:
+            return max(self.read_variance, 0.01 * sky)
+        return max(self.read_variance, 0.1 * sky, sky - 3 * self.noise / (WINDOW * self.gain))
+
+
+def with_variance(exposure: Exposure) -> Exposure:
+    """Return the exposure with a variance plane: its own, or else that of `noise_model`.
+
+    Parameters
+    ----------
+    exposure : Exposure
+        An image with or without variance.
+
+    Returns
+    -------
+    Exposure
+        The same object if it has a variance.
+
+    Raises
+    ------
+    NoUsableDataError
+        No usable pixel, or the image has no noise at all (constant).
+
+    Notes
+    -----
+    The photon noise is that of the *expected* signal, not of the pixel's own value: a pixel that happens to be low would
+    otherwise get a small variance and a large weight, and every weighted mean would come out too low by about one
+    electron (Neyman's chi-square). The expected signal is estimated by the local statistics of Lee (1980, IEEE Trans.
+    PAMI 2, 165): the mean over 5x5 pixels where these do not scatter more than their noise, and the closer to the pixel
+    itself the more they do, as in the core of a star, where its relative noise is small.
+    """
+    if exposure.variance is not None:
+        return exposure
+    model = noise_model(exposure)
+    signal = expected_signal(exposure, model)
+    return exposure.replace(variance=model.variance(signal).astype(exposure.data.dtype))
+
+
+def noise_model(exposure: Exposure) -> NoiseModel:
+    """Measure the noise of an image, and find the gain that goes with it.
+
+    Parameters
+    ----------
+    exposure : Exposure
+        The image. Gain and read noise are used if it has them.
+
+    Returns
+    -------
+    NoiseModel
+
+    Raises
+    ------
+    NoUsableDataError
+        No usable pixel, or the image has no noise at all.
+
+    Warns
+    -----
+    SkyloomWarning
+        The gain is unknown, or contradicts the noise.
+
+    Notes
+    -----
+    The variance of the faint pixels is measured (`skyloom.background.faint_noise`), since this holds whatever was done to
+    the image: subtracted sky, scaling, averaging. The gain is only needed for the additional photon noise of sources.
+    With the level L of the faint pixels, their variance s^2 and the read noise r,
+
+    * if the data contain their sky, the gain follows from them too: s^2 = L/g + r^2/g^2. A given gain is kept if it
+      predicts s^2 within 30 %. If it predicts more, then the image is an average (of N frames, each of the given gain) or
+      was scaled, and the effective gain is the given one times predicted/measured, N. A bias level that was not
+      subtracted looks the same: subtract it before.
+    * if they do not, a given gain is checked at the sources: no pixel can have less than its photon noise. Where it
+      predicts more than is measured by more than 30 %, the smallest gain that does not is taken.
+    """
+    noise, level = faint_noise(exposure)
+    if not noise > 0:
+        raise NoUsableDataError(
+            f"{exposure.name} has no noise: its faint pixels are all equal. Give a variance plane if that is right.",
+            name=exposure.name,
+        )
+    gain, read_noise = exposure.gain, exposure.read_noise or 0.0
+    sky_in_data = level > SKY_IN_DATA * noise
+    if gain is None:
+        return _without_gain(exposure, noise, level, sky_in_data)
+    read_variance = (read_noise / gain) ** 2
+    excess = (max(level, 0.0) / gain + read_variance) / noise**2
+    if sky_in_data and excess > CONSISTENT:
+        _warn(
+            f"The gain of {exposure.name} ({gain:g}) predicts {excess:.2f} times the measured variance of the sky: it is "
+            f"taken for an average of that many frames, with a gain of {gain * excess:.3g}. Pass gain= if that is wrong "
+            "(a bias level that was not subtracted looks the same)."
+        )
+        return NoiseModel(noise, level, gain * excess, read_variance / excess, "sky")
+    least = _least_gain(exposure, noise, level)
+    if not sky_in_data and least > CONSISTENT * gain:
+        _warn(
+            f"The sources of {exposure.name} are less noisy than photons would be with the gain of {gain:g}; it is taken "
+            f"for an average, with a gain of {least:.3g}. Pass the effective gain with gain=."
+        )
+        return NoiseModel(noise, level, least, min(read_variance * gain / least, noise**2), "sources")
+    return NoiseModel(noise, level, gain, min(read_variance, noise**2), "given")
+
+
+def _without_gain(exposure: Exposure, noise: float, level: float, sky_in_data: bool) -> NoiseModel:
+    """Infer the gain from the sky, if it is there: the positive root of s^2 g^2 - L g - r^2 = 0."""
+    if sky_in_data:
+        read_noise = exposure.read_noise or 0.0
+        gain = (level + np.hypot(level, 2 * noise * read_noise)) / (2 * noise**2)
+        if PLAUSIBLE_GAIN[0] <= gain <= PLAUSIBLE_GAIN[1]:
+            return NoiseModel(noise, level, float(gain), (read_noise / gain) ** 2, "sky")
+    _warn(
+        f"The gain of {exposure.name} is unknown and its sky does not tell: the photon noise of its sources is left out. "
+        "Pass gain=."
+    )
+    return NoiseModel(noise, level, None, 0.0, "unknown")
+
+
+def _least_gain(exposure: Exposure, noise: float, level: float) -> float:
+    """Return the smallest gain with which no brightness has more photon noise than was measured there.
+
+    The filter of `noise_samples` sees photon noise and the shape of sources, so that its variance is an upper limit to
+    the photon noise, in each of a few bins of brightness.
+    """
+    response, mean = noise_samples(exposure)
+    order = np.argsort(mean, kind="stable")
+    least = 0.0
+    for bin_ in np.array_split(order[order.size // 2 :], 16):
+        if bin_.size < 30:
+            continue
+        signal = float(np.mean(mean[bin_])) - level
+        # the variance from the smaller half of n absolute values has a relative error of about 2 / sqrt(n)
+        measured = response_noise(response[bin_]) ** 2 * (1 + 3 * 2 / np.sqrt(bin_.size))
+        if signal > 3 * noise and measured > noise**2:
+            least = max(least, signal / (measured - noise**2))
+    return least
+
+
+def expected_signal(exposure: Exposure, model: NoiseModel) -> npt.NDArray[np.float64]:
+    """Return the expected value of each pixel by local statistics (Lee 1980): shape (ny, nx), float64."""
+    usable = exposure.usable
+    data = np.where(usable, exposure.data, 0.0).astype(np.float64) - np.where(usable, model.level, 0.0)
+    count = _window_mean(usable.astype(np.float64))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(count > 1e-3, _window_mean(data) / count, 0.0)
+        scatter = np.where(count > 1e-3, _window_mean(data * data) / count, 0.0) - mean * mean
+    noise = model.variance(mean + model.level)
+    # 25 values of variance V scatter by V +- 0.3 V: below 2 V nothing but noise is seen
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(scatter > 2 * noise, 1 - 2 * noise / scatter, 0.0)
+    return model.level + mean + np.where(usable, share * (data - mean), 0.0)
+
+
+def _window_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    from scipy import ndimage
+
+    return ndimage.uniform_filter(values, WINDOW, mode="constant")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, SkyloomWarning, stacklevel=4)
+
+
