@@ -1,0 +1,353 @@
+"""`estimate_psf`: measure the point spread function of an image from its stars."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import sep
+from scipy.spatial import cKDTree
+
+from skyloom.errors import InputError, NoUsableDataError, TooFewSourcesError
+from skyloom.exposure import Exposure
+from skyloom.psf.analytic import Profile, fit_profile
+from skyloom.psf.fit import StarStamps, fit_basis, residuals
+from skyloom.psf.model import PsfModel, polynomial_terms, stamp_fwhm
+from skyloom.psf.shift import shift_stamp
+from skyloom.psf.stars import SourceField, choose_stars
+
+logger = logging.getLogger("skyloom.psf")
+
+Array = npt.NDArray[np.float64]
+
+MIN_STARS = {0: 3, 1: 12, 2: 30}
+"""Fewest stars for each order: some three for each polynomial term, and enough to test the choice."""
+MAX_STARS = 160
+SYSTEMATIC = 0.02
+"""Error of the model relative to itself that the weights allow for, so that one bright star does not rule the fit."""
+PASSES = 4
+FOLDS = 4
+
+
+def estimate_psf(
+    exposure: Exposure,
+    sources: Any = None,
+    *,
+    half: int | None = None,
+    order: int | Literal["auto"] = "auto",
+    fallback: Literal["moffat", "gaussian"] | None = None,
+) -> PsfModel:
+    """Measure the point spread function from the stars of an image.
+
+    The pixels of the PSF, as polynomials of the position, are fitted to all chosen stars at once by weighted least squares (a
+    forward model, as Bertin 2011 does; the effective PSF of Anderson & King 2000): every star is
+    the PSF of its place, moved by its sub-pixel offset with Lanczos interpolation, times its flux. Fluxes, positions and
+    the neighbours' light are refined in turn with the PSF; stars that the model does not describe are left out.
+
+    Parameters
+    ----------
+    exposure : Exposure
+        Image; without a variance plane, the noise is measured from the background.
+    sources : table, optional
+        Known sources with columns x, y (pixels) and optionally flux. All of them, not only stars: neighbours must be
+        known. Default: detect them.
+    half : int, optional
+        Half size of the stamps. Default 3.5 FWHM, at least 7 and at most 50 pixels.
+    order : {'auto', 0, 1, 2}
+        Degree of the variation over the image. 'auto' takes the highest one that predicts stars left out of the fit
+        as well as the lower ones.
+    fallback : {'moffat', 'gaussian'}, optional
+        With fewer than 3 good stars, but at least one, fit that profile to what there is, instead of an error.
+
+    Returns
+    -------
+    psf : PsfModel
+        With the statistics 'chi2' (median over stars of the reduced chi-square in the core, with a model error of 2 %),
+        'residual' (median over stars of the RMS residual in the core, relative to the peak), 'fwhm',
+        'n_candidates' and 'n_rejected'.
+
+    Raises
+    ------
+    TooFewSourcesError
+        Fewer than 3 good stars (no good star with a `fallback`), or too few for the asked order.
+    NoUsableDataError
+        The exposure has no usable pixel.
+    InputError
+        An option is out of its range, or `sources` has no columns x and y.
+    """
+    _check_options(half, order, fallback)
+    image, variance, usable = _prepare(exposure)
+    field = choose_stars(image, variance, usable, sources, MAX_STARS)
+    needed = MIN_STARS[0 if order == "auto" else order]
+    if field.stars.size < needed and (fallback is None or field.stars.size == 0):
+        raise _too_few(exposure, field, needed)
+    half = int(np.clip(np.ceil(3.5 * field.fwhm), 7, 50)) if half is None else half
+    work = _Work.of(image, variance, usable, field, half)
+    stack, weight = work.stack()
+    analytic = field.stars.size < needed
+    profile = fit_profile(stack, weight, field.fwhm, gaussian=analytic and fallback == "gaussian")
+    if analytic:
+        return _analytic_model(profile, half, exposure.shape, field)
+    return _pixel_model(work, profile, order, exposure, field)
+
+
+def _pixel_model(
+    work: _Work, profile: Profile, order: int | Literal["auto"], exposure: Exposure, field: SourceField
+) -> PsfModel:
+    """Alternate between the stars' parameters and the pixels of the PSF."""
+    half, shape = work.half, exposure.shape
+    psf = PsfModel(profile.stamp(half)[None], 0, shape)
+    chosen = 0
+    for passage in range(PASSES):
+        stars = work.star_stamps(psf)
+        stars, chi2 = _reject(stars, psf, profile.fwhm)
+        needed = MIN_STARS[0 if order == "auto" else order]
+        if stars.x.size < needed:
+            raise _too_few(exposure, field, needed, left=stars.x.size)
+        if passage == 1:  # the first PSF made by stars has cleaned the stamps: now the order can be judged
+            chosen = _choose_order(stars, profile, shape) if order == "auto" else order
+        terms = polynomial_terms(stars.x, stars.y, chosen, shape)
+        psf = PsfModel(fit_basis(stars, terms, profile), chosen, shape, stars.x.size)
+    core = _core(half, profile.fwhm)
+    model = psf.basis[0].max() * stars.flux
+    scatter = np.sqrt(np.mean(residuals(stars, psf.basis, terms)[:, core] ** 2, axis=1)) / model
+    statistics = {
+        "chi2": float(np.median(chi2)),
+        "residual": float(np.median(scatter)),
+        "fwhm": psf.fwhm(),
+        "n_candidates": float(field.stars.size),
+        "n_rejected": float(field.stars.size - stars.x.size),
+    }
+    logger.info("%s: PSF of order %d from %d stars, FWHM %.2f px", exposure.name, chosen, stars.x.size, psf.fwhm())
+    return PsfModel(psf.basis, chosen, shape, stars.x.size, statistics)
+
+
+def _analytic_model(profile: Profile, half: int, shape: tuple[int, int], field: SourceField) -> PsfModel:
+    stamp = profile.stamp(half)
+    statistics = {"fwhm": stamp_fwhm(stamp), "n_candidates": float(field.stars.size), "beta": profile.beta}
+    return PsfModel(stamp[None], 0, shape, field.stars.size, statistics)
+
+
+def _check_options(half: int | None, order: int | str, fallback: str | None) -> None:
+    if half is not None and not 2 <= half <= 200:
+        raise InputError(f"half is {half}; 2 to 200 pixels are needed.", half=half)
+    if order not in ("auto", 0, 1, 2):
+        raise InputError(f"order is {order!r}; 'auto', 0, 1 or 2 are known.", order=order)
+    if fallback not in (None, "moffat", "gaussian"):
+        raise InputError(f"fallback is {fallback!r}; None, 'moffat' or 'gaussian' are known.", fallback=fallback)
+
+
+def _too_few(exposure: Exposure, field: SourceField, needed: int, left: int | None = None) -> TooFewSourcesError:
+    counts = dict(field.counts)
+    if left is not None:
+        counts["described by one PSF"] = left
+    found = field.stars.size if left is None else left
+    passed = ", ".join(f"{number} {what}" for what, number in counts.items())
+    return TooFewSourcesError(
+        f"{exposure.name} has {found} good stars for a point spread function ({passed}); at least {needed} are needed. "
+        "Give a deeper image, a lower order=, a mask for artefacts, or ask for an analytic profile with "
+        "fallback='moffat'.", found=found, needed=needed, **{"counts": counts})
+
+
+def _prepare(exposure: Exposure) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+    """Return the background-subtracted data, their variance, and what may be used."""
+    usable = exposure.usable
+    if not usable.any():
+        raise NoUsableDataError(f"{exposure.name} has no usable pixel, so no star either; check its mask.")
+    data = np.where(usable, exposure.data, 0).astype(np.float64)
+    background = sep.Background(data, mask=~usable, bw=64, bh=64)
+    image = data - background.back()
+    if exposure.variance is not None:
+        variance = exposure.variance.astype(np.float64)
+        usable = usable & (variance > 0)
+    else:
+        variance = background.rms() ** 2
+        if exposure.gain is not None:
+            variance = variance + np.maximum(image, 0) / exposure.gain
+        variance = np.maximum(variance, np.finfo(np.float32).tiny)
+    return image, variance, usable
+
+
+def _core(half: int, fwhm: float, radius: float = 1.0) -> npt.NDArray[np.bool_]:
+    """Return the pixels of a stamp within `radius` FWHM of its middle."""
+    axis = np.arange(-half, half + 1.0)
+    return axis[:, None] ** 2 + axis[None, :] ** 2 <= max(radius * fwhm, 1.5) ** 2
+
+
+def _reject(stars: StarStamps, psf: PsfModel, fwhm: float) -> tuple[StarStamps, Array]:
+    """Leave out the stars whose core the PSF does not describe; return the others and their reduced chi-squares."""
+    terms = polynomial_terms(stars.x, stars.y, psf.order, psf.shape)
+    core = _core(psf.half, fwhm)
+    weight = stars.weight[:, core]
+    chi2 = (weight * residuals(stars, psf.basis, terms)[:, core] ** 2).sum(axis=1)
+    chi2 = chi2 / np.maximum((weight > 0).sum(axis=1) - 4, 1)
+    middle = float(np.median(chi2))
+    spread = 1.4826 * float(np.median(np.abs(chi2 - middle)))
+    # half of the stars are never left out; stars good to the noise never either
+    keep = (chi2 <= max(middle + 5 * spread, 2.0)) & (stars.flux > 0) & ((weight > 0).mean(axis=1) > 0.8)
+    return stars.select(keep), chi2[keep]
+
+
+def _choose_order(stars: StarStamps, profile: Profile, shape: tuple[int, int]) -> int:
+    """Choose the degree of the variation by four-fold cross-validation on the stars.
+
+    A higher degree is taken unless it predicts the cores of stars that were left out of the fit (their flux and position
+    are free) worse, by more than the standard error: the priors keep a needless term small, while a missing one is a
+    systematic error of all fluxes in a part of the image.
+    """
+    core = _core(stars.data.shape[-1] // 2, profile.fwhm)
+    best, best_chi2 = 0, None
+    for order, least in MIN_STARS.items():
+        if stars.x.size < least:
+            break
+        terms = polynomial_terms(stars.x, stars.y, order, shape)
+        chi2 = np.zeros(stars.x.size)
+        for fold in range(FOLDS):
+            out = np.arange(stars.x.size) % FOLDS == fold
+            basis = fit_basis(stars.select(~out), terms[~out], profile)
+            chi2[out] = _free_chi2(stars.select(out), basis, terms[out], core)
+        if best_chi2 is not None:
+            gain = np.sqrt(best_chi2) - np.sqrt(chi2)  # roots, so that no single star decides
+            if gain.mean() < -gain.std() / np.sqrt(gain.size):
+                continue
+        best, best_chi2 = order, chi2
+    return best
+
+
+def _free_chi2(stars: StarStamps, basis: Array, terms: Array, core: npt.NDArray[np.bool_]) -> Array:
+    """Chi-square of each star's core, with its flux and position fitted (to first order) to this PSF."""
+    residual = residuals(stars, basis, terms)
+    model = stars.data - residual
+    columns = np.stack([model, np.gradient(model, axis=2), np.gradient(model, axis=1)], axis=-1)[:, core]
+    root = np.sqrt(stars.weight[:, core])
+    columns, values = columns * root[..., None], residual[:, core] * root
+    matrix = columns.transpose(0, 2, 1) @ columns
+    vector = np.einsum("spc,sp->sc", columns, values)
+    solution = (np.linalg.pinv(matrix, hermitian=True) @ vector[..., None])[..., 0]
+    return (values**2).sum(axis=1) - (vector * solution).sum(axis=1)
+
+
+@dataclass
+class _Work:
+    """The image and the running parameters of its sources near the chosen stars."""
+
+    image: Array
+    weight: Array
+    x: Array
+    y: Array
+    flux: Array
+    x0: Array
+    y0: Array
+    n_stars: int
+    half: int
+    fwhm: float
+
+    @classmethod
+    def of(cls, image: Array, variance: Array, usable: npt.NDArray[np.bool_], field: SourceField, half: int) -> _Work:
+        """Collect the stars, which come first, and all sources that reach into their stamps."""
+        tree = cKDTree(np.column_stack([field.x, field.y])[field.stars])
+        distance, _ = tree.query(np.column_stack([field.x, field.y]), distance_upper_bound=1.5 * half + field.fwhm)
+        near = np.isfinite(distance) & (field.flux > 0)
+        near[field.stars] = False
+        index = np.concatenate([field.stars, np.flatnonzero(near)])
+        weight = np.where(usable, 1 / np.where(usable, variance, 1), 0.0)
+        pad = half + 2
+        x, y = field.x[index] + pad, field.y[index] + pad
+        return cls(np.pad(np.where(usable, image, 0), pad), np.pad(weight, pad), x.copy(), y.copy(),
+                   field.flux[index].astype(float), x, y, field.stars.size, half, field.fwhm)
+
+    def box(self, i: int) -> tuple[slice, slice]:
+        """Return the stamp of source i in the padded image."""
+        ix, iy = round(self.x0[i]), round(self.y0[i])
+        return slice(iy - self.half, iy + self.half + 1), slice(ix - self.half, ix + self.half + 1)
+
+    def offset(self, i: int) -> tuple[float, float]:
+        """Return the offset of source i from the middle pixel of its stamp."""
+        return self.x[i] - round(self.x0[i]), self.y[i] - round(self.y0[i])
+
+    def stack(self) -> tuple[Array, Array]:
+        """Return the median of the stars, registered and scaled to unit core flux, and the weight of its pixels."""
+        core = _core(self.half, self.fwhm)
+        data = []
+        for i in range(self.n_stars):
+            box, (dx, dy) = self.box(i), self.offset(i)
+            stamp, known = shift_stamp(self.image[box], -dx, -dy), self.weight[box] > 0
+            flux = stamp[core].sum()
+            if flux > 0:
+                data.append(np.where(known, stamp / flux, np.nan))
+        cube = np.array(data)
+        known = np.isfinite(cube).any(axis=0)
+        middle = np.zeros(cube.shape[1:])
+        middle[known] = np.nanmedian(cube[:, known], axis=0)
+        # all pixels alike, but the far ones, where neighbours sit, count less
+        axis = np.arange(-self.half, self.half + 1.0)
+        radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
+        return middle, known / (1 + radius2 / self.fwhm**2)
+
+    def star_stamps(self, psf: PsfModel) -> StarStamps:
+        """Refine all sources with this PSF, and return the stamps of the stars with all else subtracted."""
+        models, residual = self.subtract(psf)
+        n, side = self.n_stars, 2 * self.half + 1
+        data, weight = np.empty((n, side, side)), np.empty((n, side, side))
+        for i in range(n):
+            box = self.box(i)
+            data[i] = residual[box] + self.flux[i] * models[i]
+            weight[i] = self._soft_weight(box, self.flux[i] * models[i])
+        shapes = models[:n]
+        flux, level = _flux_and_level(data, weight, shapes)
+        data -= level[:, None, None]
+        # pixels far off the model, outside of the core: neighbours that nobody found, cosmic rays
+        far = ~_core(self.half, self.fwhm)
+        deviation = (data - flux[:, None, None] * shapes) ** 2 * weight
+        weight[(deviation > 25) & far] = 0
+        again, level = _flux_and_level(data, weight, shapes)
+        data -= level[:, None, None]
+        pad = self.half + 2
+        dx, dy = np.array([self.offset(i) for i in range(n)]).T
+        return StarStamps(data, weight, again, dx, dy, self.x[:n] - pad, self.y[:n] - pad)
+
+    def subtract(self, psf: PsfModel, rounds: int = 2) -> tuple[list[Array], Array]:
+        """Fit flux and position of each source in turn on what the others leave; return unit models and the residual."""
+        pad, core = self.half + 2, _core(self.half, self.fwhm)
+        models = [psf.stamp_at(x - pad, y - pad, *self.offset(i)) for i, (x, y) in enumerate(zip(self.x, self.y, strict=True))]
+        residual = self.image.copy()
+        for i, model in enumerate(models):
+            residual[self.box(i)] -= self.flux[i] * model
+        for _ in range(rounds):
+            for i in np.argsort(-self.flux):
+                box, model = self.box(i), models[i]
+                data = residual[box] + self.flux[i] * model
+                weight = self._soft_weight(box, self.flux[i] * model) * core
+                gradient = np.gradient(model)
+                columns = np.stack([model[core], -gradient[1][core], -gradient[0][core], np.ones(core.sum())])
+                normal = (columns * weight[core]) @ columns.T
+                if not weight.any() or normal[0, 0] <= 0:
+                    continue
+                solution = np.linalg.lstsq(normal, (columns * weight[core]) @ data[core], rcond=1e-10)[0]
+                flux = max(float(solution[0]), 0.0)
+                if flux > 0:
+                    step = np.clip(solution[1:3] / flux, -0.3, 0.3)
+                    self.x[i] = np.clip(self.x[i] + step[0], self.x0[i] - 1.5, self.x0[i] + 1.5)
+                    self.y[i] = np.clip(self.y[i] + step[1], self.y0[i] - 1.5, self.y0[i] + 1.5)
+                    models[i] = psf.stamp_at(self.x[i] - pad, self.y[i] - pad, *self.offset(i))
+                self.flux[i] = flux
+                residual[box] = data - flux * models[i]
+        return models, residual
+
+    def _soft_weight(self, box: tuple[slice, slice], model: Array) -> Array:
+        """Inverse variance, with an error of the model in proportion to the model."""
+        weight = self.weight[box]
+        return weight / (1 + weight * (SYSTEMATIC * model) ** 2)
+
+
+def _flux_and_level(data: Array, weight: Array, shapes: list[Array]) -> tuple[Array, Array]:
+    """Fit flux and a constant level to each stamp."""
+    model = np.stack(shapes)
+    axes = (1, 2)
+    a, b, c = ((weight * m).sum(axes) for m in (model**2, model, np.ones_like(model)))
+    p, q = (weight * data * model).sum(axes), (weight * data).sum(axes)
+    determinant = np.maximum(a * c - b * b, np.finfo(float).tiny)
+    return (c * p - b * q) / determinant, (a * q - b * p) / determinant

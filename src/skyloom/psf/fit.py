@@ -1,0 +1,203 @@
+"""Fit a varying point spread function to stars: a linear, regularised least-squares problem.
+
+``P(u; x, y) = Phi_0(u) + sum_{k>0} p_k(x, y) sum_m a_km B_m(u)``: the pixels of Phi_0 are free; the variation over the
+field is made of smooth modes B_m, because a few hundred noisy stars cannot tell the variation of every single pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from numpy.polynomial.hermite_e import hermeval
+from scipy.linalg import cho_factor, cho_solve
+from scipy.ndimage import maximum_filter
+
+from skyloom.psf.analytic import Profile
+from skyloom.psf.shift import shift_matrices
+
+Array = npt.NDArray[np.float64]
+
+PRIOR_PIXEL = 0.5
+"""Prior standard deviation of a pixel of Phi_0 around the analytic profile, relative to that profile."""
+PRIOR_MODE = 0.05
+"""Prior standard deviation of a_km B_m at its extremum, relative to the peak of the PSF."""
+MODE_DEGREES = ((1.0, 4), (2.0, 2))
+"""Modes: Gauss-Hermite functions of the PSF's width up to degree 4, and of twice its width up to degree 2."""
+
+
+@dataclass(frozen=True)
+class StarStamps:
+    """Stamps of stars, all else subtracted.
+
+    Parameters
+    ----------
+    data, weight : ndarray, shape (n_stars, n, n)
+        Background-free data, and the inverse variance of each pixel (0: not used).
+    flux, dx, dy : ndarray, shape (n_stars,)
+        Flux of each star, and its offset from the middle pixel.
+    x, y : ndarray, shape (n_stars,)
+        Positions in the image.
+    """
+
+    data: Array
+    weight: Array
+    flux: Array
+    dx: Array
+    dy: Array
+    x: Array
+    y: Array
+
+    def select(self, index: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> StarStamps:
+        """Return some of the stars."""
+        return StarStamps(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+class _StarModel:
+    """The linear map from basis images to star stamps, and its transpose.
+
+    ``M_s = f_s Sy_s (sum_k p_k(s) Phi_k) Sx_s^T``, with the shift matrices S of `shift_matrices`.
+    """
+
+    def __init__(self, stars: StarStamps, terms: Array) -> None:
+        n = stars.data.shape[-1]
+        self.sy, self.sx = shift_matrices(n, stars.dy), shift_matrices(n, stars.dx)
+        self.terms = terms * stars.flux[:, None]
+
+    def forward(self, basis: Array) -> Array:
+        return self.sy @ np.tensordot(self.terms, basis, 1) @ self.sx.transpose(0, 2, 1)
+
+    def adjoint(self, stamps: Array) -> Array:
+        return np.tensordot(self.terms.T, self.sy.transpose(0, 2, 1) @ stamps @ self.sx, 1)
+
+
+def variation_modes(half: int, fwhm: float) -> Array:
+    """Gauss-Hermite functions ``He_i(x/s) He_j(y/s) exp(-(x**2 + y**2) / (2 s**2))`` with extremum 1, see `MODE_DEGREES`.
+
+    Returns
+    -------
+    modes : ndarray, shape (n_modes, 2 half + 1, 2 half + 1)
+    """
+    axis = np.arange(-half, half + 1.0)
+    modes = []
+    for scale, degree in MODE_DEGREES:
+        t = axis / (scale * fwhm / np.sqrt(8 * np.log(2)))
+        functions = [hermeval(t, np.eye(degree + 1)[i]) * np.exp(-(t**2) / 2) for i in range(degree + 1)]
+        modes += [np.outer(functions[j], functions[i - j]) for i in range(degree + 1) for j in range(i + 1)]
+    return np.stack([mode / np.abs(mode).max() for mode in modes])
+
+
+def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int = 12) -> Array:
+    """Fit the basis images of a varying PSF to stars.
+
+    Minimises ``sum_s w_s (D_s - M_s)**2 + sum_u ((Phi_0 - m) / (tau m))**2 + sum_km (a_km / tau_a)**2`` by preconditioned
+    conjugate gradients, m being the analytic profile. The prior holds the pixels that the stars do not determine, in the
+    wings, near the profile, so that noise in the wings stays below the wings.
+
+    Parameters
+    ----------
+    stars : StarStamps
+    terms : ndarray, shape (n_stars, n_terms)
+        Polynomial terms p_k at the stars; the first is 1.
+    profile : Profile
+        m, fitted to the mean star.
+    iterations : int
+        Steps of the conjugate gradients.
+
+    Returns
+    -------
+    basis : ndarray, shape (n_terms, n, n)
+        Phi_0 with unit sum and its centroid on the middle pixel; the others with sum and first moments 0.
+    """
+    n = stars.data.shape[-1]
+    # polynomials without their mean over the stars: what varies is then told apart from Phi_0
+    mean = np.average(terms, axis=0, weights=np.maximum(stars.flux, 0))
+    mean[0] = 0.0
+    centred = terms - mean
+    model, modes = _StarModel(stars, centred), variation_modes(n // 2, profile.fwhm)
+    prior = profile.stamp(n // 2)
+    tau2 = (PRIOR_PIXEL * maximum_filter(prior, 3)).ravel() ** 2
+    tau2_mode = (PRIOR_MODE * prior.max()) ** 2
+    n_varying, weight = terms.shape[1] - 1, stars.weight
+
+    def to_basis(theta: Array) -> Array:
+        varying = np.tensordot(theta[n * n :].reshape(n_varying, len(modes)), modes, 1)
+        return np.concatenate([theta[: n * n].reshape(1, n, n), varying])
+
+    def transpose(basis: Array) -> Array:
+        varying = np.tensordot(basis[1:], modes, ([1, 2], [1, 2]))
+        return np.concatenate([basis[0].ravel(), varying.ravel()])
+
+    inverse_prior = np.concatenate([1 / tau2, np.full(n_varying * len(modes), 1 / tau2_mode)])
+    diagonal = np.tensordot(model.terms[:, 0] ** 2, weight, 1).ravel() + 1 / tau2
+    factor = _mode_block(model.terms[:, 1:], weight, modes, tau2_mode) if n_varying else None
+
+    def precondition(theta: Array) -> Array:
+        pixels = theta[: n * n] / diagonal
+        return pixels if factor is None else np.concatenate([pixels, cho_solve(factor, theta[n * n :])])
+
+    start = np.concatenate([prior.ravel(), np.zeros(n_varying * len(modes))])
+    theta = start + _conjugate_gradients(
+        lambda t: transpose(model.adjoint(weight * model.forward(to_basis(t)))) + inverse_prior * t,
+        transpose(model.adjoint(weight * (stars.data - model.forward(to_basis(start))))), precondition, iterations)
+    basis = to_basis(theta)
+    basis[0] -= np.tensordot(mean[1:], basis[1:], 1)  # back to the plain polynomials
+    return constrain(basis)
+
+
+def _mode_block(terms: Array, weight: Array, modes: Array, tau2: float) -> tuple[Array, bool]:
+    """Factor the normal matrix of the modes' coefficients, the stars' sub-pixel shifts left out (a preconditioner)."""
+    n_terms, n_modes = terms.shape[1], len(modes)
+    flat = modes.reshape(n_modes, -1)
+    outer = np.einsum("sk,sl->skl", terms, terms).reshape(len(terms), -1)
+    pixels = outer.T @ weight.reshape(len(weight), -1)
+    block = np.einsum("mu,qu,nu->qmn", flat, pixels, flat, optimize=True)
+    block = block.reshape(n_terms, n_terms, n_modes, n_modes).transpose(0, 2, 1, 3).reshape(n_terms * n_modes, -1)
+    return cho_factor(block + np.eye(len(block)) / tau2)
+
+
+def _conjugate_gradients(normal, residual: Array, precondition, iterations: int) -> Array:  # type: ignore[no-untyped-def]
+    """Solve ``normal(x) = residual`` (Hestenes & Stiefel 1952, preconditioned)."""
+    x = np.zeros_like(residual)
+    direction = z = precondition(residual)
+    rho = first = float(residual @ z)
+    for _ in range(iterations):
+        if rho <= 1e-10 * first:
+            break
+        image = normal(direction)
+        alpha = rho / float(direction @ image)
+        x = x + alpha * direction
+        residual = residual - alpha * image
+        z = precondition(residual)
+        rho, previous = float(residual @ z), rho
+        direction = z + rho / previous * direction
+    return x
+
+
+def constrain(basis: Array) -> Array:
+    """Give Phi_0 unit sum and a centroid on the middle pixel, and all other terms sum and first moments 0.
+
+    The centroid is weighted with a Gaussian window of Phi_0's own width; a term's moment is taken out with the gradient
+    of Phi_0, which is to first order a shift.
+    """
+    basis = basis / basis[0].sum()
+    n = basis.shape[-1]
+    axis = np.arange(n) - n // 2
+    radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
+    core = np.maximum(basis[0], 0) ** 2
+    window = np.exp(-radius2 / (2 * max(float((core * radius2).sum() / core.sum()), 0.5)))
+    moments = np.stack([window * axis[None, :], window * axis[:, None]])
+    for _ in range(3):
+        gradient = np.stack([np.gradient(basis[0], axis=1), np.gradient(basis[0], axis=0)])
+        response = np.tensordot(moments, gradient, ([1, 2], [1, 2]))
+        shift = np.linalg.solve(response, np.tensordot(moments, basis, ([1, 2], [1, 2])))
+        basis = basis - np.tensordot(shift.T, gradient, 1)
+        basis[1:] -= basis[1:].sum(axis=(1, 2), keepdims=True) * basis[0]
+        basis[0] /= basis[0].sum()
+    return basis
+
+
+def residuals(stars: StarStamps, basis: Array, terms: Array) -> Array:
+    """Return data minus model for each star, shape (n_stars, n, n)."""
+    return stars.data - _StarModel(stars, terms).forward(basis)

@@ -1,0 +1,162 @@
+"""Point spread functions as arrays: constant (`ArrayPsf`) and varying over the field (`PsfModel`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import zoom
+
+from skyloom.errors import InputError, ShapeError
+from skyloom.psf.shift import shift_stamp
+
+Stamp = npt.NDArray[np.float64]
+
+
+@runtime_checkable
+class Psf(Protocol):
+    """What every stage asks of a point spread function."""
+
+    @property
+    def half(self) -> int:
+        """Half size of the stamps: they have 2 half + 1 pixels on a side."""
+
+    def stamp(self, x: float, y: float) -> Stamp:
+        """Return the PSF at (x, y), centred on the middle pixel, with unit sum."""
+
+
+def stamp_fwhm(stamp: Stamp) -> float:
+    """Full width at half maximum of a stamp: the diameter of the circle with the area of {stamp > maximum / 2}.
+
+    The stamp is interpolated 8-fold by cubic splines, so that the result does not step with the pixels. It contains the
+    blurring by the pixel: a Gaussian of FWHM F, integrated over pixels, has about ``sqrt(F**2 + 0.46)``.
+    """
+    half_y, half_x = (n // 2 for n in stamp.shape)
+    width = min(half_y, half_x)
+    factor = 8
+    core = stamp[half_y - width : half_y + width + 1, half_x - width : half_x + width + 1]
+    fine = zoom(core, ((core.shape[0] - 1) * factor + 1) / core.shape[0], order=3, grid_mode=False)
+    return float(2 * np.sqrt(np.count_nonzero(fine > fine.max() / 2) / np.pi) / factor)
+
+
+def polynomial_terms(x: npt.ArrayLike, y: npt.ArrayLike, order: int, shape: tuple[int, int]) -> Stamp:
+    """Monomials ``X**i Y**j``, i + j <= order, of positions scaled to -1...1 over an image of `shape`.
+
+    Returns
+    -------
+    terms : ndarray, shape (..., (order + 1) (order + 2) / 2), float64
+        1, X, Y, X**2, X Y, Y**2, ...
+    """
+    ny, nx = shape
+    X = (np.asarray(x, float) - (nx - 1) / 2) / max((nx - 1) / 2, 1)
+    Y = (np.asarray(y, float) - (ny - 1) / 2) / max((ny - 1) / 2, 1)
+    return np.stack([X ** (total - j) * Y**j for total in range(order + 1) for j in range(total + 1)], axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class PsfModel:
+    """A point spread function whose pixels are polynomials of the position in the image.
+
+    ``P(u; x, y) = sum_k p_k(x, y) Phi_k(u)`` with the monomials p_k of `polynomial_terms`. Phi_0 has unit sum and the
+    other basis images have sum zero, hence every stamp has unit sum.
+
+    Parameters
+    ----------
+    basis : ndarray, shape (n_terms, 2 half + 1, 2 half + 1), float64
+        Phi_k.
+    order : int
+        Degree of the polynomials.
+    shape : tuple of int
+        Shape (ny, nx) of the image, which scales the positions.
+    n_stars : int
+        Number of stars that the model rests on.
+    statistics : mapping
+        How well the model describes its stars; see `estimate_psf`.
+    """
+
+    basis: Stamp
+    order: int
+    shape: tuple[int, int]
+    n_stars: int = 0
+    statistics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        basis = np.array(self.basis, dtype=float)
+        basis.flags.writeable = False
+        object.__setattr__(self, "basis", basis)
+
+    @property
+    def half(self) -> int:
+        """Half size of the stamps, pixels."""
+        return int(self.basis.shape[-1] // 2)
+
+    def stamp(self, x: float, y: float) -> Stamp:
+        """Return the PSF at (x, y), centred on the middle pixel, with unit sum; positions outside count as the border."""
+        ny, nx = self.shape
+        x, y = min(max(x, 0.0), nx - 1.0), min(max(y, 0.0), ny - 1.0)
+        return np.tensordot(polynomial_terms(x, y, self.order, self.shape), self.basis, 1)
+
+    def stamp_at(self, x: float, y: float, dx: float, dy: float) -> Stamp:
+        """Return the PSF at (x, y), centred (dx, dy) pixels from the middle pixel."""
+        return shift_stamp(self.stamp(x, y), dx, dy)
+
+    def fwhm(self, x: float | None = None, y: float | None = None) -> float:
+        """Full width at half maximum in pixels (see `stamp_fwhm`) at (x, y), by default the image centre."""
+        ny, nx = self.shape
+        return stamp_fwhm(self.stamp((nx - 1) / 2 if x is None else x, (ny - 1) / 2 if y is None else y))
+
+    def __repr__(self) -> str:
+        return f"<PsfModel order {self.order}, half {self.half}, FWHM {self.fwhm():.2f} px, {self.n_stars} stars>"
+
+
+class ArrayPsf:
+    """A point spread function that is the same everywhere.
+
+    Parameters
+    ----------
+    array : array_like, shape (n, m), n and m odd
+        The PSF, centred on the middle pixel; it is divided by its sum.
+
+    Raises
+    ------
+    ShapeError
+        The array is not two-dimensional with odd sides.
+    InputError
+        A value is not finite, or the sum is not above 0.
+    """
+
+    def __init__(self, array: npt.ArrayLike) -> None:
+        stamp = np.array(array, dtype=float)
+        if stamp.ndim != 2 or stamp.shape[0] % 2 == 0 or stamp.shape[1] % 2 == 0:
+            raise ShapeError(f"The PSF array has the shape {stamp.shape}; two odd sides are needed, so that there is a "
+                             "middle pixel. Pad it with a row and a column of zeros.", shape=stamp.shape)
+        total = float(stamp.sum())
+        if not np.isfinite(stamp).all() or not total > 0:
+            raise InputError(f"The PSF array has the sum {total}; finite values with a sum above 0 are needed.", sum=total)
+        side = max(stamp.shape)
+        pad = [((side - n) // 2, (side - n) // 2) for n in stamp.shape]
+        self._stamp = np.pad(stamp / total, pad)
+        self._stamp.flags.writeable = False
+
+    @property
+    def half(self) -> int:
+        """Half size of the stamps, pixels."""
+        return int(self._stamp.shape[0] // 2)
+
+    def stamp(self, x: float, y: float) -> Stamp:  # noqa: ARG002  (the same everywhere)
+        """Return the PSF, shape (2 half + 1, 2 half + 1), unit sum, read-only."""
+        return self._stamp
+
+    def stamp_at(self, x: float, y: float, dx: float, dy: float) -> Stamp:  # noqa: ARG002
+        """Return the PSF, centred (dx, dy) pixels from the middle pixel."""
+        return shift_stamp(self._stamp, dx, dy)
+
+    def fwhm(self, x: float | None = None, y: float | None = None) -> float:  # noqa: ARG002
+        """Full width at half maximum in pixels, see `stamp_fwhm`."""
+        return stamp_fwhm(self._stamp)
+
+    def __repr__(self) -> str:
+        return f"<ArrayPsf half {self.half}, FWHM {self.fwhm():.2f} px>"
