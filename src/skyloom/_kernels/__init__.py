@@ -1,5 +1,5 @@
 """Numerical loops, compiled from C++: pure functions on array views, which release the GIL and hold no state."""
 
-from skyloom._kernels._ext import simd_level
+from skyloom._kernels._ext import clean_windows, expand_grid, interpolate, pixel_area_ratio, simd_level
 
-__all__ = ["simd_level"]
+__all__ = ["clean_windows", "expand_grid", "interpolate", "pixel_area_ratio", "simd_level"]

@@ -1,4 +1,7 @@
-from typing import Any
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.exposure import FloatArray
 
 def simd_level() -> str: ...
 
@@ -7,3 +10,33 @@ def simd_level() -> str: ...
 # convolve
 
 # interpolate
+def interpolate(
+    data: FloatArray,
+    variance: FloatArray | None,
+    mask: npt.NDArray[np.uint32] | None,
+    clean: npt.NDArray[np.uint8] | None,
+    xy: npt.NDArray[np.float64],
+    coefficients: npt.NDArray[np.float64],
+    unusable: int,
+    no_data: int,
+    edge: int,
+    spread: int,
+    max_lost: float,
+    out_data: FloatArray,
+    out_variance: FloatArray | None,
+    out_mask: npt.NDArray[np.uint32],
+) -> None: ...
+def clean_windows(
+    mask: npt.NDArray[np.uint32], taps: int, row_start: int, row_stop: int, clean: npt.NDArray[np.uint8]
+) -> None: ...
+def expand_grid(
+    nodes: npt.NDArray[np.float64],
+    first_x: npt.NDArray[np.int32],
+    weight_x: npt.NDArray[np.float64],
+    first_y: npt.NDArray[np.int32],
+    weight_y: npt.NDArray[np.float64],
+    out: npt.NDArray[np.float64],
+) -> None: ...
+def pixel_area_ratio(
+    pixmap: npt.NDArray[np.float64], row_start: int, row_stop: int, area: npt.NDArray[np.float64]
+) -> None: ...

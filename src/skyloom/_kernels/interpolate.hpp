@@ -1,0 +1,53 @@
+// Gather interpolation: the value of an image at arbitrary positions, with variance and mask.
+//
+// The interpolation kernel is separable. Along one axis a position x falls between pixels x0 = floor(x) and x0 + 1, and
+// the weight of pixel x0 - taps/2 + 1 + k is the polynomial sum_d c[d][k] u^d in u = 2 (x - x0) - 1, with weights that sum to 1.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace skyloom {
+
+inline constexpr int kMaxTaps = 8;
+inline constexpr int kMaxDegree = 24;
+
+// Bits of the output mask, see MaskBit in exposure.py.
+struct MaskRules {
+  std::uint32_t unusable;  // any of these bits: the pixel weighs nothing
+  std::uint32_t no_data;   // set where the position is outside of the image
+  std::uint32_t edge;      // set where the position is inside, but too much of the kernel is outside
+  std::uint32_t spread;    // set where little weight was lost, and the rest was renormalised
+  double max_lost;         // largest lost fraction of sum |weight| for which a pixel is still used
+};
+
+template <class T>
+struct Image {
+  const T* data;               // (ny, nx), finite everywhere
+  const T* variance;           // (ny, nx) or null
+  const std::uint32_t* mask;   // (ny, nx) or null
+  const std::uint8_t* clean;   // (ny, nx) or null: 1 where the mask is 0 in the whole footprint of floor(position)
+  std::ptrdiff_t ny, nx;
+};
+
+template <class T>
+struct Samples {
+  const double* xy;      // (n, 2) positions in the image
+  std::ptrdiff_t n;
+  T* data;               // (n,)
+  T* variance;           // (n,) or null
+  std::uint32_t* mask;   // (n,)
+};
+
+// coefficients: (degree + 1, taps), taps even and at most kMaxTaps.
+void interpolate_f32(const Image<float>& in, const double* coefficients, int degree, int taps, const MaskRules& rules,
+                     const Samples<float>& out);
+void interpolate_f64(const Image<double>& in, const double* coefficients, int degree, int taps, const MaskRules& rules,
+                     const Samples<double>& out);
+
+// clean[y, x] = 1 if mask is 0 on rows y - taps/2 + 1 ... y + taps/2 and the same columns; pixels outside count as 0.
+// Fills rows [row_start, row_stop).
+void clean_windows(const std::uint32_t* mask, std::ptrdiff_t ny, std::ptrdiff_t nx, int taps, std::ptrdiff_t row_start,
+                   std::ptrdiff_t row_stop, std::uint8_t* clean);
+
+}  // namespace skyloom
