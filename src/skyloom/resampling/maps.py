@@ -46,9 +46,7 @@ def evaluate(map_: Map, xy: npt.ArrayLike) -> XYArray:
         The map returns another shape.
     """
     xy = np.asarray(xy, np.float64)
-    result = np.asarray(
-        map_(xy.copy()), np.float64
-    )  # a copy: a map that writes into its argument harms nobody
+    result = np.asarray(map_(xy.copy()), np.float64)  # a copy: a map that writes into its argument harms nobody
     if result.shape != xy.shape:
         raise ShapeError(
             f"A coordinate map returned the shape {result.shape} for positions of shape {xy.shape}; "
@@ -56,7 +54,7 @@ def evaluate(map_: Map, xy: npt.ArrayLike) -> XYArray:
             found=result.shape,
             needed=xy.shape,
         )
-    bad: npt.NDArray[np.bool_] = ~np.isfinite(result).all(axis=1)
+    bad = ~np.all(np.isfinite(result), axis=1)
     if bad.any():
         result = np.where(bad[:, None], np.nan, result)
     return result
@@ -84,9 +82,7 @@ def _axis(n: int, cells: int) -> _Axis:
     return _Axis(nodes, *_stencil(nodes, np.arange(n)))
 
 
-def _stencil(
-    nodes: npt.NDArray[np.float64], x: npt.ArrayLike
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+def _stencil(nodes: npt.NDArray[np.float64], x: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
     """Return the first node and the weights of cubic Lagrange interpolation at x, for equidistant nodes."""
     cells = len(nodes) - 1
     t = np.asarray(x, np.float64) * (cells / nodes[-1])
@@ -212,7 +208,7 @@ def _cells_above(
     first_x, weight_x = _stencil(axis_x.nodes[::2], axis_x.nodes)
     first_y, weight_y = _stencil(axis_y.nodes[::2], axis_y.nodes)
     expand_grid(coarse, first_x, weight_x, first_y, weight_y, guess)
-    good: npt.NDArray[np.bool_] = (np.abs(guess - fine) <= tolerance).all(axis=2)  # False for NaN
+    good = np.all(np.abs(guess - fine) <= tolerance, axis=2)  # False for NaN
     bad = np.zeros((cells_y, cells_x), bool)
     for j in range(3):
         for i in range(3):
@@ -297,9 +293,7 @@ def pixel_area_ratio(pixmap: XYArray) -> npt.NDArray[np.float64]:
     """
     pixmap = np.ascontiguousarray(pixmap, np.float64)
     if pixmap.ndim != 3 or pixmap.shape[2] != 2:
-        raise ShapeError(
-            f"A pixmap of shape {pixmap.shape} was given; it must be (ny, nx, 2).", found=pixmap.shape
-        )
+        raise ShapeError(f"A pixmap of shape {pixmap.shape} was given; it must be (ny, nx, 2).", found=pixmap.shape)
     area = np.empty(pixmap.shape[:2])
     map_bands(lambda band: _pixel_area_ratio(pixmap, *band, area[slice(*band)]), row_bands(len(pixmap)))
     return area
@@ -369,8 +363,7 @@ def _same_frame(a: Any, b: Any) -> bool:
     if len(frames[0]) != len(frames[1]):
         return False
     return all(
-        f is g or (f is not None and g is not None and f.is_equivalent_frame(g))
-        for f, g in zip(*frames, strict=True)
+        f is g or (f is not None and g is not None and f.is_equivalent_frame(g)) for f, g in zip(*frames, strict=True)
     )
 
 
@@ -383,9 +376,7 @@ def _pixel_to_world(wcs: Any) -> Map:
 def _world_to_pixel(wcs: Any) -> Map:
     if hasattr(wcs, "all_world2pix"):
         return lambda world: _all_world2pix(wcs, world)
-    return lambda world: np.stack(
-        np.broadcast_arrays(*wcs.world_to_pixel_values(world[:, 0], world[:, 1])), axis=1
-    )
+    return lambda world: np.stack(np.broadcast_arrays(*wcs.world_to_pixel_values(world[:, 0], world[:, 1])), axis=1)
 
 
 def _all_world2pix(wcs: Any, world: XYArray) -> XYArray:
@@ -411,9 +402,7 @@ def _map_through_frames(source: Any, target: Any) -> Map:
     from astropy.wcs.utils import pixel_to_pixel
     from astropy.wcs.wcsapi import BaseHighLevelWCS, HighLevelWCSWrapper
 
-    pair = [
-        wcs if isinstance(wcs, BaseHighLevelWCS) else HighLevelWCSWrapper(wcs) for wcs in (source, target)
-    ]
+    pair = [wcs if isinstance(wcs, BaseHighLevelWCS) else HighLevelWCSWrapper(wcs) for wcs in (source, target)]
     return lambda xy: np.stack(pixel_to_pixel(*pair, xy[:, 0], xy[:, 1]), axis=1)
 
 
@@ -448,9 +437,7 @@ def invert_map(map_: Map, shape: tuple[int, int], *, tolerance: float = 1e-4, it
     good = np.isfinite(image).all(axis=1)
     design = np.column_stack([image, np.ones(len(image))])
     if good.sum() < 3 or np.linalg.matrix_rank(design[good] - design[good].mean(axis=0)) < 2:
-        raise InputError(
-            "The coordinate map cannot be inverted: it is not finite, or sends the image to a line."
-        )
+        raise InputError("The coordinate map cannot be inverted: it is not finite, or sends the image to a line.")
     affine = np.linalg.lstsq(design[good], grid[good], rcond=None)[0]
     # half a pixel on both sides for the derivatives: a map is smooth on that scale
     right, up = np.array([0.5, 0.0]), np.array([0.0, 0.5])

@@ -82,13 +82,9 @@ def resample(
         An option is unknown, or the map is no map.
     """
     if method not in ("auto", "area", *HALF_WIDTHS):
-        raise InputError(
-            f"method is {method!r}; it must be 'auto', 'area', or one of {', '.join(HALF_WIDTHS)}."
-        )
+        raise InputError(f"method is {method!r}; it must be 'auto', 'area', or one of {', '.join(HALF_WIDTHS)}.")
     if conserve not in ("flux", "surface brightness"):
-        raise InputError(
-            f"conserve is {conserve!r}; it must be 'flux' or 'surface brightness'.", conserve=conserve
-        )
+        raise InputError(f"conserve is {conserve!r}; it must be 'flux' or 'surface brightness'.", conserve=conserve)
     if not 0 <= max_lost < 1:
         raise InputError(f"max_lost is {max_lost}; it must be at least 0 and below 1.", max_lost=max_lost)
     sampled = SampledMap(out_to_in, shape, tolerance=tolerance)
@@ -103,7 +99,7 @@ def resample(
         result = _interpolate(exposure, sampled, method, conserve, max_lost)
     if not result.usable.any():
         raise NoOverlapError(
-            f"No pixel of {exposure.name} falls on the output grid of {sampled.shape[1]} x {sampled.shape[0]} "
+            f"No pixel of {exposure.name} falls on the grid of {sampled.shape[1]} x {sampled.shape[0]} "
             "pixels, or all that do are masked. Check the coordinate map (or the WCS) and the mask.",
             name=exposure.name,
         )
@@ -130,9 +126,7 @@ def _median_area(sampled: SampledMap) -> float:
     return float(np.median(area)) if len(area) else 1.0
 
 
-def _interpolate(
-    exposure: Exposure, sampled: SampledMap, method: str, conserve: str, max_lost: float
-) -> Exposure:
+def _interpolate(exposure: Exposure, sampled: SampledMap, method: str, conserve: str, max_lost: float) -> Exposure:
     ny, nx = sampled.shape
     data = np.empty((ny, nx), exposure.data.dtype)
     variance = None if exposure.variance is None else np.empty((ny, nx), exposure.data.dtype)

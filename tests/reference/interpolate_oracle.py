@@ -1,0 +1,68 @@
+"""Interpolation at single positions, written for reading: sums over taps with closed-form weights."""
+
+import math
+
+import numpy as np
+
+from skyloom.exposure import UNUSABLE, MaskBit
+
+HALF = {"bilinear": 1, "cubic": 2, "lanczos3": 3, "lanczos4": 4}
+NEGLIGIBLE = 1e-6
+
+
+def weight(method, u):
+    u = abs(u)
+    half = HALF[method]
+    if u >= half:
+        return 0.0
+    if method == "bilinear":
+        return 1 - u
+    if method == "cubic":  # Keys 1981, a = -1/2
+        return 1.5 * u**3 - 2.5 * u**2 + 1 if u < 1 else -0.5 * u**3 + 2.5 * u**2 - 4 * u + 2
+    if u == 0:
+        return 1.0
+    return math.sin(math.pi * u) * math.sin(math.pi * u / half) / (math.pi**2 * u**2 / half)
+
+
+def interpolate_one(data, variance, mask, x, y, method, max_lost):
+    """Return (value, variance, mask bits) at the position (x, y)."""
+    ny, nx = data.shape
+    half = HALF[method]
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return 0.0, 0.0, int(MaskBit.NO_DATA)
+    x0, y0 = math.floor(x), math.floor(y)
+    inside = -0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5
+    columns, rows = range(x0 - half + 1, x0 + half + 1), range(y0 - half + 1, y0 + half + 1)
+    wx = {c: weight(method, x - c) for c in columns}
+    wy = {r: weight(method, y - r) for r in rows}
+    total = sum(wx.values()) * sum(wy.values())
+    w = {(r, c): wy[r] * wx[c] / total for r in rows for c in columns}
+    sum_abs = sum(abs(v) for v in w.values())
+    good = culprits = remarks = 0
+    lost = sum_w = sum_wd = sum_wwv = 0.0
+    nearest_lost = False
+    nearest = (math.floor(y + 0.5), math.floor(x + 0.5))
+    for (r, c), v in w.items():
+        outside = not (0 <= r < ny and 0 <= c < nx)
+        bits = int(MaskBit.EDGE if inside else MaskBit.NO_DATA) if outside else int(mask[r, c])
+        matters = abs(v) > NEGLIGIBLE * sum_abs
+        if outside or bits & int(UNUSABLE):
+            if matters:
+                lost += abs(v)
+                culprits |= bits
+                nearest_lost |= (r, c) == nearest
+        else:
+            good += 1
+            sum_w += v
+            sum_wd += v * float(data[r, c])
+            sum_wwv += v * v * float(variance[r, c])
+            remarks |= bits if matters else 0
+    if nearest_lost or lost > max_lost * sum_abs or sum_w <= 0.1:
+        return 0.0, 0.0, culprits | remarks
+    return sum_wd / sum_w, sum_wwv / sum_w**2, remarks | (int(MaskBit.SPREAD) if lost else 0)
+
+
+def interpolate(data, variance, mask, xy, method, max_lost):
+    rows = [interpolate_one(data, variance, mask, x, y, method, max_lost) for x, y in xy]
+    value, var, bits = zip(*rows, strict=True)
+    return np.array(value), np.array(var), np.array(bits, np.uint32)

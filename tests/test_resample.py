@@ -1,0 +1,239 @@
+"""`resample`: photometry, noise, masks, and the things that must not happen."""
+
+import numpy as np
+import pytest
+from astropy.wcs import WCS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import erf
+
+from skyloom.errors import InputError, NoOverlapError, ShapeError
+from skyloom.exposure import Exposure, MaskBit
+from skyloom.resampling import resample
+
+N = 400
+
+
+def rotation(angle=23.0, scale=1.0, shift=(0.3, 0.1), centre=(N / 2, N / 2)):
+    """Map and inverse: rotate about the centre, scale (input pixels per output pixel) and shift."""
+    c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    matrix = scale * np.array([[c, -s], [s, c]])
+    out_to_in = lambda xy: (xy - centre) @ matrix.T + centre + shift  # noqa: E731
+    in_to_out = lambda xy: (xy - centre - np.asarray(shift)) @ np.linalg.inv(matrix).T + centre  # noqa: E731
+    return out_to_in, in_to_out
+
+
+def pixel_profile(x, n, sigma):
+    edges = np.arange(n + 1) - 0.5
+    return np.diff(0.5 * (1 + erf((edges - x) / (sigma * np.sqrt(2)))))
+
+
+def star_field(fwhm, seed=0, spacing=45, flux=1e5):
+    rng = np.random.default_rng(seed)
+    grid = np.arange(40, N - 40, spacing)
+    xy = np.array([(x, y) for x in grid for y in grid]) + rng.uniform(-0.5, 0.5, (len(grid) ** 2, 2))
+    image = sum(flux * np.outer(pixel_profile(y, N, fwhm / 2.3548), pixel_profile(x, N, fwhm / 2.3548)) for x, y in xy)
+    return image, xy
+
+
+def aperture_flux(image, xy, radius):
+    """Sum in circles, with the border of each resolved to a tenth of a pixel."""
+    fine = (np.arange(-0.45, 0.5, 0.1)).tolist()
+    fluxes = []
+    half = int(radius) + 2
+    for x, y in xy:
+        x0, y0 = int(round(x)), int(round(y))
+        cut = image[y0 - half : y0 + half + 1, x0 - half : x0 + half + 1].astype(float)
+        j, i = np.mgrid[-half : half + 1, -half : half + 1]
+        share = np.mean([np.hypot(i + x0 + a - x, j + y0 + b - y) < radius for a in fine for b in fine], axis=0)
+        fluxes.append((cut * share).sum())
+    return np.array(fluxes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("method", "bias", "scatter"), [("lanczos3", 1e-4, 2e-4), ("lanczos4", 1e-4, 1e-4)])
+def test_photometry_of_rotated_stars(method, bias, scatter, dtype):
+    image, xy = star_field(2.5)
+    out_to_in, in_to_out = rotation()
+    result = resample(Exposure(image.astype(dtype)), out_to_in, (N, N), method=method)
+    there = in_to_out(xy)
+    there = there[((there > 30) & (there < N - 30)).all(axis=1)]
+    ratio = aperture_flux(result.data, there, 7.5) / 1e5 - 1
+    assert len(ratio) > 30
+    assert abs(ratio.mean()) < bias
+    assert ratio.std() < scatter
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.05])
+def test_flux_or_surface_brightness(scale):
+    image, xy = star_field(4.0)
+    sky = 50.0
+    out_to_in, in_to_out = rotation(scale=scale)
+    exposure = Exposure(image + sky, variance=np.ones((N, N)), zeropoint=25.0)
+    there = in_to_out(xy)
+    there = there[((there > 30) & (there < N - 30)).all(axis=1)]
+    sums = {}
+    for conserve in ("flux", "surface brightness"):
+        result = resample(exposure, out_to_in, (N, N), conserve=conserve)
+        level = sky * (scale**2 if conserve == "flux" else 1)
+        sums[conserve] = aperture_flux(result.data - level, there, 12 / scale)
+        magnitude = result.zeropoint - 2.5 * np.log10(sums[conserve])
+        np.testing.assert_allclose(magnitude, 25 - 2.5 * np.log10(1e5), atol=1e-3)
+        # data and variance are scaled alike: the ratio of a pixel to its noise does not depend on the choice
+        gain = result.variance[N // 2, N // 2] / level**2
+        assert gain == pytest.approx(sums.setdefault("gain", gain), rel=1e-6)
+    np.testing.assert_allclose(sums["flux"] / 1e5, 1, atol=1e-3)
+    np.testing.assert_allclose(sums["surface brightness"] * scale**2 / 1e5, 1, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "angle", "scale"),
+    [("lanczos3", 23, 1), ("lanczos4", 11, 1), ("cubic", 40, 0.8), ("bilinear", 23, 1), ("lanczos3", 30, 0.5)],
+)
+def test_noise_is_what_is_said(method, angle, scale):
+    rng = np.random.default_rng(8)
+    out_to_in, _ = rotation(angle, scale)
+    pixel, block, said = [], [], []
+    for _ in range(8):
+        noise = rng.normal(0, 3, (N, N)).astype(np.float32)
+        exposure = Exposure(noise, variance=np.full((N, N), 9, np.float32))
+        result = resample(exposure, out_to_in, (N, N), method=method)
+        inner = result.data[80:320, 80:320].astype(float)
+        pixel.append(np.mean(inner**2))
+        said.append(np.mean(result.variance[80:320, 80:320]))
+        block.append(np.mean((inner.reshape(8, 30, 8, 30).mean(axis=(1, 3))) ** 2) * 30**2)
+        assert result.usable[80:320, 80:320].all()
+    # 8 * 240^2 pixels, of which scale^2 / correlation are independent
+    assert np.mean(pixel) == pytest.approx(np.mean(said), rel=0.03)
+    # 512 block means: their variance is known to sqrt(2 / 512) = 6 %, times 3; blocks of 30 pixels miss some 2 %
+    assert np.mean(block) == pytest.approx(result.correlation * np.mean(said), rel=0.2)
+
+
+def test_correlation_of_raw_pixels_stays_after_a_whole_shift():
+    exposure = Exposure(np.ones((50, 60)), correlation=1.7)
+    result = resample(exposure, lambda xy: xy + 5, (40, 40))
+    assert result.correlation == pytest.approx(1.7)
+
+
+def test_whole_pixel_shifts_are_exact():
+    rng = np.random.default_rng(2)
+    mask = np.where(rng.random((50, 60)) < 0.05, 2, 0).astype(np.uint32)
+    exposure = Exposure(rng.normal(size=(50, 60)), rng.uniform(1, 2, (50, 60)), mask)
+    result = resample(exposure, lambda xy: xy + (7.0, 3.0), (40, 50))
+    cut = (slice(3, 43), slice(7, 57))
+    # the coordinates come from an interpolated grid, right to about 1e-13 pixel
+    usable = exposure.usable[cut]
+    np.testing.assert_allclose(result.data[usable], exposure.data[cut][usable], atol=1e-10)
+    np.testing.assert_allclose(result.variance[usable], exposure.variance[cut][usable], atol=1e-10)
+    np.testing.assert_array_equal(result.mask, exposure.mask[cut])
+
+
+def test_reasons_stay_and_nan_does_not_spread():
+    data = np.full((60, 60), 10.0)
+    data[30, 30] = np.nan
+    mask = np.zeros((60, 60), np.uint32)
+    mask[10:14, 10:14] = MaskBit.SATURATED
+    result = resample(Exposure(data, mask=mask), lambda xy: xy + (0.5, 0.5), (59, 59), method="lanczos3")
+    np.testing.assert_allclose(result.data[result.usable], 10, rtol=1e-6)
+    assert result.mask[11, 11] == MaskBit.SATURATED
+    assert result.mask[30, 30] == result.mask[29, 29] == MaskBit.NO_DATA
+    y, x = np.nonzero(result.mask[5:55, 5:55])
+    near_nan = (np.abs(x + 5 - 29.5) < 3) & (np.abs(y + 5 - 29.5) < 3)
+    near_star = (x + 5 < 17) & (y + 5 < 17)
+    assert (near_nan | near_star).all()
+    assert not (result.data[~result.usable] != 0).any()
+
+
+def test_edge_and_outside():
+    result = resample(Exposure(np.ones((40, 40))), lambda xy: xy - 9.5, (60, 60))
+    assert result.mask[30, 5] == MaskBit.NO_DATA
+    assert result.mask[30, 10] & MaskBit.EDGE
+    assert result.usable[30, 13:47].all()
+
+
+def test_no_overlap():
+    with pytest.raises(NoOverlapError, match="image"):
+        resample(Exposure(np.ones((40, 40))), lambda xy: xy + 1000, (60, 60))
+    with pytest.raises(NoOverlapError):
+        resample(Exposure(np.ones((40, 40))), lambda xy: xy * np.nan, (60, 60))
+    with pytest.raises(NoOverlapError):
+        resample(Exposure(np.ones((40, 40)), mask=np.ones((40, 40), bool)), lambda xy: xy, (40, 40))
+
+
+def test_bad_options():
+    exposure, same = Exposure(np.ones((40, 40))), lambda xy: xy
+    with pytest.raises(InputError, match="lanczos3"):
+        resample(exposure, same, (40, 40), method="lanzcos")
+    with pytest.raises(InputError, match="surface brightness"):
+        resample(exposure, same, (40, 40), conserve="counts")
+    with pytest.raises(InputError, match="max_lost"):
+        resample(exposure, same, (40, 40), max_lost=1.5)
+    with pytest.raises(InputError, match="shape"):
+        resample(exposure, same, (40, 0))
+    with pytest.raises(ShapeError, match="coordinate map"):
+        resample(exposure, lambda xy: xy[:1], (40, 40))
+
+
+def test_what_belongs_to_the_result():
+    wcs = WCS(naxis=2)
+    exposure = Exposure(
+        np.ones((40, 40)), psf="a psf", saturation=5e4, exptime=30.0, gain=2.0, header={"A": 1}, name="n.fits"
+    )
+    result = resample(exposure, lambda xy: xy + 0.2, (40, 40), wcs=wcs)
+    assert result.wcs is wcs
+    assert result.psf is None
+    assert result.saturation is None
+    assert (result.exptime, result.gain, result.name, result.header) == (30.0, 2.0, "n.fits", {"A": 1})
+    assert result.variance is None
+
+
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+    rng = np.random.default_rng(4)
+    mask = rng.random((300, 310)) < 0.01
+    exposure = Exposure(rng.normal(size=(300, 310)).astype(np.float32), np.ones((300, 310)), mask)
+    results = []
+    for threads in ("1", "3", "8"):
+        monkeypatch.setenv("SKYLOOM_NUM_THREADS", threads)
+        results.append(resample(exposure, rotation()[0], (290, 330)))
+    for other in results[1:]:
+        for plane in ("data", "variance", "mask"):
+            np.testing.assert_array_equal(getattr(other, plane), getattr(results[0], plane))
+        assert other.correlation == results[0].correlation
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 30), (30, 1), (2, 2)])
+def test_tiny_outputs(shape):
+    y, x = np.mgrid[:40, :40]
+    exposure = Exposure((2.0 * x + 3 * y).astype(float))
+    result = resample(exposure, lambda xy: xy * 0.5 + 10.25, shape, method="cubic")
+    v, u = np.mgrid[: shape[0], : shape[1]]
+    expected = 0.25 * (2 * (u * 0.5 + 10.25) + 3 * (v * 0.5 + 10.25))
+    np.testing.assert_allclose(result.data, expected, rtol=1e-9)
+
+
+def test_tiny_inputs():
+    result = resample(Exposure(np.full((1, 1), 5.0)), lambda xy: xy - 2.0, (5, 5))
+    assert result.data[2, 2] == 5
+    assert result.usable.sum() == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    method=st.sampled_from(["lanczos3", "lanczos4", "cubic", "bilinear"]),
+    scale=st.floats(0.2, 3),
+    angle=st.floats(-180, 180),
+)
+def test_nothing_bad_ever_comes_out(seed, method, scale, angle):
+    rng = np.random.default_rng(seed)
+    data = rng.normal(0, 1, (40, 50)).astype(np.float32)
+    data[rng.random(data.shape) < 0.05] = rng.choice([np.nan, np.inf, -np.inf, 3e38])
+    variance = rng.choice([1.0, 2.0, 0.0, np.nan, -1.0], data.shape, p=[0.6, 0.3, 0.04, 0.03, 0.03])
+    exposure = Exposure(data, variance, saturation=1e30)
+    before = exposure.data.copy()
+    out_to_in, _ = rotation(angle, scale, centre=(22, 18))
+    result = resample(exposure, out_to_in, (35, 45), method=method)
+    assert np.isfinite(result.data).all()
+    assert np.abs(result.data).max() < 1e3 * max(scale**2, 1)
+    assert (result.variance[result.usable] > 0).all()
+    np.testing.assert_array_equal(exposure.data, before)
