@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from reference.interpolate_oracle import HALF, interpolate_one
 from reference.interpolate_oracle import interpolate as oracle
-
 from skyloom import _kernels
 from skyloom.errors import InputError
 from skyloom.exposure import UNUSABLE, MaskBit
@@ -20,7 +20,7 @@ METHODS = sorted(HALF)
 MAX_LOST = 0.1
 
 
-def interpolate(data, variance, mask, xy, method, max_lost=MAX_LOST):
+def interpolate(data, variance, mask, xy, method):
     table = polynomial_table(method, data.dtype)
     clean = None
     if mask is not None:
@@ -29,7 +29,7 @@ def interpolate(data, variance, mask, xy, method, max_lost=MAX_LOST):
     n = len(xy)
     value, bits = np.full(n, np.nan, data.dtype), np.full(n, 77, np.uint32)
     noise = None if variance is None else np.full(n, np.nan, data.dtype)
-    rules = (int(UNUSABLE), int(MaskBit.NO_DATA), int(MaskBit.EDGE), int(MaskBit.SPREAD), max_lost)
+    rules = (int(UNUSABLE), int(MaskBit.NO_DATA), int(MaskBit.EDGE), int(MaskBit.SPREAD), MAX_LOST)
     _kernels.interpolate(data, variance, mask, clean, xy, table, *rules, value, noise, bits)
     return value, noise, bits
 
@@ -45,7 +45,7 @@ def image(seed, shape, dtype, masked):
 
 def tolerance(dtype):
     # float32: about 80 roundings (2^-24 each) of terms that sum to at most 2.4 max |data|, and of their squares
-    return dict(rtol=0, atol=2e-3) if dtype == np.float32 else dict(rtol=0, atol=2e-8)
+    return {"rtol": 0, "atol": 2e-3} if dtype == np.float32 else {"rtol": 0, "atol": 2e-8}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -63,7 +63,7 @@ def test_equals_the_oracle(method, dtype, seed, shape, masked):
     xy[::8] = np.round(xy[::8])
     xy[3::8, 0] = np.round(xy[3::8, 0])
     value, noise, bits = interpolate(data, variance, mask, xy, method)
-    expected, expected_noise, expected_bits = oracle(data, variance, mask, xy, method, MAX_LOST)
+    expected, expected_noise, expected_bits = oracle(data, variance, mask, xy, method=method, max_lost=MAX_LOST)
     np.testing.assert_array_equal(bits, expected_bits)
     np.testing.assert_allclose(value, expected, **tolerance(dtype))
     np.testing.assert_allclose(noise, expected_noise, **tolerance(dtype))
@@ -157,7 +157,10 @@ def test_edge_or_no_data():
     xy = np.array([(0.4, 10.3), (-0.4, 10.3), (-0.7, 10.3), (2.4, 10.3), (19.4, 10.3), (19.7, 10.3)])
     _, _, bits = interpolate(data, None, None, xy, "lanczos3")
     for position, found in zip(xy, bits, strict=True):
-        assert found == interpolate_one(data, data, np.zeros((20, 20), int), *position, "lanczos3", MAX_LOST)[2]
+        assert (
+            found
+            == interpolate_one(data, data, np.zeros((20, 20), int), position, method="lanczos3", max_lost=MAX_LOST)[2]
+        )
     assert bits[1] == int(MaskBit.EDGE)
     assert bits[2] == int(MaskBit.NO_DATA)
     assert bits[3] == 0
@@ -167,8 +170,8 @@ def test_edge_or_no_data():
 def test_wrong_arrays_are_refused():
     data = np.ones((8, 8), np.float32)
     xy = np.zeros((4, 2))
+    table = polynomial_table("cubic", np.float32)
     with pytest.raises(ValueError, match="outputs"):
-        table = polynomial_table("cubic", np.float32)
         _kernels.interpolate(
             data, None, None, None, xy, table, 1, 1, 1, 1, 0.1, np.zeros(3, np.float32), None, np.zeros(4, np.uint32)
         )

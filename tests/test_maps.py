@@ -13,7 +13,7 @@ from skyloom.errors import InputError, ShapeError, WcsError
 from skyloom.resampling import SampledMap, compose, invert_map, pixel_area_ratio, sample_map, wcs_map
 
 
-def tan(ra=150.0, dec=20.0, scale=0.5, angle=0.0, shape=(300, 400), frame=None, sip=None):
+def tan(ra=150.0, dec=20.0, *, scale=0.5, angle=0.0, shape=(300, 400), frame=None, sip=None):
     """A TAN (or TAN-SIP) WCS with its reference in the middle of the image; scale in arcsec."""
     header = Header()
     c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))

@@ -42,7 +42,7 @@ def aperture_flux(image, xy, radius):
     fluxes = []
     half = int(radius) + 2
     for x, y in xy:
-        x0, y0 = int(round(x)), int(round(y))
+        x0, y0 = round(x), round(y)
         cut = image[y0 - half : y0 + half + 1, x0 - half : x0 + half + 1].astype(float)
         j, i = np.mgrid[-half : half + 1, -half : half + 1]
         share = np.mean([np.hypot(i + x0 + a - x, j + y0 + b - y) < radius for a in fine for b in fine], axis=0)
@@ -119,7 +119,7 @@ def test_whole_pixel_shifts_are_exact():
     rng = np.random.default_rng(2)
     mask = np.where(rng.random((50, 60)) < 0.05, 2, 0).astype(np.uint32)
     exposure = Exposure(rng.normal(size=(50, 60)), rng.uniform(1, 2, (50, 60)), mask)
-    result = resample(exposure, lambda xy: xy + (7.0, 3.0), (40, 50))
+    result = resample(exposure, lambda xy: xy + np.array([7.0, 3.0]), (40, 50))
     cut = (slice(3, 43), slice(7, 57))
     # the coordinates come from an interpolated grid, right to about 1e-13 pixel
     usable = exposure.usable[cut]
@@ -133,7 +133,7 @@ def test_reasons_stay_and_nan_does_not_spread():
     data[30, 30] = np.nan
     mask = np.zeros((60, 60), np.uint32)
     mask[10:14, 10:14] = MaskBit.SATURATED
-    result = resample(Exposure(data, mask=mask), lambda xy: xy + (0.5, 0.5), (59, 59), method="lanczos3")
+    result = resample(Exposure(data, mask=mask), lambda xy: xy + 0.5, (59, 59), method="lanczos3")
     np.testing.assert_allclose(result.data[result.usable], 10, rtol=1e-6)
     assert result.mask[11, 11] == MaskBit.SATURATED
     assert result.mask[30, 30] == result.mask[29, 29] == MaskBit.NO_DATA

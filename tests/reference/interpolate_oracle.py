@@ -24,8 +24,9 @@ def weight(method, u):
     return math.sin(math.pi * u) * math.sin(math.pi * u / half) / (math.pi**2 * u**2 / half)
 
 
-def interpolate_one(data, variance, mask, x, y, method, max_lost):
-    """Return (value, variance, mask bits) at the position (x, y)."""
+def interpolate_one(data, variance, mask, xy, *, method, max_lost):
+    """Return (value, variance, mask bits) at one position."""
+    x, y = xy
     ny, nx = data.shape
     half = HALF[method]
     if not (math.isfinite(x) and math.isfinite(y)):
@@ -62,7 +63,7 @@ def interpolate_one(data, variance, mask, x, y, method, max_lost):
     return sum_wd / sum_w, sum_wwv / sum_w**2, remarks | (int(MaskBit.SPREAD) if lost else 0)
 
 
-def interpolate(data, variance, mask, xy, method, max_lost):
-    rows = [interpolate_one(data, variance, mask, x, y, method, max_lost) for x, y in xy]
+def interpolate(data, variance, mask, xy, *, method, max_lost):
+    rows = [interpolate_one(data, variance, mask, p, method=method, max_lost=max_lost) for p in xy]
     value, var, bits = zip(*rows, strict=True)
     return np.array(value), np.array(var), np.array(bits, np.uint32)
