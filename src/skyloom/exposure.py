@@ -50,7 +50,7 @@ class Exposure:
     Parameters
     ----------
     data : array_like, shape (ny, nx)
-        Pixel values, in `unit`. float64 stays float64; all else becomes float32.
+        Pixel values, in `unit`. float64, and whole numbers beyond 2^24, become float64; all else float32.
     variance : array_like, shape (ny, nx), optional
         Variance of each pixel, in `unit` squared, of the data's type.
     mask : array_like of int or bool, shape (ny, nx), optional
@@ -104,11 +104,7 @@ class Exposure:
 
     def __post_init__(self) -> None:
         data = _real_plane(self.data, None, f"data of {self.name}")
-        for what, low in (("gain", 0), ("exptime", 0), ("read_noise", -np.finfo(float).tiny)):
-            value = getattr(self, what)
-            if value is not None and not (np.isfinite(value) and value > low):
-                raise InputError(f"{what} of {self.name} is {value}; it must be a finite number above 0. "
-                                 f"Give the right one with {what}=.", **{what: value})
+        self._check_scalars()
         mask = _mask_plane(self.mask, data.shape, f"mask of {self.name}")
         # masked arrays carry their own mask
         if isinstance(self.data, np.ma.MaskedArray):
@@ -121,7 +117,9 @@ class Exposure:
             mask[data >= self.saturation] |= np.uint32(MaskBit.SATURATED)
         variance = None
         if self.variance is not None:
-            variance = _real_plane(self.variance, data.shape, f"variance of {self.name}").astype(data.dtype, copy=False)
+            with np.errstate(over="ignore"):  # what overflows is infinite, and so bad
+                variance = _real_plane(self.variance, data.shape, f"variance of {self.name}")
+                variance = variance.astype(data.dtype, copy=False)
             bad = ~(np.isfinite(variance) & (variance > 0))
             if bad.any():
                 mask[bad] |= np.uint32(MaskBit.BAD)
@@ -129,10 +127,34 @@ class Exposure:
         for what, plane in (("data", data), ("variance", variance), ("mask", mask)):
             object.__setattr__(self, what, None if plane is None else _read_only(plane))
 
+    def _check_scalars(self) -> None:
+        for what, needed in (
+            ("gain", "above 0"),
+            ("exptime", "above 0"),
+            ("correlation", "above 0"),
+            ("read_noise", "of at least 0"),
+            ("saturation", ""),
+            ("zeropoint", ""),
+        ):
+            value = getattr(self, what)
+            if value is None:
+                continue
+            try:
+                good = bool(np.isfinite(value)) and (not needed or value > 0 or (value == 0 and what == "read_noise"))
+            except (TypeError, ValueError):
+                good = False
+            if not good:
+                raise InputError(
+                    f"{what} of {self.name} is {value!r}; it must be a finite number {needed}".rstrip()
+                    + f". Give the right one with {what}=.",
+                    **{what: value},
+                )
+
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of the image, (ny, nx)."""
-        return self.data.shape  # type: ignore[return-value]
+        ny, nx = self.data.shape
+        return ny, nx
 
     @property
     def usable(self) -> BoolArray:
@@ -146,23 +168,37 @@ class Exposure:
     def __repr__(self) -> str:
         ny, nx = self.shape
         planes = "data" + ("+variance" if self.variance is not None else "")
-        return (f"<Exposure {self.name!r} {nx}x{ny} {self.data.dtype} {planes} "
-                f"usable={self.usable.mean():.1%} wcs={'yes' if self.wcs is not None else 'no'}>")
+        return (
+            f"<Exposure {self.name!r} {nx}x{ny} {self.data.dtype} {planes} "
+            f"usable={self.usable.mean():.1%} wcs={'yes' if self.wcs is not None else 'no'}>"
+        )
 
 
-def _real_plane(array: Any, shape: tuple[int, ...] | None, what: str) -> FloatArray:
+def _real_plane(array: Any, shape: tuple[int, ...] | None, what: str) -> Any:
     """Return `array` as a contiguous native float plane, or say what is wrong with it."""
     array = np.asarray(np.ma.getdata(array) if isinstance(array, np.ma.MaskedArray) else array)
     if array.dtype.kind not in "fiub":
         raise InputError(f"The {what} are of type {array.dtype}; they must be real numbers.", dtype=str(array.dtype))
     if array.ndim != 2 or 0 in array.shape:
-        raise ShapeError(f"The {what} have the shape {array.shape}; a two-dimensional image with at least one pixel is "
-                         "needed. Pick one plane of a cube, or the right extension.", shape=array.shape)
+        raise ShapeError(
+            f"The {what} have the shape {array.shape}; a two-dimensional image with at least one pixel is "
+            "needed. Pick one plane of a cube, or the right extension.",
+            shape=array.shape,
+        )
     if shape is not None and array.shape != shape:
-        raise ShapeError(f"The {what} has the shape {array.shape}, but the data have {shape}; they must be the same.",
-                         found=array.shape, needed=shape)
-    dtype = np.float64 if array.dtype.kind == "f" and array.dtype.itemsize == 8 else np.float32
-    return np.ascontiguousarray(array, dtype=dtype)
+        raise ShapeError(
+            f"The {what} has the shape {array.shape}, but the data have {shape}; they must be the same.",
+            found=array.shape,
+            needed=shape,
+        )
+    return np.ascontiguousarray(array, dtype=np.float64 if _needs_double(array) else np.float32)
+
+
+def _needs_double(array: npt.NDArray[Any]) -> bool:
+    """Whether float32 would lose what the array holds: double precision, or whole numbers of more than 24 bits."""
+    if array.dtype.itemsize < 4 or array.dtype == np.float32:
+        return False
+    return array.dtype.kind == "f" or bool(max(abs(int(array.min())), abs(int(array.max()))) > 2**24)
 
 
 def _mask_plane(mask: Any, shape: tuple[int, ...], what: str) -> npt.NDArray[np.uint32]:
@@ -171,8 +207,11 @@ def _mask_plane(mask: Any, shape: tuple[int, ...], what: str) -> npt.NDArray[np.
         return np.zeros(shape, np.uint32)
     mask = np.asarray(mask)
     if mask.shape != shape:
-        raise ShapeError(f"The {what} has the shape {mask.shape}, but the data have {shape}; they must be the same.",
-                         found=mask.shape, needed=shape)
+        raise ShapeError(
+            f"The {what} has the shape {mask.shape}, but the data have {shape}; they must be the same.",
+            found=mask.shape,
+            needed=shape,
+        )
     if mask.dtype.kind == "b":
         return np.where(mask, np.uint32(MaskBit.BAD), np.uint32(0))
     if mask.dtype.kind not in "iu":

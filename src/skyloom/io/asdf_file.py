@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from skyloom.errors import ReadError
-from skyloom.exposure import Exposure
 from skyloom.io.fits_file import open_regular
 from skyloom.io.profiles import JWST, mask_bits
 
 
-def read_asdf(path: Path, *, use_mask: bool) -> Exposure:
-    """Read the first branch of an ASDF tree that has a two-dimensional ``data``.
+def asdf_fields(path: Path) -> dict[str, Any]:
+    """Return the fields of the `Exposure` in the first branch of an ASDF tree that has a two-dimensional ``data``.
 
     ``err``, ``dq`` (bits as in JWST, which Roman shares) and ``meta.wcs`` of the same branch go with it.
 
@@ -34,7 +33,7 @@ def read_asdf(path: Path, *, use_mask: bool) -> Exposure:
             warnings.simplefilter("ignore")
             with asdf.open(stream, lazy_load=False, memmap=False) as file:
                 branch = next(_branches(file.tree), None)
-                return _exposure(branch, path.name, use_mask)
+                return _fields(branch, path.name)
     except ReadError:
         raise
     except Exception as error:
@@ -45,14 +44,14 @@ def _branches(tree: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the mappings of a tree that hold a two-dimensional ``data``, the outer ones first."""
     if not isinstance(tree, Mapping):
         return
-    data = tree.get("data")
+    data: Any = tree.get("data")
     if data is not None and np.ndim(getattr(data, "value", data)) == 2:
         yield tree
     for value in tree.values():
         yield from _branches(value)
 
 
-def _exposure(branch: Mapping[str, Any] | None, name: str, use_mask: bool) -> Exposure:
+def _fields(branch: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     if branch is None:
         raise ReadError(f"{name} has no two-dimensional array named 'data'.", path=name)
     data = _plain(branch["data"])
@@ -61,20 +60,19 @@ def _exposure(branch: Mapping[str, Any] | None, name: str, use_mask: bool) -> Ex
         error = _plain(branch["err"]).astype(np.float64)
         variance = np.where(error > 0, error**2, 0.0)
     mask = None
-    if use_mask and branch.get("dq") is not None:
+    if branch.get("dq") is not None:
         mask = mask_bits(_plain(branch["dq"]), JWST, {})
-    meta = branch.get("meta") or {}
-    exptime = (meta.get("exposure") or {}).get("exposure_time")
-    good = isinstance(exptime, int | float) and exptime > 0
-    return Exposure(
-        data,
-        variance=variance,
-        mask=mask,
-        wcs=meta.get("wcs"),
-        exptime=float(exptime) if good else None,
-        unit=str(getattr(branch["data"], "unit", "adu")),
-        name=name,
-    )
+    meta: Any = branch.get("meta") or {}
+    exptime: Any = (meta.get("exposure") or {}).get("exposure_time")
+    return {
+        "data": data,
+        "variance": variance,
+        "mask": mask,
+        "wcs": meta.get("wcs"),
+        "exptime": float(exptime) if isinstance(exptime, int | float) and exptime > 0 else None,
+        "unit": str(getattr(branch["data"], "unit", "adu")),
+        "name": name,
+    }
 
 
 def _plain(array: Any) -> Any:

@@ -102,7 +102,7 @@ def _rename(temporary: Path, target: Path, path: str | os.PathLike[str], overwri
             pass  # a file system without hard links
         else:
             return
-    os.replace(temporary, target)
+    temporary.replace(target)
 
 
 def _sync(path: Path) -> None:

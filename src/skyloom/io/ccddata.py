@@ -11,15 +11,13 @@ from skyloom.exposure import UNUSABLE, Exposure
 from skyloom.io.keywords import detector_values
 
 
-def from_ccddata(ccd: Any, *, use_mask: bool = True) -> Exposure:
+def from_ccddata(ccd: Any) -> Exposure:
     """Return an `Exposure` with the planes of an NDData object.
 
     Parameters
     ----------
     ccd : astropy.nddata.NDData
         CCDData or any other; the header in ``meta`` is searched for gain, read noise, saturation and exposure time.
-    use_mask : bool
-        Whether to take its mask (True is bad; integers are bits of `MaskBit`).
 
     Returns
     -------
@@ -30,24 +28,27 @@ def from_ccddata(ccd: Any, *, use_mask: bool = True) -> Exposure:
     InputError
         Its data are no real image, or its uncertainty is of an unknown type.
     """
-    header = ccd.meta if ccd.meta is not None else {}
-    values = detector_values((header,))
+    return Exposure(**ccddata_fields(ccd))
+
+
+def ccddata_fields(ccd: Any) -> dict[str, Any]:
+    """Return the fields of the `Exposure` that an NDData object becomes."""
+    header = dict(ccd.meta.items()) if ccd.meta is not None else {}
     if ccd.unit is not None:
-        values["unit"] = ccd.unit.to_string("fits") or "adu"
-        values = {**detector_values(({**dict(header), "BUNIT": values["unit"]},)), "unit": values["unit"]}
-    mask = ccd.mask if use_mask and ccd.mask is not None and np.ndim(ccd.mask) else None
+        header["BUNIT"] = ccd.unit.to_string("fits")
+    mask = ccd.mask if ccd.mask is not None and np.ndim(ccd.mask) else None
     if mask is not None and np.asarray(mask).dtype.kind not in "biu":
         mask = np.asarray(mask) != 0
-    return Exposure(
-        np.asarray(ccd.data),
-        variance=_variance(ccd),
-        mask=mask,
-        wcs=ccd.wcs,
-        psf=getattr(ccd, "psf", None),
-        header=header,
-        name=str(header.get("FILENAME", type(ccd).__name__)),
-        **values,
-    )
+    return {
+        "data": np.asarray(ccd.data),
+        "variance": _variance(ccd),
+        "mask": mask,
+        "wcs": ccd.wcs,
+        "psf": getattr(ccd, "psf", None),
+        "header": ccd.meta if ccd.meta is not None else {},
+        "name": str(header.get("FILENAME", type(ccd).__name__)),
+        **detector_values((header,)),
+    }
 
 
 def _variance(ccd: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from skyloom.errors import ReadError, SkyloomWarning
 from skyloom.io.fits_layout import HduLayout, decompressed, scan, verify_checksums
+from skyloom.io.keywords import card
 
 BYTES_PER_PIXEL = 16
 """Data, variance, mask and one copy: what a pixel needs in memory."""
@@ -40,7 +41,7 @@ class FitsFile:
     def __init__(self, source: Any, name: str, verify: bool) -> None:
         self.name = name
         self.layouts: list[HduLayout] | None = None
-        self._verify = verify
+        self.verify = verify
         self._verified: dict[int, bool] = {}
         self._stream: Any = None
         if isinstance(source, Path):
@@ -91,16 +92,18 @@ class FitsFile:
         Cut-outs often keep the number of the file they come from, so that a difference is an error only if the
         convention of the file excludes that (`complete`), or a valid CHECKSUM vouches for the header.
         """
-        if not self._verify or self.layouts is None:
+        if not self.verify or self.layouts is None:
             return
-        promised = self.layouts[0].header.get("NEXTEND")
+        promised = card(self.layouts[0].header, "NEXTEND")
         found = len(self.layouts) - 1
         if not isinstance(promised, int) or promised <= found:
             return
         message = f"{self.name} promises {promised} extensions (NEXTEND) and has {found}"
         if complete or self._verify_hdu(0):
             raise ReadError(
-                f"{message}: the file is cut short. Fetch it again, or read it with verify=False.", path=self.name
+                f"{message}: the file is cut short. Fetch it again; if it is a cut-out on purpose, read it with "
+                "verify=False.",
+                path=self.name,
             )
         warnings.warn(f"{message}: it is cut short, or a cut-out of a larger file.", SkyloomWarning, stacklevel=3)
 
@@ -113,8 +116,8 @@ class FitsFile:
             raise ReadError(f"{label} holds {describe(hdu)}; a two-dimensional image is needed.", path=self.name)
         if math.prod(shape) * BYTES_PER_PIXEL > memory_size():
             raise ReadError(
-                f"{label} has {shape[1]}x{shape[0]} pixels: too many for the memory of {memory_size() / 2**30:.1f} GiB, "
-                "or the header is damaged.",
+                f"{label} has {shape[1]}x{shape[0]} pixels: too many for the memory of "
+                f"{memory_size() / 2**30:.1f} GiB, or the header is damaged.",
                 path=self.name,
             )
         self._check_tiles(index, label)
@@ -140,7 +143,7 @@ class FitsFile:
         return f"HDU {index} ({name})" if name else f"HDU {index}"
 
     def _verify_hdu(self, index: int) -> bool:
-        if not self._verify or self.layouts is None:
+        if not self.verify or self.layouts is None:
             return False
         if index not in self._verified:
             self._verified[index] = verify_checksums(self._stream, self.layouts[index], self.name)
@@ -151,7 +154,7 @@ class FitsFile:
         if self.layouts is None:
             return
         header = self.layouts[index].header
-        if header.get("ZIMAGE") is not True:
+        if card(header, "ZIMAGE") is not True:
             return
         try:
             axes = [header[f"ZNAXIS{i + 1}"] for i in range(header["ZNAXIS"])]
@@ -191,9 +194,15 @@ def memory_size() -> int:
 
 
 def hdu_name(hdu: Any) -> str:
-    """Return EXTNAME in upper case; the primary HDU without one has no name."""
-    name = str(hdu.header.get("EXTNAME", "") or "").strip().upper()
+    """Return EXTNAME (LSST before 2017: EXTTYPE) in upper case, or nothing."""
+    name = str(card(hdu.header, "EXTNAME") or card(hdu.header, "EXTTYPE") or "").strip().upper()
     return "" if name == "COMPRESSED_IMAGE" else name
+
+
+def hdu_version(hdu: Any) -> int:
+    """Return EXTVER, 1 by default."""
+    version = card(hdu.header, "EXTVER")
+    return version if isinstance(version, int) else 1
 
 
 def image_shape(hdu: Any) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from skyloom.errors import ReadError
+from skyloom.io.keywords import card
 
 BLOCK = 2880
 CARD = 80
@@ -43,7 +44,7 @@ class HduLayout:
     @property
     def label(self) -> str:
         """What messages call it."""
-        name = str(self.header.get("EXTNAME", "") or "").strip()
+        name = str(card(self.header, "EXTNAME") or "").strip()
         return f"HDU {self.index} ({name})" if name else f"HDU {self.index}"
 
 
@@ -95,7 +96,7 @@ def scan(stream: BinaryIO, name: str) -> list[HduLayout]:
 def _scan_hdu(stream: BinaryIO, start: int, size: int, name: str, index: int) -> HduLayout:
     """Read the header that begins at `start` and find where its data lie."""
     stream.seek(start)
-    blocks = []
+    blocks: list[bytes] = []
     while not blocks or not _has_end(blocks[-1]):
         block = stream.read(BLOCK)
         if len(block) < BLOCK:
@@ -149,16 +150,14 @@ def _data_size(header: Any, name: str, index: int) -> int:
     axes = [_integer(header, f"NAXIS{i + 1}", name, index) for i in range(naxis)]
     if not axes:
         return 0
-    if header.get("GROUPS") is True and axes[0] == 0:
+    if card(header, "GROUPS") is True and axes[0] == 0:
         raise ReadError(f"HDU {index} of {name} holds random groups; an image is needed.", path=name)
     pcount = _integer(header, "PCOUNT", name, index, default=0)
     gcount = _integer(header, "GCOUNT", name, index, default=1)
     return abs(bitpix) // 8 * gcount * (pcount + math.prod(axes))
 
 
-def _integer(
-    header: Any, key: str, name: str, index: int, *, default: int | None = None, choices: Any = None
-) -> int:
+def _integer(header: Any, key: str, name: str, index: int, *, default: int | None = None, choices: Any = None) -> int:
     """Return a mandatory keyword's value: a whole number, not negative unless among `choices`."""
     try:
         value = header.get(key, default)
@@ -166,7 +165,9 @@ def _integer(
         raise ReadError(f"{key} of HDU {index} of {name} cannot be parsed: {error}.", path=name) from error
     good = isinstance(value, int) and not isinstance(value, bool)
     if not good or (value not in choices if choices is not None else value < 0):
-        needed = "a whole number of at least 0" if choices is None or isinstance(choices, range) else f"one of {choices}"
+        needed = (
+            "a whole number of at least 0" if choices is None or isinstance(choices, range) else f"one of {choices}"
+        )
         raise ReadError(
             f"{key} of HDU {index} of {name} is {value!r}; it must be {needed}. The header is damaged.",
             path=name,
@@ -175,9 +176,7 @@ def _integer(
     return int(value)
 
 
-def _refuse_trailing_bytes(
-    stream: BinaryIO, position: int, size: int, name: str, layouts: list[HduLayout]
-) -> None:
+def _refuse_trailing_bytes(stream: BinaryIO, position: int, size: int, name: str, layouts: list[HduLayout]) -> None:
     """Raise if what follows the last HDU is more than padding: a damaged extension, or one HDU with a wrong NAXIS."""
     stream.seek(position)
     while chunk := stream.read(1 << 20):
@@ -223,7 +222,7 @@ def verify_checksums(stream: BinaryIO, layout: HduLayout, name: str) -> bool:
         "If a program copied the header to other data, or edited it, without renewing the checksum, then read it with "
         "verify=False; otherwise fetch the file again."
     )
-    datasum = str(layout.header.get("DATASUM", "") or "").strip()
+    datasum = str(card(layout.header, "DATASUM") or "").strip()
     if datasum:
         found = checksum(stream, layout.data_start, layout.end)
         if not datasum.isdigit() or int(datasum) != found:
@@ -232,7 +231,7 @@ def verify_checksums(stream: BinaryIO, layout: HduLayout, name: str) -> bool:
                 path=name,
                 hdu=layout.index,
             )
-    if not str(layout.header.get("CHECKSUM", "") or "").strip():
+    if not str(card(layout.header, "CHECKSUM") or "").strip():
         return False
     # The CHECKSUM card is chosen such that the sum over the whole HDU is -0 (all bits set)
     if checksum(stream, layout.start, layout.end) not in (0, 0xFFFFFFFF):
@@ -249,33 +248,21 @@ def decompressed(stream: BinaryIO, name: str, memory_limit: int) -> BinaryIO:
         The compressed stream is damaged or cut short, or its content does not fit into `memory_limit` bytes.
     """
     stream.seek(0)
-    magic = stream.read(6)
+    opener = _decompressor(stream.read(6))
     stream.seek(0)
-    reader: Any
-    if magic[:2] == b"\x1f\x8b":
-        import gzip
-
-        reader = gzip.GzipFile(fileobj=stream)
-    elif magic[:3] == b"BZh":
-        import bz2
-
-        reader = bz2.BZ2File(stream)
-    elif magic == b"\xfd7zXZ\0":
-        import lzma
-
-        reader = lzma.LZMAFile(stream)
-    else:
+    if opener is None:
         return stream
     content = io.BytesIO()
     try:
-        while chunk := reader.read(1 << 22):
-            if content.tell() + len(chunk) > memory_limit:
-                raise ReadError(
-                    f"{name} grows beyond {memory_limit / 2**30:.1f} GiB when it is decompressed; that does not fit "
-                    "into the memory.",
-                    path=name,
-                )
-            content.write(chunk)
+        with opener(stream) as reader:
+            while chunk := reader.read(1 << 22):
+                if content.tell() + len(chunk) > memory_limit:
+                    raise ReadError(
+                        f"{name} grows beyond {memory_limit / 2**30:.1f} GiB when it is decompressed; that does not "
+                        "fit into the memory.",
+                        path=name,
+                    )
+                content.write(chunk)
     except ReadError:
         raise
     except Exception as error:  # EOFError, BadGzipFile, zlib.error, LZMAError, OSError
@@ -284,3 +271,20 @@ def decompressed(stream: BinaryIO, name: str, memory_limit: int) -> BinaryIO:
         ) from error
     content.seek(0)
     return content
+
+
+def _decompressor(magic: bytes) -> Any:
+    """Return what opens a stream that begins with `magic`, None if it is not compressed."""
+    if magic[:2] == b"\x1f\x8b":
+        import gzip
+
+        return gzip.open
+    if magic[:3] == b"BZh":
+        import bz2
+
+        return bz2.open
+    if magic == b"\xfd7zXZ\0":
+        import lzma
+
+        return lzma.open
+    return None

@@ -151,9 +151,7 @@ def profile_for(headers: tuple[Mapping[str, Any], ...]) -> Profile:
     return GENERIC
 
 
-def mask_bits(
-    quality: npt.NDArray[Any], profile: Profile, header: Mapping[str, Any]
-) -> npt.NDArray[np.uint32]:
+def mask_bits(quality: npt.NDArray[Any], profile: Profile, header: Mapping[str, Any]) -> npt.NDArray[np.uint32]:
     """Translate a quality plane into bits of `MaskBit`.
 
     Parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ class Provenance:
         version = self.version or _version()
         cards: list[tuple[str, Any, str]] = [
             ("CREATOR", f"skyloom {version}", "software that wrote this file"),
-            ("DATE", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC of writing"),
+            ("DATE", dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC of writing"),
             ("SLCMD", self.command, "what was done"),
             ("SLNIN", len(self.inputs), "number of inputs"),
         ]

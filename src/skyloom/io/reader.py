@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 import sys
 import warnings
@@ -13,14 +15,30 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, NoUsableDataError, ReadError, SkyloomWarning
 from skyloom.exposure import Exposure, MaskBit
-from skyloom.io.ccddata import from_ccddata
-from skyloom.io.fits_file import FitsFile, describe, hdu_name, image_shape
+from skyloom.io.ccddata import ccddata_fields
+from skyloom.io.fits_file import FitsFile, describe, hdu_name, hdu_version, image_shape
 from skyloom.io.keywords import detector_values
 from skyloom.io.profiles import GENERIC, Profile, mask_bits, profile_for
 from skyloom.io.wcs import wcs_from_asdf_extension, wcs_from_header
 
+logger = logging.getLogger("skyloom.io")
+
 ROLES = ("error", "variance", "inverse_variance", "quality")
-OTHER_PLANES = {"WHT", "WEIGHT", "WT", "CTX", "CON", "CONTEXT", "EXP", "EXPMAP", "SAMP", "TIME", "AREA", "WMAP", "HDRTAB"}
+OTHER_PLANES = {
+    "WHT",
+    "WEIGHT",
+    "WT",
+    "CTX",
+    "CON",
+    "CONTEXT",
+    "EXP",
+    "EXPMAP",
+    "SAMP",
+    "TIME",
+    "AREA",
+    "WMAP",
+    "HDRTAB",
+}
 """Extensions that are never the image itself, besides those of the roles."""
 
 
@@ -45,8 +63,8 @@ def read(
         Which HDU of a FITS file holds the image: number, EXTNAME, or EXTNAME and EXTVER. Needed only where a file holds
         several images; the planes that belong to it (ERR, DQ, ...) are found by themselves.
     mask : path or array of bool or int, shape (ny, nx), or False, optional
-        More pixels to mask: booleans (True is bad), bits of `MaskBit`, or a FITS file with a quality plane. False: use no
-        mask at all, not even the file's own.
+        More pixels to mask: booleans (True is bad), bits of `MaskBit`, or a FITS file with a quality plane. False: use
+        no mask at all, not even the file's own.
     gain : float, optional
         Electrons per unit of data. This and the next three: instead of what the header says.
     read_noise : float, optional
@@ -71,25 +89,15 @@ def read(
     NoUsableDataError
         No pixel of the image can be used.
     """
-    exposure = _dispatch(source, ext, mask is not False, verify)
-    changes: dict[str, Any] = {
-        key: value
-        for key, value in {
-            "gain": gain,
-            "read_noise": read_noise,
-            "saturation": saturation,
-            "exptime": exptime,
-        }.items()
-        if value is not None
-    }
+    fields = _fields_of(source, ext, verify)
+    given = {"gain": gain, "read_noise": read_noise, "saturation": saturation, "exptime": exptime}
+    fields.update({key: value for key, value in given.items() if value is not None})
+    if mask is False:
+        fields.update(data=np.ma.getdata(fields["data"]), mask=None)
+    exposure = Exposure(**fields)
     if mask is not None and mask is not False:
-        changes["mask"] = exposure.mask | _extra_mask(mask, exposure, verify)
-    if saturation is not None:
-        # what a guessed or recorded level had flagged is judged again by the explicit one
-        changes["mask"] = changes.get("mask", exposure.mask) & ~_flagged_by_level(exposure)
-    if changes:
-        exposure = exposure.replace(**changes)
-    if not isinstance(source, Exposure) and not exposure.usable.any():
+        exposure = exposure.replace(mask=exposure.mask | _extra_mask(mask, exposure, verify))
+    if not exposure.usable.any():
         raise NoUsableDataError(
             f"No pixel of {exposure.name} can be used: {_why_unusable(exposure)}. Check the file and its mask.",
             name=exposure.name,
@@ -97,53 +105,51 @@ def read(
     return exposure
 
 
-def _dispatch(source: Any, ext: Any, use_mask: bool, verify: bool) -> Exposure:
-    """Call the reader for the type of `source`."""
+def _fields_of(source: Any, ext: Any, verify: bool) -> dict[str, Any]:
+    """Return the fields of the exposure that `source` becomes, by its type."""
     if isinstance(source, Exposure):
-        return source if use_mask else source.replace(mask=None)
+        return {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
     if isinstance(source, str | os.PathLike):
-        return _read_path(Path(source), ext, use_mask, verify)
+        return _fields_of_path(Path(source), ext, verify)
     # whoever passes an astropy object has imported its module already
     fits = sys.modules.get("astropy.io.fits")
     if fits is not None and isinstance(source, fits.HDUList):
         name = Path(source.filename() or "HDUList").name
-        return _from_file(FitsFile(source, name, verify=False), ext, use_mask, None)
+        return _fields_of_file(FitsFile(source, name, verify=False), ext, None)
     if fits is not None and isinstance(source, fits.hdu.base._BaseHDU):
         name = hdu_name(source) or "HDU"
-        return _from_file(FitsFile(fits.HDUList([source]), name, verify=False), 0, use_mask, None)
+        return _fields_of_file(FitsFile(fits.HDUList([source]), name, verify=False), 0, None)
     nddata = sys.modules.get("astropy.nddata")
     if nddata is not None and isinstance(source, nddata.NDData):
-        return from_ccddata(source, use_mask=use_mask)
+        return ccddata_fields(source)
     if isinstance(source, bytes | bytearray | memoryview | dict | set) or source is None:
         raise InputError(
             f"A {type(source).__name__} is no image; give a path, an array, an HDU, or a CCDData.",
             type=type(source).__name__,
         )
-    return _from_array(source, use_mask)
+    return _fields_of_array(source)
 
 
-def _from_array(source: Any, use_mask: bool) -> Exposure:
+def _fields_of_array(source: Any) -> dict[str, Any]:
     """Read a plain, masked or Quantity array."""
     unit = getattr(source, "unit", None)
     try:
         data = source if isinstance(source, np.ma.MaskedArray) else np.asarray(getattr(source, "value", source))
     except (TypeError, ValueError) as error:
         raise InputError(f"A {type(source).__name__} cannot be read as an image: {error}.") from error
-    if not use_mask:
-        data = np.ma.getdata(data)
-    return Exposure(data, unit="adu" if unit is None else unit.to_string("fits") or "adu", name="array")
+    return {"data": data, "unit": "adu" if unit is None else unit.to_string("fits") or "adu", "name": "array"}
 
 
-def _read_path(path: Path, ext: Any, use_mask: bool, verify: bool) -> Exposure:
+def _fields_of_path(path: Path, ext: Any, verify: bool) -> dict[str, Any]:
     if path.suffix.lower() == ".asdf" and path.is_file():
-        from skyloom.io.asdf_file import read_asdf
+        from skyloom.io.asdf_file import asdf_fields
 
-        return read_asdf(path, use_mask=use_mask)
+        return asdf_fields(path)
     with FitsFile(path, path.name, verify) as file:
-        return _from_file(file, ext, use_mask, path)
+        return _fields_of_file(file, ext, path)
 
 
-def _from_file(file: FitsFile, ext: Any, use_mask: bool, path: Path | None) -> Exposure:
+def _fields_of_file(file: FitsFile, ext: Any, path: Path | None) -> dict[str, Any]:
     """Put the planes of a FITS file together."""
     hdulist = file.hdulist
     primary = hdulist[0].header
@@ -151,18 +157,22 @@ def _from_file(file: FitsFile, ext: Any, use_mask: bool, path: Path | None) -> E
     file.check_extensions(profile.complete)
     index = _find(file, ext) if ext is not None else _choose(file, profile)
     header = merged_header(hdulist[index].header, primary)
-    data = _real(file.plane(index), file)
+    data = file.plane(index)
     planes = _companions(file, index, profile)
     if path is not None:
-        planes = {**_siblings(path, ext, profile, data.shape, use_mask, file), **planes}
-    mask = planes.get("quality") if use_mask else None
+        planes = {**_siblings(path, ext, profile, file), **planes}
     values = detector_values((hdulist[index].header, primary))
     if values["saturation"] is None and "quality" not in planes:
         values["saturation"] = pile_up_level(data)
-    wcs = wcs_from_asdf_extension(hdulist, file.name) or wcs_from_header(header, hdulist, file.name)
-    return Exposure(
-        data, variance=_variance(planes, file.name), mask=mask, wcs=wcs, header=header, name=file.name, **values
-    )
+    return {
+        "data": data,
+        "variance": _variance(planes, file.name),
+        "mask": planes.get("quality"),
+        "wcs": wcs_from_asdf_extension(hdulist, file.name) or wcs_from_header(header, hdulist, file.name),
+        "header": header,
+        "name": file.name,
+        **values,
+    }
 
 
 def merged_header(header: Any, primary: Any) -> Any:
@@ -187,7 +197,7 @@ def _find(file: FitsFile, ext: Any) -> int:
         wanted, version = str(ext[0]).upper(), ext[1]
         for index, hdu in enumerate(file.hdulist):
             same_name = hdu_name(hdu) == wanted or (wanted == "PRIMARY" and index == 0)
-            if same_name and version in (None, hdu.header.get("EXTVER", 1)):
+            if same_name and version in (None, hdu_version(hdu)):
                 return index
     elif isinstance(ext, int | np.integer) and 0 <= ext < len(file.hdulist):
         return int(ext)
@@ -209,7 +219,7 @@ def _choose(file: FitsFile, profile: Profile) -> int:
     if not images:
         found = "; ".join(f"{file.label(i)}: {describe(hdu)}" for i, hdu in enumerate(file.hdulist))
         raise ReadError(f"{file.name} has no two-dimensional image. It has {found}.", path=file.name)
-    choices = ", ".join(f"{i} ({hdu_name(file.hdulist[i])}, {file.hdulist[i].header.get('EXTVER', 1)})" for i in images)
+    choices = ", ".join(f"{i} ({hdu_name(file.hdulist[i])}, {hdu_version(file.hdulist[i])})" for i in images)
     raise InputError(f"{file.name} holds {len(images)} images; choose one with ext=: {choices}.", path=file.name)
 
 
@@ -231,7 +241,7 @@ def _companions(file: FitsFile, index: int, profile: Profile) -> dict[str, Any]:
             for i, hdu in enumerate(file.hdulist)
             if i != index
             and hdu_name(hdu) in names
-            and hdu.header.get("EXTVER", 1) == chosen.header.get("EXTVER", 1)
+            and hdu_version(hdu) == hdu_version(chosen)
             and image_shape(hdu) is not None
         ]
         if role != "variance":
@@ -254,28 +264,19 @@ def _companions(file: FitsFile, index: int, profile: Profile) -> dict[str, Any]:
     return planes
 
 
-def _siblings(
-    path: Path, ext: Any, profile: Profile, shape: tuple[int, ...], use_mask: bool, image: FitsFile
-) -> dict[str, Any]:
+def _siblings(path: Path, ext: Any, profile: Profile, image: FitsFile) -> dict[str, Any]:
     """Return the planes that stand in files beside this one, if the convention has such and they are there."""
     planes: dict[str, Any] = {}
     for role, (here, there) in (profile.siblings or {}).items():
         sibling = path.with_name(path.name.replace(here, there))
-        if sibling == path or not sibling.is_file() or (role == "quality" and not use_mask):
+        if sibling == path or not sibling.is_file():
             continue
-        with FitsFile(sibling, sibling.name, image._verify) as file:
+        logger.info("%s: the %s plane is taken from %s.", path.name, role.replace("_", " "), sibling.name)
+        with FitsFile(sibling, sibling.name, image.verify) as file:
             index = _find(file, ext) if ext is not None else _choose(file, profile)
-            plane = file.plane(index)
-            if plane.shape != shape:
-                raise ReadError(
-                    f"{sibling.name} has the shape {plane.shape}, but {path.name} has {shape}; they do not belong "
-                    "together. Move it away, or pass mask=False.",
-                    path=str(sibling),
-                )
+            planes[role] = file.plane(index)
             if role == "quality":
-                planes[role] = mask_bits(_integers(plane), profile, file.hdulist[index].header)
-            else:
-                planes[role] = np.asarray(plane, dtype=np.float64)
+                planes[role] = mask_bits(_integers(planes[role]), profile, file.hdulist[index].header)
     return planes
 
 
@@ -316,13 +317,6 @@ def _extra_mask(mask: Any, exposure: Exposure, verify: bool) -> npt.NDArray[np.u
     return Exposure(blank, mask=mask, name=f"the mask for {exposure.name}").mask
 
 
-def _flagged_by_level(exposure: Exposure) -> npt.NDArray[np.uint32]:
-    """Return the bits that the exposure's own saturation level has set."""
-    if exposure.saturation is None:
-        return np.zeros(exposure.shape, np.uint32)
-    return np.where(exposure.data >= exposure.saturation, np.uint32(MaskBit.SATURATED), np.uint32(0))
-
-
 def pile_up_level(data: npt.NDArray[Any]) -> float | None:
     """Return the level where an analogue-to-digital converter ran full, if the pixel values show it.
 
@@ -337,12 +331,6 @@ def pile_up_level(data: npt.NDArray[Any]) -> float | None:
     at_top = int(np.count_nonzero(data == top))
     below = int(np.count_nonzero((data >= top - 500) & (data < top)))
     return top if at_top >= 5 and at_top > below else None
-
-
-def _real(data: npt.NDArray[Any], file: FitsFile) -> npt.NDArray[Any]:
-    if data.dtype.kind not in "fiub":
-        raise ReadError(f"The pixels of {file.name} are of type {data.dtype}; real numbers are needed.")
-    return data
 
 
 def _integers(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -84,8 +84,8 @@ def wcs_from_asdf_extension(hdulist: Any, name: str = "image") -> Any:
 def header_from_wcs(wcs: Any, shape: tuple[int, int]) -> Any:
     """Return FITS cards for any APE-14 WCS that has a FITS form; an empty header for None.
 
-    A gwcs is approximated by a TAN projection with SIP distortion, to 0.01 pixel where that can be reached; the residual
-    is written in SIPMXERR.
+    A gwcs is approximated by a TAN projection with SIP distortion, to 0.01 pixel where that can be reached; the
+    residual is written in SIPMXERR.
     """
     from astropy.io.fits import Header
 
