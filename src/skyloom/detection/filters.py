@@ -1,0 +1,125 @@
+"""Correlation of an image with a filter that varies over the field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft
+from scipy.interpolate import RectBivariateSpline
+
+from skyloom._threads import map_bands
+
+Array = npt.NDArray[np.float64]
+
+TILE = 512
+"""Side of the tiles in which images are filtered, pixels: a few MB each, many enough for all threads."""
+GRID_STEP = 128
+"""Distance of the positions at which filters are evaluated, pixels; between them they are interpolated."""
+MAX_GRID = 9
+TOLERANCE = 1e-3
+"""Largest RMS error of the separated filter, relative to the RMS of the filter."""
+
+
+class Grid:
+    """A coarse grid of positions over an image, and smooth interpolation from it.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape (ny, nx) of the image.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self.y, self.x = (self._axis(n) for n in shape)
+
+    @staticmethod
+    def _axis(n: int) -> Array:
+        count = int(np.clip(np.ceil(n / GRID_STEP) + 1, 2, MAX_GRID))
+        return np.linspace(0, max(n - 1, 1), count)
+
+    def sample(self, function: Callable[[float, float], npt.ArrayLike]) -> Array:
+        """Evaluate ``function(x, y)`` at all nodes; shape (n_y, n_x, ...)."""
+        return np.array([[function(float(x), float(y)) for x in self.x] for y in self.y], dtype=float)
+
+    def spline(self, values: Array) -> RectBivariateSpline:
+        """Return the spline through `values`, shape (n_y, n_x), of degree 3 or what the grid allows."""
+        return RectBivariateSpline(self.y, self.x, values, kx=min(3, self.y.size - 1), ky=min(3, self.x.size - 1), s=0)
+
+    def plane(self, values: Array) -> Array:
+        """Interpolate `values`, shape (n_y, n_x), to every pixel of the image."""
+        if np.ptp(values) == 0:
+            return np.full(self.shape, values.flat[0])
+        return self.spline(values)(np.arange(self.shape[0]), np.arange(self.shape[1]))
+
+
+class VaryingFilter:
+    """A filter that varies over the field, as a sum of few constant filters times smooth maps.
+
+    The stamps at the nodes of a grid are separated by singular values, ``Q(u; x) = sum_r c_r(x) S_r(u)``, with as few terms as keep
+    the error below `TOLERANCE`; the c_r are interpolated. A correlation with Q is then a sum of ordinary ones:
+    ``(Q o A)(x) = sum_u Q(u; x) A(x + u) = sum_r c_r(x) (S_r o A)(x)``.
+
+    Parameters
+    ----------
+    stamps : ndarray, shape (n_y, n_x, n, n)
+        The filter at the nodes of `grid`.
+    grid : Grid
+    """
+
+    def __init__(self, stamps: Array, grid: Grid) -> None:
+        nodes, self.side = stamps.shape[:2], stamps.shape[-1]
+        u, s, vt = np.linalg.svd(stamps.reshape(nodes[0] * nodes[1], -1), full_matrices=False)
+        left_out = np.sqrt(np.cumsum((s**2)[::-1])[::-1])  # norm of the terms from r on
+        rank = max(1, int(np.count_nonzero(left_out > TOLERANCE * left_out[0])))
+        self.filters = vt[:rank].reshape(rank, self.side, self.side)
+        self.splines = [grid.spline((u[:, r] * s[r]).reshape(nodes)) for r in range(rank)]
+
+    def coefficients(self, rows: slice, columns: slice) -> Array:
+        """Return c_r at the pixels of a rectangle, shape (rank, n_rows, n_columns)."""
+        y, x = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
+        return np.stack([spline(y, x) for spline in self.splines])
+
+
+def correlate(jobs: Sequence[tuple[VaryingFilter, Array]], threads: int | None = None) -> list[Array]:
+    """Correlate planes with varying filters: ``out(x) = sum_u Q(u; x) A(x + u)``, A being 0 outside of the image.
+
+    Parameters
+    ----------
+    jobs : sequence of (VaryingFilter, ndarray of shape (ny, nx))
+        Filters with stamps of one size, and the plane that each is applied to.
+    threads : int, optional
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    planes : list of ndarray, shape (ny, nx), float64
+    """
+    ny, nx = jobs[0][1].shape
+    half = jobs[0][0].side // 2
+    size = tuple(fft.next_fast_len(min(TILE, n) + 2 * half, real=True) for n in (ny, nx))
+    # correlation is convolution with the mirrored filter; the product with its transform does both
+    transforms: dict[int, npt.NDArray] = {}
+    for varying, _ in jobs:
+        if id(varying) not in transforms:
+            transforms[id(varying)] = fft.rfft2(varying.filters[:, ::-1, ::-1], s=size)
+    padded = [np.pad(plane, half) for _, plane in jobs]
+    outputs = [np.empty((ny, nx)) for _ in jobs]
+
+    def filter_tile(corner: tuple[int, int]) -> None:
+        y, x = corner
+        rows, columns = slice(y, min(y + TILE, ny)), slice(x, min(x + TILE, nx))
+        height, width = rows.stop - y, columns.stop - x
+        inside = slice(2 * half, 2 * half + height), slice(2 * half, 2 * half + width)
+        weights = {id(varying): varying.coefficients(rows, columns) for varying, _ in jobs}
+        for (varying, _), source, out in zip(jobs, padded, outputs, strict=True):
+            tile = fft.rfft2(source[y : y + height + 2 * half, x : x + width + 2 * half], s=size)
+            total = np.zeros((height, width))
+            for transform, weight in zip(transforms[id(varying)], weights[id(varying)], strict=True):
+                total += weight * fft.irfft2(tile * transform, s=size)[inside]
+            out[rows, columns] = total
+
+    map_bands(filter_tile, [(y, x) for y in range(0, ny, TILE) for x in range(0, nx, TILE)], threads)
+    return outputs

@@ -1,0 +1,245 @@
+"""The matched filter of a difference image, with the noise covariance that the matching kernel brings.
+
+A point source of flux F at x appears in the difference D as F P(u - x). With the weights w = 1/V of the usable pixels the least-squares
+flux and its variance are, o being the correlation ``(P o A)(x) = sum_u P(u) A(x + u)``::
+
+    F = (P o w D) / (P**2 o w)                                                         (1)
+    Var F = sum_uu' P(u) w(u) P(u') w(u') Cov(D_u, D_u') / (P**2 o w)**2               (2)
+
+Of the two images, one was convolved with the matching kernel K, so its noise n_K = K * n is correlated. Where the variance V_n of n changes
+little within a PSF, V_K = V_n sum K**2 and the double sum in (2) is ``w**2 V_n sum_v (P o K)(v)**2``, (P o K) being the filter as the
+unconvolved noise sees it. Relative to independent noise of the same variance plane that is the factor::
+
+    g(x) = sum (P o K)**2 / (sum K**2 sum P**2)                                        (3)
+
+so that, with c_1 and c_2 for what resampling had correlated in each image before (`Exposure.correlation`)::
+
+    V_eff = c_1 V_white + c_2 g V_K
+    Var F = (P**2 o w**2 V_eff) / (P**2 o w)**2                                        (4)
+
+The significance is F / sqrt(Var F). Leaving g out (a diagonal noise map) underestimates the noise by a quarter for images of equal depth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy.signal import fftconvolve
+
+from skyloom.detection.filters import Grid, VaryingFilter, correlate
+from skyloom.errors import InputError, ShapeError
+from skyloom.exposure import UNUSABLE
+from skyloom.psf import Psf
+
+Array = npt.NDArray[np.float64]
+Plane = npt.NDArray[np.float32]
+
+MIN_COVERAGE = 0.1
+"""Least part of the PSF's weight that must lie on usable pixels for a score."""
+
+
+class Kernel(Protocol):
+    """A matching kernel, as `skyloom.subtraction` makes it."""
+
+    def image_at(self, x: float, y: float) -> Array:
+        """Return the kernel at (x, y), centred on the middle pixel."""
+
+
+class SubtractionLike(Protocol):
+    """What `score` needs of a subtraction; planes have the shape (ny, nx)."""
+
+    image: Any
+    variance_science: Any
+    variance_template: Any
+    mask: Any
+    kernel: Any
+    convolved: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A matched-filtered difference. All planes are float32, shape (ny, nx).
+
+    Parameters
+    ----------
+    significance : ndarray
+        Flux over its error; 0 where too little of the PSF is on usable pixels.
+    flux : ndarray
+        PSF flux of a point source on each pixel, in the difference's unit; 0 where there is no score.
+    flux_variance : ndarray
+        Its variance; 0 where there is no score.
+    effective_variance : ndarray
+        Variance of the pixels as the filter sees it, V_eff of the module's equation (4): for photometry.
+    coverage : ndarray
+        Part of the PSF's weight (sum of P**2) on usable pixels, 0 to 1.
+    psf : Psf
+        The PSF of the difference.
+    """
+
+    significance: Plane
+    flux: Plane
+    flux_variance: Plane
+    effective_variance: Plane
+    coverage: Plane
+    psf: Psf
+
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """True where there is a score."""
+        return self.flux_variance > 0
+
+    def __repr__(self) -> str:
+        ny, nx = self.significance.shape
+        return f"<Score {nx}x{ny}: {self.valid.mean():.1%} valid, max {np.abs(self.significance).max():.1f} sigma>"
+
+
+class ConvolvedPsf:
+    """The PSF of an image that was convolved with a matching kernel: ``K * P``, divided by its sum.
+
+    Parameters
+    ----------
+    psf : Psf
+        PSF before the convolution.
+    kernel : Kernel
+    """
+
+    def __init__(self, psf: Psf, kernel: Kernel) -> None:
+        self._psf, self._kernel = psf, kernel
+        self._half = psf.half + (kernel.image_at(0.0, 0.0).shape[0] // 2 + 1) // 2
+
+    @property
+    def half(self) -> int:
+        """Half size of the stamps, pixels."""
+        return self._half
+
+    def stamp(self, x: float, y: float) -> Array:
+        """Return the PSF at (x, y), centred on the middle pixel, with unit sum."""
+        both = fftconvolve(self._psf.stamp(x, y), self._kernel.image_at(x, y), mode="full")
+        trim = both.shape[0] // 2 - self._half
+        both = both[trim : both.shape[0] - trim, trim : both.shape[1] - trim]
+        return both / both.sum()
+
+
+def noise_gain(stamp: Array, kernel: Array) -> float:
+    """Return g of equation (3): the variance of filtered convolved noise, relative to independent noise.
+
+    Parameters
+    ----------
+    stamp : ndarray, shape (n, n)
+        The filter P.
+    kernel : ndarray, shape (m, m)
+        The kernel K that the noise was convolved with.
+    """
+    seen = fftconvolve(stamp, kernel[::-1, ::-1], mode="full")
+    return float((seen**2).sum() / ((kernel**2).sum() * (stamp**2).sum()))
+
+
+def score(
+    subtraction: SubtractionLike,
+    psf: Psf,
+    *,
+    correlation_science: float = 1.0,
+    correlation_template: float = 1.0,
+    threads: int | None = None,
+) -> Score:
+    """Filter a difference with its PSF, and give flux and significance of a point source on every pixel.
+
+    Parameters
+    ----------
+    subtraction : Subtraction
+        With image, variance_science, variance_template, mask, kernel and convolved.
+    psf : Psf
+        PSF of the science image, before any convolution.
+    correlation_science, correlation_template : float
+        `Exposure.correlation` of the images: 1 for pixels that were never resampled.
+    threads : int, optional
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    score : Score
+
+    Raises
+    ------
+    InputError
+        `convolved` is neither 'science' nor 'template', or a correlation is not above 0.
+    ShapeError
+        The planes have different shapes.
+    """
+    convolved = subtraction.convolved
+    if convolved not in ("science", "template"):
+        raise InputError(f"The subtraction says that {convolved!r} was convolved; 'science' or 'template' is needed.")
+    kernel = subtraction.kernel
+    white, correlated = (np.asarray(plane, float) for plane in (subtraction.variance_science, subtraction.variance_template))
+    factor_white, factor_correlated = correlation_science, correlation_template
+    if convolved == "science":
+        psf = ConvolvedPsf(psf, kernel)
+        white, correlated, factor_white, factor_correlated = correlated, white, factor_correlated, factor_white
+    if not (factor_white > 0 and factor_correlated > 0):
+        raise InputError(f"The correlations of science and template are {correlation_science} and {correlation_template}; "
+                         "they must be above 0 (1 for independent pixels).")
+    grid = Grid(white.shape)
+    gain = grid.plane(grid.sample(lambda x, y: noise_gain(psf.stamp(x, y), kernel.image_at(x, y))))
+    effective = factor_white * white + factor_correlated * gain * correlated
+    usable = (np.asarray(subtraction.mask) & np.uint32(UNUSABLE)) == 0
+    return filter_image(np.asarray(subtraction.image), white + correlated, usable, psf,
+                        effective_variance=effective, threads=threads)
+
+
+def filter_image(
+    image: npt.NDArray,
+    variance: npt.NDArray,
+    usable: npt.NDArray[np.bool_],
+    psf: Psf,
+    *,
+    effective_variance: npt.NDArray | None = None,
+    threads: int | None = None,
+) -> Score:
+    """Filter any image with its PSF: equations (1) and (4).
+
+    Parameters
+    ----------
+    image, variance : ndarray, shape (ny, nx)
+        Sky-subtracted data, and the variance of each pixel.
+    usable : ndarray of bool, shape (ny, nx)
+    psf : Psf
+        PSF of the image.
+    effective_variance : ndarray, shape (ny, nx), optional
+        V_eff of equation (4). Default: `variance`, for independent pixels.
+    threads : int, optional
+        Number of threads; the result does not depend on it.
+
+    Returns
+    -------
+    score : Score
+
+    Raises
+    ------
+    ShapeError
+        The planes have different shapes.
+    """
+    effective_variance = variance if effective_variance is None else effective_variance
+    shapes = {np.shape(plane) for plane in (image, variance, usable, effective_variance)}
+    if len(shapes) != 1:
+        raise ShapeError(f"Image, variance, usable and effective variance have the shapes {sorted(shapes)}; "
+                         "they must be the same.", shapes=sorted(shapes))
+    usable = usable & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
+    safe = np.where(usable, variance, 1.0).astype(float)
+    weight = usable / safe
+    data = np.where(usable, image, 0.0) * weight
+    spread = np.where(usable, effective_variance, 0.0) * weight**2
+    grid = Grid(image.shape)  # type: ignore[arg-type]
+    stamps = grid.sample(psf.stamp)
+    linear, square = VaryingFilter(stamps, grid), VaryingFilter(stamps**2, grid)
+    signal, norm, noise, coverage = correlate(
+        [(linear, data), (square, weight), (square, spread), (square, usable.astype(float))], threads)
+    coverage = np.clip(coverage / grid.plane((stamps**2).sum(axis=(2, 3))), 0, 1)
+    # FFT rounding leaves tiny values where all is masked; the coverage tells them from real ones
+    valid = (coverage > MIN_COVERAGE) & (norm > 0) & (noise > 0)
+    norm, noise = np.where(valid, norm, 1.0), np.where(valid, noise, 1.0)
+    planes = (valid * signal / np.sqrt(noise), valid * signal / norm, valid * noise / norm**2,
+              np.where(usable, effective_variance, 0.0), coverage)
+    return Score(*(plane.astype(np.float32) for plane in planes), psf)
