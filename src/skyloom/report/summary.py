@@ -1,0 +1,291 @@
+"""The numbers of a difference and what they mean in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.report.candidates import CandidateList
+from skyloom.report.images import robust_location
+from skyloom.report.planes import DifferenceLike, View, sigma_of
+
+CALIBRATED = (0.9, 1.1)
+"""Standard deviations of D/sigma and of the score that count as calibrated: a 5 sigma threshold is one of 4.5-5.5."""
+REGISTRATION_GOOD, REGISTRATION_FAIR = 0.04, 0.10
+"""Rms of the matched stars in units of the FWHM. The lobes of the dipole that a shift d leaves reach
+2.3548 exp(-1/2) d / FWHM = 1.43 d / FWHM of the central intensity (steepest slope of a Gaussian)."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One number of the header: its name, the number with its unit as text, and a remark."""
+
+    label: str
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One sentence of the verdict: its state is 'good', 'fair', 'poor' or 'plain' (no judgement)."""
+
+    state: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The numbers of a difference, None where unknown; pixels are pixels of the science image.
+
+    Attributes
+    ----------
+    candidates, flagged : int
+    pull_std, score_std : float or None
+        Standard deviation of D/sigma and of the score, from the median absolute deviation of all usable pixels.
+    n_matched : int or None
+    rms_px, rms_arcsec, pixel_scale : float or None
+        Registration residual, and arcsec per pixel.
+    kernel_sum : float or None
+        At the middle of the image.
+    fwhm : float or None
+        Of the point spread function of the difference, pixels.
+    stamps_used, stamps : int or None
+    usable : float
+        Part of the pixels of the difference that can be used.
+    seconds : float or None
+        Total run time.
+    """
+
+    candidates: int
+    flagged: int
+    pull_std: float | None
+    score_std: float | None
+    n_matched: int | None
+    rms_px: float | None
+    rms_arcsec: float | None
+    pixel_scale: float | None
+    kernel_sum: float | None
+    fwhm: float | None
+    stamps_used: int | None
+    stamps: int | None
+    usable: float
+    seconds: float | None
+
+
+def summarize(difference: DifferenceLike, candidates: CandidateList, views: Mapping[str, View]) -> Summary:
+    """Measure or look up the numbers of a difference."""
+    view = views["difference"]
+    registration = getattr(difference, "registration", None)
+    rms = number(getattr(registration, "rms", None))
+    scale = pixel_scale(getattr(difference, "wcs", None), view.values.shape)
+    used = stamps_used(getattr(difference, "stamps", None))
+    timings = _timings(difference)
+    matched = number(getattr(registration, "n_matched", None))
+    return Summary(
+        candidates=len(candidates),
+        flagged=int(candidates.flagged.sum()),
+        pull_std=_std(view.values / sigma_of(difference), view.usable),
+        score_std=_std(views["score"].values, views["score"].usable) if "score" in views else None,
+        n_matched=None if matched is None else int(matched),
+        rms_px=rms,
+        rms_arcsec=rms * scale if rms is not None and scale is not None else None,
+        pixel_scale=scale,
+        kernel_sum=_kernel_sum(getattr(difference, "kernel", None), view.values.shape),
+        fwhm=psf_fwhm(getattr(difference, "psf", None)),
+        stamps_used=None if used is None else int(used.sum()),
+        stamps=None if used is None else len(used),
+        usable=float(view.usable.mean()),
+        seconds=sum(timings.values()) if timings else None,
+    )
+
+
+def number(value: Any) -> float | None:
+    """Return a finite float, or None of anything else."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _std(values: npt.NDArray[np.floating], usable: npt.NDArray[np.bool_]) -> float | None:
+    good = values[usable & np.isfinite(values)]
+    return robust_location(good)[1] if good.size else None
+
+
+def psf_fwhm(psf: Any, *position: float) -> float | None:
+    """Return the FWHM of a point spread function in pixels, or None."""
+    fwhm = getattr(psf, "fwhm", None)
+    return number(fwhm(*position) if callable(fwhm) else fwhm)
+
+
+def stamps_used(stamps: Any) -> npt.NDArray[np.bool_] | None:
+    """Return which stamps the kernel was fitted to, or None."""
+    if stamps is None or "used" not in getattr(stamps, "colnames", ()):
+        return None
+    return np.asarray(stamps["used"], dtype=bool)
+
+
+def _kernel_sum(kernel: Any, shape: tuple[int, ...]) -> float | None:
+    middle = ((shape[1] - 1) / 2, (shape[0] - 1) / 2)
+    if callable(getattr(kernel, "sum_at", None)):
+        return number(np.squeeze(kernel.sum_at(*middle)))
+    return number(np.sum(kernel.image_at(*middle))) if callable(getattr(kernel, "image_at", None)) else None
+
+
+def _timings(difference: DifferenceLike) -> dict[str, float]:
+    timings = (getattr(difference, "diagnostics", None) or {}).get("timings") or {}
+    return {str(name): seconds for name, value in timings.items() if (seconds := number(value)) is not None}
+
+
+def pixel_scale(wcs: Any, shape: tuple[int, ...]) -> float | None:
+    """Return the side of a pixel at the middle of the image, in arcsec, or None without a celestial WCS."""
+    sky = sky_vectors(wcs, np.array([[0, 0], [1, 0], [0, 1]]) + (np.array(shape[::-1]) - 1) / 2)
+    if sky is None:
+        return None
+    area = np.linalg.norm(np.cross(sky[1] - sky[0], sky[2] - sky[0]))
+    return number(np.rad2deg(np.sqrt(area)) * 3600)
+
+
+def sky_vectors(wcs: Any, xy: npt.NDArray[np.floating]) -> npt.NDArray[np.float64] | None:
+    """Return unit vectors of pixel positions on the sky, shape (N, 3), or None where that is not known."""
+    if wcs is None:
+        return None
+    try:
+        sky = wcs.pixel_to_world(xy[:, 0], xy[:, 1]).spherical
+        lon, lat = np.asarray(sky.lon.rad, dtype=float), np.asarray(sky.lat.rad, dtype=float)
+    except Exception:  # noqa: BLE001  # any WCS may come here: a page without RA/Dec is better than none
+        return None
+    vectors = np.column_stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
+    return vectors if np.isfinite(vectors).all() else None
+
+
+def judge(summary: Summary) -> list[Judgement]:
+    """Say in plain words how many candidates there are and whether one can trust them."""
+    many = summary.candidates
+    counted = "No candidates" if many == 0 else "1 candidate" if many == 1 else f"{many:,} candidates"
+    flagged = "" if many == 0 else ", none flagged" if summary.flagged == 0 else f", {summary.flagged:,} flagged"
+    return [
+        Judgement("plain", f"{counted}{flagged}."),
+        _judge_noise(summary),
+        _judge_registration(summary),
+        *_judge_coverage(summary),
+    ]
+
+
+def _judge_noise(summary: Summary) -> Judgement:
+    name, std = ("score", summary.score_std) if summary.score_std is not None else ("D/σ", summary.pull_std)
+    if std is None:
+        return Judgement("poor", "Noise unknown: there are no usable pixels with a variance.")
+    low, high = CALIBRATED
+    facts = f"the {name} has a standard deviation of {std:.3f}"
+    if std < low:
+        return Judgement("fair", f"Noise overestimated: {facts}, so real signal-to-noise is higher than quoted.")
+    if std > high:
+        return Judgement("poor", f"Noise underestimated: {facts}, so expect false candidates.")
+    return Judgement("good", f"Noise calibrated: {facts} (1 is perfect).")
+
+
+def _judge_registration(summary: Summary) -> Judgement:
+    if summary.rms_px is None:
+        return Judgement("plain", "Registration not measured: no matched stars were given.")
+    facts = f"{summary.rms_px:.3f} px rms"
+    if summary.n_matched is not None:
+        facts += f" over {summary.n_matched:,} stars"
+    if not summary.fwhm:
+        return Judgement("plain", f"Registration: {facts}.")
+    ratio = summary.rms_px / summary.fwhm
+    facts += f", {ratio:.1%} of the FWHM"
+    if ratio <= REGISTRATION_GOOD:
+        return Judgement("good", f"Registration good: {facts}.")
+    if ratio <= REGISTRATION_FAIR:
+        return Judgement("fair", f"Registration fair: {facts}; bright stars may leave weak dipoles.")
+    return Judgement("poor", f"Registration poor: {facts}; expect dipoles at stars.")
+
+
+def _judge_coverage(summary: Summary) -> Iterable[Judgement]:
+    if summary.usable < 0.8:
+        yield Judgement(
+            "fair" if summary.usable > 0.4 else "poor",
+            f"Only {summary.usable:.0%} of the pixels can be used; the rest is masked or not covered.",
+        )
+
+
+def facts(summary: Summary, difference: DifferenceLike) -> list[Fact]:
+    """Return the key numbers of the header, without those that are not known."""
+    diagnostics = getattr(difference, "diagnostics", None) or {}
+    s = summary
+    rms = None if s.rms_px is None else f"{s.rms_px:.3f} px"
+    arcsec = "" if s.rms_arcsec is None else f"{s.rms_arcsec:.3f}″"
+    stamps = None if s.stamps is None else f"{s.stamps_used} of {s.stamps}"
+    fwhms = [(name, number(diagnostics.get(f"fwhm_{name}"))) for name in ("science", "template")]
+    rows = [
+        ("Matched stars", None if s.n_matched is None else f"{s.n_matched:,}", ""),
+        ("Registration rms", rms, arcsec),
+        ("Kernel sum", _text(s.kernel_sum, "{:.4f}"), "flux scale, template to science"),
+        (
+            "FWHM of the PSF",
+            _text(s.fwhm, "{:.2f} px"),
+            f"{s.fwhm * s.pixel_scale:.2f}″" if s.fwhm and s.pixel_scale else "",
+        ),
+        *((f"FWHM, {name}", _text(value, "{:.2f} px"), "") for name, value in fwhms),
+        ("Stamps used", stamps, "for the matching kernel"),
+        ("Std of D/σ", _text(s.pull_std, "{:.3f}"), "1 is perfect"),
+        ("Std of the score", _text(s.score_std, "{:.3f}"), "1 is perfect"),
+        ("Usable pixels", f"{s.usable:.1%}", ""),
+        ("Run time", _text(s.seconds, "{:.2f} s"), ""),
+    ]
+    return [Fact(label, text, note) for label, text, note in rows if text is not None]
+
+
+def _text(value: float | None, form: str) -> str | None:
+    return None if value is None else form.format(value)
+
+
+def details(difference: DifferenceLike) -> dict[str, list[tuple[str, str]]]:
+    """Return all diagnostics, run times and parameters as text, for the fold-out tables."""
+    diagnostics = dict(getattr(difference, "diagnostics", None) or {})
+    diagnostics.pop("timings", None)
+    parameters = getattr(difference, "parameters", None) or {}
+    groups = {
+        "Diagnostics": [(str(name), _plain(value)) for name, value in diagnostics.items()],
+        "Run times": [(name, f"{seconds:.3f} s") for name, seconds in _timings(difference).items()],
+        "Parameters": [(str(name), _plain(value)) for name, value in parameters.items()],
+    }
+    return {name: rows for name, rows in groups.items() if rows}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.6g}"
+    text = str(value)
+    return text if len(text) <= 400 else text[:399] + "…"
+
+
+HEADER_WORDS = (
+    ("Date", ("DATE-OBS", "DATE_OBS", "MJD-OBS", "MJD")),
+    ("Field", ("OBJECT", "FIELD", "FIELDID", "TARGNAME")),
+    ("Filter", ("FILTER", "FILTERS", "FILTER1", "BAND")),
+    ("Telescope", ("TELESCOP", "OBSERVAT")),
+    ("Instrument", ("INSTRUME", "CAMERA")),
+)
+
+
+def describe(exposure: Any) -> list[tuple[str, str]]:
+    """Return name, date, field and so on of an exposure, as far as its header tells."""
+    header = getattr(exposure, "header", None) or {}
+    rows = [("Image", str(getattr(exposure, "name", "image")))]
+    for label, words in HEADER_WORDS:
+        found = [text for word in words if word in header and (text := str(header[word]).strip())]
+        if found:
+            rows.append((label, _plain(found[0])))
+    exptime = number(getattr(exposure, "exptime", None))
+    if exptime is not None:
+        rows.append(("Exposure", f"{exptime:g} s"))
+    return rows
