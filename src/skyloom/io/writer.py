@@ -38,6 +38,7 @@ def write_exposure(
     overwrite: bool = False,
     provenance: Provenance | None = None,
     planes: Mapping[str, Any] | None = None,
+    more: Sequence[Any] = (),
 ) -> Path:
     """Write an exposure as a multi-extension FITS file: SCI, ERR (if it has a variance), DQ, and more planes.
 
@@ -55,7 +56,9 @@ def write_exposure(
     provenance : Provenance, optional
         What made the exposure.
     planes : mapping of str to array, optional
-        More extensions, by EXTNAME.
+        More image extensions, by EXTNAME.
+    more : sequence of HDU
+        Further extensions, written as they are.
 
     Returns
     -------
@@ -81,6 +84,7 @@ def write_exposure(
     extensions.append(_image("DQ", exposure.mask, wcs_cards, compress, _bit_cards()))
     for name, plane in (planes or {}).items():
         extensions.append(_image(name.upper(), plane, wcs_cards, compress, {}))
+    extensions.extend(more)
     primary = fits.PrimaryHDU(header=_primary_header(exposure, provenance))
     primary.header["NEXTEND"] = (len(extensions), "number of extensions")
     return write_hdus([primary, *extensions], path, overwrite=overwrite)

@@ -1,0 +1,79 @@
+"""Numbers that tell how well a difference went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.exposure import UNUSABLE, BoolArray
+
+if TYPE_CHECKING:
+    from skyloom.detection import Score
+    from skyloom.pipeline.align import Alignment
+    from skyloom.psf import PsfModel
+    from skyloom.subtraction import Subtraction
+
+CLIP = 5.0
+"""Standard deviations beyond which a value is a source, not noise."""
+
+
+def clipped_moments(values: npt.NDArray[np.floating], clip: float = CLIP) -> tuple[float, float]:
+    """Return mean and standard deviation of the values within `clip` standard deviations of zero-mean noise.
+
+    The cut follows the data (median and median absolute deviation) until it settles. At 5 standard deviations it takes
+    6e-7 of Gaussian noise away, so that it does not bias the result; it only removes what has truly changed.
+    """
+    values = np.asarray(values, np.float64)
+    for _ in range(20):
+        if values.size == 0:
+            return float("nan"), float("nan")
+        centre = np.median(values)
+        spread = 1.4826 * np.median(np.abs(values - centre))
+        kept = values[np.abs(values - centre) <= clip * spread]
+        if kept.size == values.size:
+            break
+        values = kept
+    return float(values.mean()), float(values.std())
+
+
+def sky_pixels(result: Subtraction) -> BoolArray:
+    """Return the usable pixels whose noise is that of the sky: variance within 30 % of the faint half's median."""
+    usable = ((result.mask & np.uint32(UNUSABLE)) == 0) & (result.variance > 0)
+    if not usable.any():
+        return usable
+    variance = result.variance[usable]
+    faint = np.median(variance[variance <= np.median(variance)])
+    return usable & (result.variance < 1.3 * faint)
+
+
+def diagnose(result: Subtraction, scored: Score, psf: PsfModel, alignments: Sequence[Alignment]) -> dict[str, Any]:
+    """Collect the diagnostics of a difference.
+
+    Returns
+    -------
+    dict
+        `noise_mean`, `noise_std`: of difference / error over the sky; `score_std`: of the significance there; the
+        statistics of the subtraction; `science_fwhm`; `registration_rms`, `registration_n` of the first template.
+    """
+    sky = sky_pixels(result)
+    ratio = result.image[sky] / np.sqrt(result.variance[sky])
+    noise_mean, noise_std = clipped_moments(ratio)
+    score_mean, score_std = clipped_moments(scored.significance[sky & scored.valid])
+    numbers: dict[str, Any] = dict(result.statistics)
+    numbers |= {
+        "convolved": result.convolved,
+        "science_fwhm": psf.fwhm(),
+        "usable_fraction": float(((result.mask & np.uint32(UNUSABLE)) == 0).mean()),
+        "sky_fraction": float(sky.mean()),
+        "noise_mean": noise_mean,
+        "noise_std": noise_std,
+        "score_mean": score_mean,
+        "score_std": score_std,
+    }
+    registrations = [one.registration for one in alignments if one.registration is not None]
+    if registrations:
+        numbers |= {"registration_rms": registrations[0].rms, "registration_n": registrations[0].n_matched}
+    return numbers

@@ -1,0 +1,177 @@
+"""A difference as one FITS file, complete enough to be searched again.
+
+SCI (difference), ERR, DQ, SCORE (significance), SCIENCE, TEMPLATE (on the science grid), MATCHED (what was subtracted), VARTPL (the
+template's part of the variance), KERNEL and PSF (cubes: one image for each term of the polynomial of position, X and Y
+in units of XSCALE and YSCALE from XCENTRE and YCENTRE), STAMPS (table).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.errors import ReadError
+from skyloom.exposure import UNUSABLE, Exposure, MaskBit
+
+if TYPE_CHECKING:
+    from skyloom.pipeline.difference import Difference
+
+_CARDS = {
+    "n_stamps": ("NSTAMPS", "stamps that the kernel was fitted to"),
+    "kernel_sum": ("KSUM", "kernel sum: science flux / template flux"),
+    "chi2": ("STAMPCHI", "reduced chi2 of the stamps"),
+    "spatial_order": ("KERORDER", "order of the kernel's variation"),
+    "background_order": ("BGORDER", "order of the differential background"),
+    "noise_mean": ("NOISEAVG", "mean of SCI/ERR over sky"),
+    "noise_std": ("NOISESTD", "standard deviation of SCI/ERR over sky"),
+    "score_std": ("SCORESTD", "standard deviation of SCORE over sky"),
+    "systematic": ("SYSTERR", "fractional residual under bright stars"),
+    "registration_rms": ("REGRMS", "[pix] rms of the matched stars"),
+    "registration_n": ("REGN", "matched stars"),
+}
+
+
+def write_difference(
+    result: Difference, path: str | Path, *, overwrite: bool = False, inputs: Sequence[str | Path] = ()
+) -> Path:
+    """Write a difference to a FITS file, atomic, with checksums and provenance.
+
+    Parameters
+    ----------
+    result : Difference
+        What to write.
+    path : path-like
+        The file.
+    overwrite : bool
+        Replace it if it exists.
+    inputs : sequence of path-like
+        The files that went in, for the provenance.
+    """
+    from astropy.io import fits
+
+    from skyloom.io import Provenance, write_exposure
+
+    science = result.science
+    provenance = Provenance("difference", result.parameters, inputs)
+    header = dict(science.header)
+    for name, (keyword, comment) in _CARDS.items():
+        value = result.diagnostics.get(name)
+        if value is not None and np.isfinite(value):
+            header[keyword] = (value, comment)
+    subtraction = result.subtraction
+    header["CONVOLVD"] = (subtraction.convolved, "the image that was convolved")
+    header["CORRSCI"] = (subtraction.correlation_science, "noise correlation of the science image")
+    header["CORRTPL"] = (subtraction.correlation_template, "noise correlation of the template")
+    unusable = (result.mask & np.uint32(UNUSABLE)) != 0
+    exposure = science.replace(
+        data=np.where(unusable, np.nan, result.image), variance=result.variance, mask=result.mask, saturation=None,
+        header=header,
+    )
+    planes: dict[str, Any] = {
+        "SCORE": result.score.significance,
+        "SCIENCE": _with_nan(science),
+        "TEMPLATE": _with_nan(result.template),
+        "MATCHED": np.asarray(result.matched, np.float32),
+        "VARTPL": np.asarray(subtraction.variance_template, np.float32),
+    }
+    kernel = result.kernel.polynomial
+    tables = [
+        _cube("KERNEL", kernel.images, kernel.centre, kernel.scale),
+        _psf_cube(result.psf, result.shape),
+        fits.BinTableHDU(result.stamps, name="STAMPS"),
+    ]
+    return write_exposure(exposure, path, overwrite=overwrite, provenance=provenance, planes=planes, more=tables)
+
+
+def _with_nan(exposure: Exposure) -> npt.NDArray[np.float32]:
+    return np.where(exposure.mask & np.uint32(MaskBit.NO_DATA), np.float32(np.nan), exposure.data).astype(np.float32)
+
+
+def _cube(name: str, images: Any, centre: Sequence[float], scale: Sequence[float]) -> Any:
+    from astropy.io import fits
+
+    hdu = fits.ImageHDU(np.asarray(images, np.float64), name=name)
+    for axis, at, unit in zip("XY", centre, scale, strict=True):
+        hdu.header[f"{axis}CENTRE"] = (float(at), "[pix] origin of the polynomial")
+        hdu.header[f"{axis}SCALE"] = (float(unit), "[pix] unit of the polynomial")
+    return hdu
+
+
+def _psf_cube(psf: Any, shape: tuple[int, int]) -> Any:
+    """Return the cube of a PSF model; other PSFs are sampled at the middle of the image."""
+    ny, nx = shape
+    middle = (nx - 1) / 2, (ny - 1) / 2
+    basis = psf.basis if hasattr(psf, "basis") else psf.stamp(*middle)[None]
+    return _cube("PSF", basis, middle, tuple(max(one, 1.0) for one in middle))
+
+
+def read_difference(path: str | Path) -> Difference:
+    """Read a difference that `write_difference` wrote, and score it again.
+
+    Raises
+    ------
+    ReadError
+        The file cannot be read, or is not a difference.
+    """
+    from astropy.io import fits
+    from astropy.table import Table
+
+    from skyloom.detection import score
+    from skyloom.io import read
+    from skyloom.pipeline.difference import Difference
+    from skyloom.subtraction import Subtraction
+
+    exposure = read(path)  # checks the whole file
+    with fits.open(path, memmap=False) as hdus:
+        names = {hdu.name for hdu in hdus}
+        if missing := {"SCORE", "SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", "KERNEL", "PSF", "STAMPS"} - names:
+            raise ReadError(f"{path} is not a difference of skyloom: it has no {', '.join(sorted(missing))}. Give a file that "
+                            "'skyloom difference' wrote.", missing=sorted(missing))
+        planes = {name: np.asarray(hdus[name].data, np.float32)
+                  for name in ("SCIENCE", "TEMPLATE", "MATCHED", "VARTPL")}
+        kernel, psf = _kernel_of(hdus["KERNEL"]), _psf_of(hdus["PSF"], exposure.shape)
+        stamps = Table(hdus["STAMPS"].data)
+        mask = np.asarray(hdus["DQ"].data).astype(np.uint32)
+    header = exposure.header
+    from_template = (mask & np.uint32(MaskBit.TEMPLATE)) != 0
+    science = exposure.replace(data=planes["SCIENCE"], variance=None, mask=np.where(from_template, np.uint32(0), mask))
+    template = Exposure(planes["TEMPLATE"], mask=np.where(from_template, mask, np.uint32(0)), wcs=exposure.wcs,
+                        name="template")
+    variance = exposure.variance
+    assert variance is not None
+    result = Subtraction(
+        image=exposure.data, variance=variance, variance_science=np.maximum(variance - planes["VARTPL"], 0),
+        variance_template=planes["VARTPL"], mask=mask, matched=planes["MATCHED"], kernel=kernel,
+        background=np.zeros(exposure.shape, np.float32), convolved=header["CONVOLVD"], stamps=stamps,
+        statistics=_statistics(header), correlation_science=header["CORRSCI"], correlation_template=header["CORRTPL"],
+    )
+    scored = score(result, psf, correlation_science=result.correlation_science,
+                   correlation_template=result.correlation_template)
+    return Difference(
+        image=result.image, variance=variance, mask=mask, score=scored, science=science, template=template,
+        matched=result.matched, psf=psf, subtraction=result, diagnostics=_statistics(header),
+    )
+
+
+def _statistics(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: header[keyword] for name, (keyword, _) in _CARDS.items() if keyword in header}
+
+
+def _kernel_of(hdu: Any) -> Any:
+    from skyloom.convolution import PolynomialKernel
+
+    cards = hdu.header
+    return PolynomialKernel(np.asarray(hdu.data, np.float64), (cards["XCENTRE"], cards["YCENTRE"]),
+                            (cards["XSCALE"], cards["YSCALE"]))
+
+
+def _psf_of(hdu: Any, shape: tuple[int, int]) -> Any:
+    from skyloom.psf import PsfModel
+
+    basis = np.asarray(hdu.data, np.float64)
+    order = int((np.sqrt(8 * len(basis) + 1) - 3) / 2 + 0.5)  # of (order + 1) (order + 2) / 2 terms
+    return PsfModel(basis, order, shape)
