@@ -1,0 +1,282 @@
+"""`find_candidates`: the list of what changed, with the reasons to doubt each entry."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.table import Column, Table
+
+from skyloom.background import estimate_background
+from skyloom.detection.bright import BrightSources, bright_sources
+from skyloom.detection.flags import CandidateFlag, flag_text
+from skyloom.detection.peaks import CORE, Source, deblend, disc, local_maxima
+from skyloom.detection.photometry import DifferenceLike, Pixels, PsfFlux, psf_flux
+from skyloom.detection.score import Score
+from skyloom.detection.shape import Shape, is_dipole, is_sharper, measure_shape
+from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning
+from skyloom.exposure import UNUSABLE, MaskBit
+from skyloom.psf import stamp_fwhm
+
+logger = logging.getLogger("skyloom.detection")
+
+Array = npt.NDArray[np.float64]
+
+MAX_CANDIDATES = 5000
+"""More peaks than that are no list of transients; the most significant are kept, with a warning."""
+RESIDUAL_SIGMA = 3.0
+"""A candidate must exceed so many times the fraction of the star's flux that bright stars leave."""
+DIPOLE_REACH = 2.0
+"""The two sides of a dipole are no farther apart than that, FWHM."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Context:
+    """All that the judgement of one candidate looks at."""
+
+    difference: DifferenceLike
+    score: Score
+    pixels: Pixels
+    residual: Array
+    opposite: dict[int, Array]
+    bright: BrightSources
+    border: npt.NDArray[np.bool_]
+    saturated: npt.NDArray[np.bool_]
+    fwhm: float
+
+
+def find_candidates(
+    difference: DifferenceLike,
+    *,
+    threshold: float = 5.0,
+    both_signs: bool = True,
+    score: Score | None = None,
+) -> Table:
+    """Find the sources that differ between science image and template.
+
+    Peaks of the significance beyond the threshold are fitted with the PSF, brightest first; a peak that the side lobes of a brighter source
+    explain is none. What looks like an artefact is kept and flagged (see `CandidateFlag`).
+
+    Parameters
+    ----------
+    difference : Difference
+        With image, variance, mask, science, template and score; kernel and wcs are used where it has them.
+    threshold : float
+        Least significance, in standard deviations.
+    both_signs : bool
+        Find what faded, too.
+    score : Score, optional
+        Default: ``difference.score``.
+
+    Returns
+    -------
+    table : Table
+        One row for each candidate, the most significant first; units and descriptions are in the columns. ``real`` is True without
+        any flag. ``meta`` holds threshold, FWHM and the fraction of bright sources that remains.
+
+    Raises
+    ------
+    InputError
+        The threshold is not above 0.
+    NoUsableDataError
+        The score is valid nowhere.
+    """
+    if not (np.isfinite(threshold) and threshold > 0):
+        raise InputError(f"threshold is {threshold}; a number of standard deviations above 0 is needed.")
+    score = difference.score if score is None else score
+    if not score.valid.any():
+        raise NoUsableDataError("The difference has no usable pixel, so nothing can be found in it; check the masks.")
+    ny, nx = score.significance.shape
+    fwhm = stamp_fwhm(score.psf.stamp((nx - 1) / 2, (ny - 1) / 2))
+    pixels = Pixels.of(difference, score)
+    peaks = _peaks(score, threshold, fwhm, both_signs=both_signs)
+    sources, residual = deblend(peaks, score, pixels, threshold, fwhm)
+    context = _context(difference, score, pixels, residual, fwhm)
+    rows = [row for source in sources if (row := _judge(source, context)) is not None]
+    rows.sort(key=lambda row: (-abs(row["snr"]), row["y"], row["x"]))
+    table = _table(rows, difference)
+    table.meta = {"threshold": float(threshold), "fwhm": fwhm, "bright_residual": context.bright.fraction}
+    logger.info("%d candidates, %d of them without flags", len(table), int(np.sum(table["real"])))
+    return table
+
+
+def _peaks(score: Score, threshold: float, fwhm: float, *, both_signs: bool) -> list[tuple[int, int]]:
+    """Return the pixels of the extrema beyond the threshold, the most significant first."""
+    signs = (1, -1) if both_signs else (1,)
+    found = [np.column_stack(local_maxima(sign * score.significance, threshold, fwhm)) for sign in signs]
+    peaks = np.concatenate(found)
+    peaks = peaks[np.argsort(-np.abs(score.significance[peaks[:, 1], peaks[:, 0]]), kind="stable")]
+    if len(peaks) > MAX_CANDIDATES:
+        warnings.warn(
+            f"{len(peaks)} peaks exceed {threshold} sigma; only the {MAX_CANDIDATES} most significant are examined. The subtraction "
+            "is probably bad: look at its diagnostics, or raise the threshold.", SkyloomWarning, stacklevel=3)
+        peaks = peaks[:MAX_CANDIDATES]
+    return [(int(x), int(y)) for x, y in peaks]
+
+
+def _context(difference: DifferenceLike, score: Score, pixels: Pixels, residual: Array, fwhm: float) -> _Context:
+    mask = np.asarray(difference.mask)
+    usable = (mask & np.uint32(UNUSABLE)) == 0
+    science = difference.science
+    sky = estimate_background(science).level if science.usable.any() else 0.0
+    bright = bright_sources(np.asarray(science.data, float) - sky, usable & science.usable, score, fwhm)
+    saturated = (mask & np.uint32(MaskBit.SATURATED)) != 0
+    for exposure in (science, difference.template):
+        if exposure is not None and exposure.mask.shape == mask.shape:
+            saturated |= (exposure.mask & np.uint32(MaskBit.SATURATED)) != 0
+    border = (mask & np.uint32(MaskBit.NO_DATA | MaskBit.EDGE)) != 0
+    opposite = {sign: np.column_stack(local_maxima(-sign * score.significance, 3.0, fwhm)) for sign in (1, -1)}
+    return _Context(difference, score, pixels, residual, opposite, bright, border, saturated, fwhm)
+
+
+def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
+    """Measure one source and collect its flags; None where nothing usable lies under its PSF."""
+    pixels, score, fwhm = context.pixels, context.score, context.fwhm
+    box = pixels.box(source.ix, source.iy)
+    data = context.residual[box] + source.flux * source.model
+    weight = pixels.weight[box]
+    flux = psf_flux(data, weight, pixels.effective[box], source.model)
+    if flux is None:
+        return None
+    core = disc(score.psf.half, CORE * fwhm)
+    shape = measure_shape(data, weight, source.model, flux.flux, core, fwhm)
+    coverage = float((source.model**2)[weight > 0].sum() / (source.model**2).sum())
+    flags = _flags(source, flux, shape, coverage, data, context)
+    science_flux = float(context.bright.flux[source.iy, source.ix])
+    return {
+        "x": source.x, "y": source.y, "pos_err": flux.position_error, "flux": flux.flux, "flux_err": flux.error,
+        "snr": flux.flux / flux.error, "sign": int(np.sign(flux.flux)),
+        "significance": float(score.significance[source.iy, source.ix]), "fwhm": shape.fwhm,
+        "ellipticity": shape.ellipticity, "chi2": shape.chi2, "coverage": coverage, "science_flux": science_flux,
+        "template_flux": science_flux - float(score.flux[source.iy, source.ix]), "flags": int(flags),
+    }
+
+
+def _flags(
+    source: Source, flux: PsfFlux, shape: Shape, coverage: float, data: Array, context: _Context
+) -> CandidateFlag:
+    x, y, fwhm = source.ix, source.iy, context.fwhm
+    pixels, half = context.pixels, context.score.psf.half
+    weight = pixels.weight[pixels.box(x, y)]
+    core = disc(half, CORE * fwhm)
+    found = CandidateFlag(0)
+    if _touches(context.border, x, y, fwhm, outside=True):
+        found |= CandidateFlag.EDGE
+    if _touches(context.saturated, x, y, 2 * fwhm):
+        found |= CandidateFlag.SATURATED
+    if coverage < 0.8:
+        found |= CandidateFlag.MASKED
+    if abs(flux.flux) < RESIDUAL_SIGMA * context.bright.fraction * _star_flux(context, x, y):
+        found |= CandidateFlag.BRIGHT_RESIDUAL
+    # 8 sigma of a chi-square of independent pixels: matching correlates them, which makes it scatter more
+    if shape.chi2 > max(2.0, 1 + 8 * np.sqrt(2 / shape.dof)):
+        found |= CandidateFlag.NOT_PSF_LIKE
+    kernel = getattr(context.difference, "kernel", None)
+    kernel_image = None if kernel is None else np.asarray(kernel.image_at(float(x), float(y)), float)
+    narrow = shape.width_snr < -5 and shape.fwhm < 0.7 * fwhm
+    if narrow or is_sharper(data, weight, source.model, core, kernel_image):
+        found |= CandidateFlag.TOO_SHARP
+    if _in_dipole(source, flux, context):
+        found |= CandidateFlag.DIPOLE
+    return found
+
+
+def _touches(plane: npt.NDArray[np.bool_], x: int, y: int, radius: float, *, outside: bool = False) -> bool:
+    """Tell whether a True pixel (or, with `outside`, the border of the image) lies within `radius` of pixel (x, y)."""
+    reach = int(np.ceil(radius))
+    ny, nx = plane.shape
+    y0, y1, x0, x1 = y - reach, y + reach + 1, x - reach, x + reach + 1
+    if outside and min(x, y, nx - 1 - x, ny - 1 - y) < radius - 1:
+        return True
+    cut = plane[max(y0, 0) : y1, max(x0, 0) : x1]
+    near = disc(reach, radius)[max(-y0, 0) : max(-y0, 0) + cut.shape[0], max(-x0, 0) : max(-x0, 0) + cut.shape[1]]
+    return bool((cut & near).any())
+
+
+def _star_flux(context: _Context, x: int, y: int) -> float:
+    """Return the largest flux within one FWHM that both epochs share: a new source is not a residual of itself."""
+    reach = max(1, round(context.fwhm))
+    rows, columns = slice(max(y - reach, 0), y + reach + 1), slice(max(x - reach, 0), x + reach + 1)
+    science = context.bright.flux[rows, columns]
+    return float(np.minimum(science, science - context.score.flux[rows, columns]).max())
+
+
+def _in_dipole(source: Source, flux: PsfFlux, context: _Context) -> bool:
+    """Look for a counterpart of opposite sign and compare the pair with the single source."""
+    sign = 1 if flux.flux > 0 else -1
+    others = context.opposite[sign]
+    distance = np.hypot(others[:, 0] - source.x, others[:, 1] - source.y)
+    significance = context.score.significance
+    strength = np.abs(significance[others[:, 1], others[:, 0]])
+    near = (distance < DIPOLE_REACH * context.fwhm) & (strength > 0.3 * abs(significance[source.iy, source.ix]))
+    if not near.any():
+        return False
+    pixels, half = context.pixels, context.score.psf.half
+    box = pixels.box(source.ix, source.iy)
+    data, weight = pixels.image[box], pixels.weight[box]
+    core = disc(half, min(half, (CORE + 1) * context.fwhm))
+    stamp = context.score.psf.stamp(source.ix, source.iy)
+    here = (float(source.dx), float(source.dy))
+    return any(
+        is_dipole(data, weight, stamp, core, here, (float(x - source.ix), float(y - source.iy))) for x, y in others[near]
+    )
+
+
+def _table(rows: list[dict[str, Any]], difference: DifferenceLike) -> Table:
+    """Make the table with units and descriptions; it has all columns even without any row."""
+    science = difference.science
+    unit = science.unit
+    described = {
+        "x": ("pix", "Position from the PSF fit, 0-based"), "y": ("pix", "Position from the PSF fit, 0-based"),
+        "pos_err": ("pix", "Standard deviation of x and of y"),
+        "flux": (unit, "PSF flux in the difference"),
+        "flux_err": (unit, "Standard deviation of flux, noise covariance included"),
+        "snr": (None, "flux / flux_err"), "sign": (None, "1: brighter than in the template, -1: fainter"),
+        "significance": (None, "Score at the peak pixel, standard deviations"),
+        "fwhm": ("pix", "Full width at half maximum"),
+        "ellipticity": (None, "Ellipticity beyond that of the PSF: 0 circle, 1 line"),
+        "chi2": (None, "Reduced chi-square of the PSF fit"),
+        "coverage": (None, "Part of the PSF's weight on usable pixels"),
+        "science_flux": (unit, "PSF flux at this place in the science image"),
+        "template_flux": (unit, "PSF flux at this place in the matched template"),
+        "flags": (None, "Reasons to doubt, bits of CandidateFlag"),
+    }
+    table = Table(masked=False)
+    table["id"] = Column(np.arange(1, len(rows) + 1), description="Number, by falling absolute snr")
+    for name, (column_unit, description) in described.items():
+        dtype = np.int64 if name in ("sign", "flags") else np.float64
+        table[name] = Column([row[name] for row in rows], dtype=dtype, unit=column_unit, description=description)
+    table["flag_text"] = Column([flag_text(row["flags"]) for row in rows], dtype="U96", description="Reasons to doubt, in words")
+    table["real"] = Column([row["flags"] == 0 for row in rows], dtype=bool, description="True without any flag")
+    order = np.lexsort((table["id"], ~np.asarray(table["real"], bool)))
+    rank = np.empty(len(rows), np.int64)
+    rank[order] = np.arange(1, len(rows) + 1)
+    table["rank"] = Column(rank, description="1: the most significant one without flags; flagged ones come last")
+    _add_sky(table, getattr(difference, "wcs", None) or science.wcs)
+    _add_magnitudes(table, science.zeropoint)
+    return table
+
+
+def _add_sky(table: Table, wcs: Any) -> None:
+    if wcs is None:
+        return
+    if len(table):
+        sky = wcs.pixel_to_world(np.asarray(table["x"]), np.asarray(table["y"])).icrs
+        ra, dec = sky.ra.deg, sky.dec.deg
+    else:
+        ra, dec = np.zeros(0), np.zeros(0)
+    table.add_column(Column(ra, unit="deg", description="Right ascension, ICRS"), name="ra", index=3)
+    table.add_column(Column(dec, unit="deg", description="Declination, ICRS"), name="dec", index=4)
+
+
+def _add_magnitudes(table: Table, zeropoint: float | None) -> None:
+    if zeropoint is None:
+        return
+    flux, error = np.abs(np.asarray(table["flux"])), np.asarray(table["flux_err"])
+    safe = np.where(flux > 0, flux, np.nan)
+    table["mag"] = Column(zeropoint - 2.5 * np.log10(safe), unit="mag", description="Magnitude of abs(flux)")
+    table["mag_err"] = Column(2.5 / np.log(10) * error / safe, unit="mag", description="Standard deviation of mag")

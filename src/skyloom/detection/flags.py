@@ -1,0 +1,29 @@
+"""What can be wrong with a candidate."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+
+class CandidateFlag(IntFlag):
+    """Reasons to doubt a candidate. One without any flag counts as real; a negative one can be real too."""
+
+    DIPOLE = 1
+    """A positive and a negative source of like flux side by side: a star that is misregistered, or that moves."""
+    EDGE = 2
+    """Within one FWHM of the border of the data."""
+    SATURATED = 4
+    """Within two FWHM of a saturated pixel of either image."""
+    MASKED = 8
+    """More than a fifth of the PSF's weight lies on unusable pixels."""
+    BRIGHT_RESIDUAL = 16
+    """No more than what bright sources of this image leave behind, in proportion to the source at this place."""
+    NOT_PSF_LIKE = 32
+    """The PSF does not describe it: the chi-square of the fit is too large."""
+    TOO_SHARP = 64
+    """Sharper than a point source: a cosmic ray or a hot pixel (in the template: one of the kernel's shape)."""
+
+
+def flag_text(flags: int) -> str:
+    """Return the names of the flags, separated by spaces; empty without any."""
+    return " ".join(str(flag.name).lower() for flag in CandidateFlag if flags & flag)

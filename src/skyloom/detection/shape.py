@@ -1,0 +1,145 @@
+"""Does a candidate look like a point source? Chi-square, size, ellipticity, and the alternatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.psf import shift_stamp
+
+Array = npt.NDArray[np.float64]
+
+PSF_ERROR = 0.03
+"""Error of the PSF model relative to itself that the chi-square allows for."""
+BETTER = 16.0
+"""An alternative is taken when its chi-square is smaller by so much: 4 sigma for one more parameter."""
+SIGMA_TO_FWHM2 = 8 * np.log(2)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Shape of a candidate.
+
+    Parameters
+    ----------
+    chi2 : float
+        Reduced chi-square of the point source in its core.
+    dof : int
+        Degrees of freedom of it.
+    fwhm : float
+        Full width at half maximum, pixels.
+    width_snr : float
+        How significantly it is wider (> 0) or narrower (< 0) than the PSF.
+    ellipticity : float
+        1 for a line, 0 for a circle; the PSF's own ellipticity is not in it.
+    """
+
+    chi2: float
+    dof: int
+    fwhm: float
+    width_snr: float
+    ellipticity: float
+
+
+def measure_shape(data: Array, weight: Array, model: Array, flux: float, core: npt.NDArray[np.bool_], fwhm: float) -> Shape:
+    """Compare a stamp with a point source, and measure how its second moments differ.
+
+    A source that is broader than the PSF P by the variances (s_xx, s_yy, s_xy) is to first order
+    ``F (P + (s_xx P_xx + s_yy P_yy + 2 s_xy P_xy) / 2)``: the coefficients of the second derivatives, fitted together with
+    flux and position, give size and ellipticity.
+
+    Parameters
+    ----------
+    data, weight : ndarray, shape (n, n)
+        Difference without neighbours, and 1 / variance.
+    model : ndarray, shape (n, n)
+        PSF at the fitted position, unit sum.
+    flux : float
+        Fitted flux.
+    core : ndarray of bool, shape (n, n)
+        Pixels to use.
+    fwhm : float
+        Of the PSF, pixels.
+
+    Returns
+    -------
+    shape : Shape
+    """
+    w = weight[core] / (1 + weight[core] * (PSF_ERROR * flux * model[core]) ** 2)
+    dof = max(int(np.count_nonzero(w)) - 3, 1)
+    chi2 = float((w * (data - flux * model)[core] ** 2).sum()) / dof
+    gy, gx = np.gradient(model)
+    gyy, gxy = np.gradient(gy)
+    gxx = np.gradient(gx, axis=1)
+    columns = np.stack([plane[core] for plane in (model, gx, gy, gxx + gyy, gxx - gyy, 2 * gxy)])
+    normal = (columns * w) @ columns.T
+    if np.linalg.matrix_rank(normal) < len(columns) or flux == 0:
+        return Shape(chi2, dof, np.nan, 0.0, np.nan)
+    inverse = np.linalg.inv(normal)
+    f, _, _, total, plus, cross = inverse @ ((columns * w) @ data[core])
+    if f == 0:
+        return Shape(chi2, dof, np.nan, 0.0, np.nan)
+    # (s_xx + s_yy) / 2 = 2 total / F;  (s_xx - s_yy) / 2 = 2 plus / F;  s_xy = 2 cross / F
+    variance = fwhm**2 / SIGMA_TO_FWHM2 + 2 * total / f
+    ellipticity = float(np.hypot(2 * plus / f, 2 * cross / f) / max(variance, 0.05))
+    width_snr = float(np.sign(f) * total / np.sqrt(inverse[3, 3]))
+    return Shape(chi2, dof, float(np.sqrt(SIGMA_TO_FWHM2 * max(variance, 0.0))), width_snr, min(ellipticity, 1.0))
+
+
+def gain(data: Array, weight: Array, model: Array) -> float:
+    """Return by how much a model of free amplitude lowers the chi-square of a stamp."""
+    norm = float((weight * model**2).sum())
+    return float((weight * data * model).sum()) ** 2 / norm if norm > 0 else 0.0
+
+
+def is_sharper(data: Array, weight: Array, model: Array, core: npt.NDArray[np.bool_], kernel: Array | None) -> bool:
+    """Tell whether one pixel, or the kernel (a hot pixel of the image that was convolved), fits better than the PSF.
+
+    Parameters
+    ----------
+    data, weight, model : ndarray, shape (n, n)
+        Difference without neighbours, 1 / variance, and the PSF at the fitted position.
+    core : ndarray of bool, shape (n, n)
+    kernel : ndarray or None
+        The kernel at this place.
+    """
+    weight = np.where(core, weight, 0.0)
+    point = gain(data, weight, model)
+    best = float((weight * data**2).max())
+    if kernel is not None:
+        n, m = data.shape[0] // 2, kernel.shape[0] // 2
+        kernel = np.pad(kernel, max(n - m, 0))
+        trim = max(m - n, 0)
+        kernel = kernel[trim : kernel.shape[0] - trim, trim : kernel.shape[1] - trim]
+        shifts = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+        best = max(best, *(gain(data, weight, np.roll(kernel, (dy, dx), (0, 1))) for dx, dy in shifts))
+    return best > point + BETTER
+
+
+def is_dipole(
+    data: Array, weight: Array, stamp: Array, core: npt.NDArray[np.bool_],
+    here: tuple[float, float], there: tuple[float, float],
+) -> bool:
+    """Tell whether two point sources of opposite sign and like flux describe a stamp better than one.
+
+    Parameters
+    ----------
+    data, weight : ndarray, shape (n, n)
+        Difference with both of them in it, and 1 / variance.
+    stamp : ndarray, shape (n, n)
+        The centred PSF.
+    core : ndarray of bool, shape (n, n)
+    here, there : tuple of float
+        Offsets (x, y) of the candidate and of its counterpart from the middle pixel.
+    """
+    w = np.where(core, weight, 0.0)[core]
+    columns = np.stack([shift_stamp(stamp, *here)[core], shift_stamp(stamp, *there)[core]])
+    normal, vector = (columns * w) @ columns.T, (columns * w) @ data[core]
+    if np.linalg.matrix_rank(normal) < 2:
+        return False
+    fluxes = np.linalg.solve(normal, vector)
+    better = float(vector @ fluxes) - gain(data[core], w, columns[0])
+    small, large = np.sort(np.abs(fluxes))
+    return bool(fluxes[0] * fluxes[1] < 0 and small > 0.4 * large and better > BETTER)
