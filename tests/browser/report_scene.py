@@ -120,7 +120,8 @@ def make_difference(
         rms_xy=tuple(shift.std(axis=0)),
         matched=matched,
     )
-    stamps = Table({"x": x[:40], "y": y[:40], "used": np.arange(40) % 8 != 0, "chi2": rng.chisquare(50, 40) / 50})
+    n = min(40, n_stars)
+    stamps = Table({"x": x[:n], "y": y[:n], "used": np.arange(n) % 8 != 0, "chi2": rng.chisquare(50, n) / 50})
     timings = {"registering": 0.8125, "matching and subtracting": 1.4375}
     return SimpleNamespace(
         image=image,

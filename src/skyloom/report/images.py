@@ -20,6 +20,7 @@ from skyloom.exposure import BoolArray
 
 Plane = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.uint8]
+Number = float | npt.NDArray[np.float64]
 
 UNUSABLE_LEVEL = 0
 GAUSSIAN_MAD = 1.4826022185056018
@@ -33,24 +34,23 @@ class Stretch:
     Level 1 + (n - 1) u of the value v, with
 
     - u = asinh(z / softening) / asinh(1 / softening), z = (v - low) / (high - low), or
-    - symmetric about the middle of [low, high]: u = (1 + asinh(z / softening) / asinh(1 / softening)) / 2,
-      z = (v - middle) / (high - middle).
+    - symmetric about zero: u = (1 + asinh(z / softening) / asinh(1 / softening)) / 2, z = v / high.
 
     Parameters
     ----------
-    low, high : float
-        Values of the first and the last level.
-    softening : float
+    low, high : float, or array of shape (n, 1, 1)
+        Values of the first and the last level; arrays to stretch each of n pictures in its own way.
+    softening : float or array
         Where the stretch turns from linear to logarithmic, as a part of the range.
     symmetric : bool
-        True for differences: the middle level is the middle value.
+        True for differences: the middle level is zero, and ``low == -high``.
     levels : int
         Number n of levels.
     """
 
-    low: float
-    high: float
-    softening: float
+    low: Number
+    high: Number
+    softening: Number
     symmetric: bool = False
     levels: int = 128
 
@@ -58,62 +58,81 @@ class Stretch:
         """Return the levels of `values`; `UNUSABLE_LEVEL` where `usable` is False or the value is not finite."""
         usable = usable & np.isfinite(values)
         scale = np.arcsinh(1 / self.softening)
+        values = np.where(usable, values, 0)
         if self.symmetric:
-            middle = (self.low + self.high) / 2
-            z = np.clip((np.where(usable, values, middle) - middle) / (self.high - middle), -1, 1)
-            u = (1 + np.arcsinh(z / self.softening) / scale) / 2
+            u = (1 + np.arcsinh(np.clip(values / self.high, -1, 1) / self.softening) / scale) / 2
         else:
-            z = np.clip((np.where(usable, values, self.low) - self.low) / (self.high - self.low), 0, 1)
-            u = np.arcsinh(z / self.softening) / scale
+            u = np.arcsinh(np.clip((values - self.low) / (self.high - self.low), 0, 1) / self.softening) / scale
         level = 1 + np.rint(u * (self.levels - 1)).astype(np.uint8)
         return np.where(usable, level, np.uint8(UNUSABLE_LEVEL))
 
     def as_dict(self) -> dict[str, float | bool | int]:
-        """Return what the page needs to turn a level back into a value."""
+        """Return what the page needs to turn a level back into a value; only for a stretch of scalars."""
         return {
-            "low": self.low,
-            "high": self.high,
-            "softening": self.softening,
+            "low": float(self.low),
+            "high": float(self.high),
+            "softening": float(self.softening),
             "symmetric": self.symmetric,
             "levels": self.levels,
         }
 
 
-def robust_location(values: npt.NDArray[np.floating]) -> tuple[float, float]:
-    """Return the median and the standard deviation from the median absolute deviation; (0, 0) of nothing."""
-    values = values[np.isfinite(values)]
-    if values.size == 0:
-        return 0.0, 0.0
-    middle = float(np.median(values))
-    return middle, GAUSSIAN_MAD * float(np.median(np.abs(values - middle)))
+def quantiles(values: npt.NDArray[np.floating], *parts: float) -> list[npt.NDArray[np.float64]]:
+    """Return quantiles (nearest rank) of the finite values along the last axis; 0 where there are none."""
+    ordered = np.sort(np.where(np.isfinite(values), values, np.nan), axis=-1)  # NaN comes last
+    count = np.isfinite(ordered).sum(axis=-1)
+    if ordered.shape[-1] == 0:
+        return [np.zeros(count.shape) for _ in parts]
+    found = []
+    for part in parts:
+        rank = np.rint(part * np.maximum(count - 1, 0)).astype(np.intp)
+        picked = np.take_along_axis(ordered, rank[..., None], axis=-1)[..., 0]
+        found.append(np.where(count > 0, picked, 0.0).astype(np.float64))
+    return found
 
 
-def sky_stretch(values: npt.NDArray[np.floating], *, levels: int = 128, reach: float = 99.7) -> Stretch:
+def robust_location(values: npt.NDArray[np.floating]) -> tuple[Number, Number]:
+    """Return median and standard deviation (from the median absolute deviation) of the finite values, last axis."""
+    (middle,) = quantiles(values, 0.5)
+    (deviation,) = quantiles(np.abs(values - middle[..., None]), 0.5)
+    return middle, GAUSSIAN_MAD * deviation
+
+
+def sky_stretch(values: npt.NDArray[np.floating], *, levels: int = 128, reach: float = 0.997) -> Stretch:
     """Return a stretch from just below the sky to the brightest sources, with the noise in its linear part.
 
     Parameters
     ----------
-    values : array
-        Usable pixel values, of one or more images that are to be shown alike.
+    values : array, shape (m,) or (n, m)
+        Pixel values, of one or more images that are to be shown alike; NaN where unusable. From two dimensions comes a
+        stretch of arrays (n, 1, 1), for n pictures.
     levels : int
         Number of grey levels.
     reach : float
-        Percentile of `values` that becomes white, unless 10 times the noise is higher.
+        Quantile of `values` that becomes white, unless 10 times the noise is higher.
     """
-    values = values[np.isfinite(values)]
     sky, noise = robust_location(values)
-    if noise <= 0:
-        noise = float(np.ptp(values)) / 10 if values.size and np.ptp(values) > 0 else 1.0
+    bottom, top, bright = quantiles(values, 0, 1, reach)
+    # a picture without noise still needs a range
+    noise = np.where(noise > 0, noise, np.where(top > bottom, (top - bottom) / 10, 1.0))
     low = sky - 2.5 * noise
-    high = max(float(np.percentile(values, reach)) if values.size else 0.0, sky + 10 * noise)
-    return Stretch(low, high, softening=float(np.clip(4 * noise / (high - low), 0.01, 1)), levels=levels)
+    high = np.maximum(bright, sky + 10 * noise)
+    softening = np.clip(4 * noise / (high - low), 0.01, 1)
+    return Stretch(_outer(low), _outer(high), _outer(softening), levels=levels)
 
 
-def symmetric_stretch(noise: float, *, reach: float = 5.0, levels: int = 128) -> Stretch:
+def symmetric_stretch(noise: Number, *, reach: Number = 5.0, levels: int = 128) -> Stretch:
     """Return a stretch symmetric about zero, to `reach` times the noise (at least 5), with the noise resolved."""
-    noise = noise if np.isfinite(noise) and noise > 0 else 1.0
-    high = max(reach, 5.0) * noise
-    return Stretch(-high, high, softening=float(np.clip(4 * noise / high, 0.02, 1)), symmetric=True, levels=levels)
+    noise = np.where(np.isfinite(noise) & (np.asarray(noise) > 0), noise, 1.0)
+    high = np.maximum(reach, 5.0) * noise
+    softening = np.clip(4 * noise / high, 0.02, 1)
+    return Stretch(_outer(-high), _outer(high), _outer(softening), symmetric=True, levels=levels)
+
+
+def _outer(values: Number) -> Number:
+    """Give n values two more axes, so that they apply to n pictures; leave a single value alone."""
+    values = np.asarray(values, dtype=np.float64)
+    return values[..., None, None] if values.ndim else float(values)
 
 
 def bin_plane(values: Plane, usable: BoolArray, factor: int, *, extreme: bool = False) -> tuple[Plane, BoolArray]:
@@ -142,17 +161,21 @@ def bin_plane(values: Plane, usable: BoolArray, factor: int, *, extreme: bool = 
     return binned.astype(np.float32), 2 * count >= inside
 
 
-def cut(plane: npt.NDArray, x: float, y: float, size: int, fill: float | bool) -> npt.NDArray:
-    """Cut a square of odd `size` centred on the pixel of (x, y); outside of the plane it is `fill`."""
-    out = np.full((size, size), fill, plane.dtype)
-    if not (np.isfinite(x) and np.isfinite(y)):
-        return out
-    half, (ny, nx) = size // 2, plane.shape
-    x0, y0 = round(x) - half, round(y) - half
-    xa, xb, ya, yb = max(x0, 0), min(x0 + size, nx), max(y0, 0), min(y0 + size, ny)
-    if xa < xb and ya < yb:
-        out[ya - y0 : yb - y0, xa - x0 : xb - x0] = plane[ya:yb, xa:xb]
-    return out
+def cut(plane: npt.NDArray, xy: npt.NDArray[np.float64], size: int, fill: float | bool) -> npt.NDArray:
+    """Cut squares of odd `size` centred on the pixels of positions `xy` (n, 2); outside of the plane they are `fill`.
+
+    Returns
+    -------
+    array, shape (n, size, size)
+    """
+    ny, nx = plane.shape
+    steps = np.arange(size) - size // 2
+    # a position that is not known is outside
+    corner = np.rint(np.where(np.isfinite(xy), xy, -2.0 * size)).astype(np.intp)
+    column, row = (corner[:, k, None] + steps for k in (0, 1))
+    inside = ((row >= 0) & (row < ny))[:, :, None] & ((column >= 0) & (column < nx))[:, None, :]
+    values = plane[np.clip(row, 0, ny - 1)[:, :, None], np.clip(column, 0, nx - 1)[:, None, :]]
+    return np.where(inside, values, np.asarray(fill, dtype=plane.dtype))
 
 
 def png_uri(levels: Levels) -> str:

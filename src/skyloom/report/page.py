@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from skyloom import __version__
 from skyloom.report.candidates import CandidateList, candidate_list
-from skyloom.report.planes import SPRITE_LEVELS, DifferenceLike, collect, frames, sigma_of, sprites
+from skyloom.report.planes import DifferenceLike, collect, frames, sigma_of, sprites
 from skyloom.report.plots import Subject, all_plots
 from skyloom.report.summary import Summary, describe, details, facts, judge, sky_vectors, summarize
 
@@ -75,7 +75,7 @@ def render(difference: DifferenceLike, candidates: Any) -> str:
         "fwhm": summary.fwhm,
         "pixelScale": summary.pixel_scale,
         "frames": pictures,
-        "sprites": cutouts | {"levels": SPRITE_LEVELS},
+        "sprites": cutouts,
         "columns": table.columns,
         "flagged": [bool(flag) for flag in table.flagged],
         **_sky(getattr(difference, "wcs", None), (ny, nx)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,7 +76,9 @@ def collect(difference: DifferenceLike) -> dict[str, View]:
     ]
     significance = significance_of(getattr(difference, "score", None))
     if significance is not None:
-        views.append(View("score", "Score", _plane(significance), usable & np.isfinite(significance), "σ"))
+        # where there is no score, it is exactly 0
+        scored = usable & np.isfinite(significance) & (significance != 0)
+        views.append(View("score", "Score", _plane(significance), scored, "σ"))
     return {view.key: view for view in views}
 
 
@@ -98,6 +99,11 @@ def _plane(values: npt.NDArray[np.floating]) -> Plane:
     return np.asarray(values, dtype=np.float32)
 
 
+def alike(views: dict[str, View]) -> bool:
+    """Tell whether science image and template are in the same unit, so that one stretch shows both."""
+    return views["science"].unit == views["template"].unit
+
+
 def frames(views: dict[str, View]) -> list[dict[str, Any]]:
     """Return the full-frame pictures: their levels as data URI, the stretch and how many pixels were binned."""
     ny, nx = views["difference"].values.shape
@@ -107,11 +113,10 @@ def frames(views: dict[str, View]) -> list[dict[str, Any]]:
     }
     science, template = (binned[key] for key in ("science", "template"))
     sky = images.sky_stretch(science[0][science[1]])
-    alike = views["template"].unit == views["science"].unit
     difference = binned["difference"]
     stretches = {
         "science": sky,
-        "template": sky if alike else images.sky_stretch(template[0][template[1]]),
+        "template": sky if alike(views) else images.sky_stretch(template[0][template[1]]),
         "difference": images.symmetric_stretch(images.robust_location(difference[0][difference[1]])[1], reach=8),
         "score": images.symmetric_stretch(1.0, reach=8),
     }
@@ -158,35 +163,38 @@ def sprites(
     xy = xy[: SPRITE_PIXELS // (SIZES[0] ** 2 * len(views))]
     uris = []
     for start in range(0, len(xy), ROWS_PER_SHEET):
-        rows = [_cutouts(views, sigma, x, y, size) for x, y in xy[start : start + ROWS_PER_SHEET]]
+        panels = _cutouts(views, sigma, xy[start : start + ROWS_PER_SHEET], size)
         # the encoder turns pictures upside down (y up), so the first candidate is put last
-        uris.append(images.png_uri(np.concatenate([np.concatenate(row, axis=1) for row in rows[::-1]])))
+        rows = np.concatenate(panels, axis=2)[::-1]
+        uris.append(images.png_uri(rows.reshape(-1, rows.shape[2])))
     return {
         "size": size,
         "panels": [view.label for view in views.values()],
         "rows": ROWS_PER_SHEET,
+        "levels": SPRITE_LEVELS,
         "count": len(xy),
         "uris": uris,
     }
 
 
 def _cutouts(
-    views: dict[str, View], sigma: npt.NDArray[np.float64], x: float, y: float, size: int
-) -> Sequence[images.Levels]:
-    """Return the levels of one candidate in each plane; science and template share one stretch."""
-    values = {key: images.cut(view.values, x, y, size, 0.0) for key, view in views.items()}
-    usable = {key: images.cut(view.usable, x, y, size, False) for key, view in views.items()}
-    noise = images.cut(sigma, x, y, size, np.nan)
-    level = float(np.median(noise[np.isfinite(noise)])) if np.isfinite(noise).any() else 1.0
+    views: dict[str, View], sigma: npt.NDArray[np.float64], xy: npt.NDArray[np.float64], size: int
+) -> list[images.Levels]:
+    """Return the levels of n candidates in each plane, (n, size, size); science and template share one stretch."""
+    values = {key: images.cut(view.values, xy, size, 0.0) for key, view in views.items()}
+    usable = {key: images.cut(view.usable, xy, size, False) for key, view in views.items()}
+    flat = {key: np.where(usable[key], values[key], np.nan).reshape(len(xy), -1) for key in views}
+    (noise,) = images.quantiles(images.cut(sigma, xy, size, np.nan).reshape(len(xy), -1), 0.5)
     stretches: dict[str, Stretch] = {}
-    for key in ("science", "template"):
-        stretches[key] = images.sky_stretch(values[key][usable[key]], levels=SPRITE_LEVELS, reach=99.9)
-    if views["science"].unit == views["template"].unit:
-        both = np.concatenate([values[key][usable[key]] for key in ("science", "template")])
-        stretches["science"] = stretches["template"] = images.sky_stretch(both, levels=SPRITE_LEVELS, reach=99.9)
-    for key, unit_noise in (("difference", level), ("score", 1.0)):
+    shown_alike = [("science", "template")] if alike(views) else [("science",), ("template",)]
+    for keys in shown_alike:
+        stretch = images.sky_stretch(
+            np.concatenate([flat[key] for key in keys], axis=1), levels=SPRITE_LEVELS, reach=0.999
+        )
+        stretches |= dict.fromkeys(keys, stretch)
+    for key, unit in (("difference", noise), ("score", np.ones(len(xy)))):
         if key in views:
-            inner = values[key][usable[key]]
-            reach = float(np.percentile(np.abs(inner), 99.5)) / unit_noise if inner.size else 5.0
-            stretches[key] = images.symmetric_stretch(unit_noise, reach=reach, levels=SPRITE_LEVELS)
+            (largest,) = images.quantiles(np.abs(flat[key]), 0.995)
+            reach = np.divide(largest, unit, out=np.zeros_like(largest), where=unit > 0)
+            stretches[key] = images.symmetric_stretch(unit, reach=reach, levels=SPRITE_LEVELS)
     return [stretches[key].apply(values[key], usable[key]) for key in views]

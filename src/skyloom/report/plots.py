@@ -115,14 +115,14 @@ def noise(subject: Subject) -> Plot | None:
         )
         axes.set(
             yscale="log",
-            ylim=(lowest, 2),
+            ylim=(lowest, 5),
             xlim=(-8, 8),
             xlabel="value in units of its noise",
             ylabel="probability density",
         )
         axes.legend(loc="upper left", handlelength=1.4)
         svg = to_svg(figure, "noise")
-    stds = ", ".join(f"{label} {robust_location(values)[1]:.3f}" for label, values, _ in samples)
+    stds = ", ".join(f"{label} {float(robust_location(values)[1]):.3f}" for label, values, _ in samples)
     beyond = ", ".join(f"{label} {np.mean(np.abs(values) > 5):.1e}" for label, values, _ in samples)
     return Plot(
         "noise",
@@ -271,7 +271,7 @@ def photometry(subject: Subject) -> Plot | None:
         return None
     flux, ratio = flux[good], flux[good] / other[good]
     part, thinned = _thin(flux.size)
-    middle, scatter = robust_location(ratio)
+    middle, scatter = map(float, robust_location(ratio))
     spread = max(5 * scatter, 0.02 * middle)
     with drawing() as figure:
         axes = figure.add_subplot()

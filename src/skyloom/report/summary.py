@@ -114,7 +114,7 @@ def number(value: Any) -> float | None:
 
 def _std(values: npt.NDArray[np.floating], usable: npt.NDArray[np.bool_]) -> float | None:
     good = values[usable & np.isfinite(values)]
-    return robust_location(good)[1] if good.size else None
+    return float(robust_location(good)[1]) if good.size else None
 
 
 def psf_fwhm(psf: Any, *position: float) -> float | None:
