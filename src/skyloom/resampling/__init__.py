@@ -8,12 +8,14 @@ from skyloom.resampling.maps import (
     sample_map,
     wcs_map,
 )
+from skyloom.resampling.output_wcs import output_wcs_from
 from skyloom.resampling.resample import resample
 
 __all__ = [
     "SampledMap",
     "compose",
     "invert_map",
+    "output_wcs_from",
     "pixel_area_ratio",
     "resample",
     "sample_map",

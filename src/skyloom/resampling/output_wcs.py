@@ -14,6 +14,7 @@ from skyloom.resampling.maps import XYArray
 
 _SIDE = 17  # points on each side of an outline: a side that distortion bends by a pixel is still covered
 _SMALLEST_FILL = 0.01  # exposures that fill less of the output grid than this do not belong together
+_SLACK = 1e-3  # of a pixel, which outlines may stick out: the rounding of coordinates shall not add a row
 _BYTES_PER_PIXEL = 40  # of the planes of a co-add
 
 
@@ -76,12 +77,11 @@ def output_wcs_from(
         rotation = _position_angle(exposures[0])
     wcs = _tan(crval, pixel_scale, rotation)
     outlines = [_project(wcs, exposure) for exposure in exposures]
-    low = np.floor(np.min([outline.min(axis=0) for outline in outlines], axis=0) + 0.5)
-    high = np.ceil(np.max([outline.max(axis=0) for outline in outlines], axis=0) - 0.5)
-    nx, ny = np.maximum(high - low, 0) + 1
+    low, high = (pick([pick(outline, axis=0) for outline in outlines], axis=0) for pick in (np.min, np.max))
+    nx, ny = np.maximum(np.ceil(high - low - _SLACK), 1)
     filled = sum(_polygon_area(outline) for outline in outlines)
     _refuse_absurd_size(nx, ny, filled, max_pixels, pixel_scale)
-    wcs.wcs.crpix -= low
+    wcs.wcs.crpix -= low + 0.5  # the lower left corner of all outlines is the corner of pixel (0, 0)
     wcs.wcs.set()
     shape = int(ny), int(nx)
     wcs.pixel_shape = shape[::-1]
@@ -89,7 +89,7 @@ def output_wcs_from(
 
 
 def _refuse_absurd_size(nx: float, ny: float, filled: float, max_pixels: float | None, pixel_scale: float) -> None:
-    from skyloom.io import memory_size
+    from skyloom.io.fits_file import memory_size
 
     size = f"{nx:.0f} x {ny:.0f} pixels of {pixel_scale:.4g} arcsec"
     if filled < _SMALLEST_FILL * nx * ny:
