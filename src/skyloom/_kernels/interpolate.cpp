@@ -12,11 +12,12 @@ namespace {
 // A weight below this fraction of the sum of |weights| is rounding of the polynomials: it loses and marks nothing.
 constexpr double kNegligible = 1e-6;
 
-// Eight (four) lanes hold the taps of one row; lanes beyond the taps have weight 0. Sums go over the lanes in one
-// fixed order, so that every instruction set gives the same bits.
-template <class T, int Lanes>
-struct Vector {
-  typedef T type __attribute__((vector_size(sizeof(T) * Lanes)));
+// Vectors of 32 bytes: one (float) or two (double) hold the taps of a row, and lanes beyond the taps have weight 0. Sums
+// over lanes are done in one fixed order, so that every instruction set gives the same bits.
+template <class T>
+struct Lanes {
+  static constexpr int kWidth = 32 / int(sizeof(T));
+  typedef T Vector __attribute__((vector_size(32)));
 };
 
 template <class V, class T>
@@ -24,9 +25,9 @@ SKYLOOM_INLINE void load(V& v, const T* p) {
   std::memcpy(&v, p, sizeof(V));
 }
 
-template <class T, int Lanes, class V>
+template <class T, class V>
 SKYLOOM_INLINE T sum_lanes(const V& v) {
-  if constexpr (Lanes == 8)
+  if constexpr (sizeof(T) == 4)
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
   else
     return (v[0] + v[2]) + (v[1] + v[3]);
@@ -79,73 +80,97 @@ SKYLOOM_INLINE void interpolate_masked(const Image<T>& in, const T* wx, const T*
   put(out, i, T(sum / weight), T(sum_variance / (weight * weight)), remarks | (lost > 0 ? rules.spread : 0u));
 }
 
+// sum_jk wy[j] wx[k] corner[j, k] over the taps, with Parts vectors to a row.
+template <class T, int Taps, int Parts>
+SKYLOOM_INLINE T weighted_sum(const T* corner, std::ptrdiff_t stride, const T* wx, const T* wy) {
+  using V = typename Lanes<T>::Vector;
+  V total = {};
+  for (int part = 0; part < Parts; ++part) {
+    V columns = {}, row, w;
+    for (int j = 0; j < Taps; ++j) {
+      load(row, corner + j * stride + part * Lanes<T>::kWidth);
+      columns += row * wy[j];
+    }
+    load(w, wx + part * Lanes<T>::kWidth);
+    total += columns * w;
+  }
+  return sum_lanes<T>(total);
+}
+
 template <class T, int Taps>
 SKYLOOM_INLINE void interpolate_taps(const Image<T>& in, const double* coefficients, int degree, const MaskRules& rules,
                                      const Samples<T>& out) {
-  constexpr int Lanes = Taps > 4 ? 8 : 4;
+  using V = typename Lanes<T>::Vector;
+  constexpr int Width = Lanes<T>::kWidth, Parts = (Taps + Width - 1) / Width, Padded = Parts * Width;
   constexpr int Half = Taps / 2;
-  using V = typename Vector<T, Lanes>::type;
-  V c[kMaxDegree + 1];
-  for (int d = 0; d <= degree; ++d) {
-    T row[Lanes] = {};
-    for (int k = 0; k < Taps; ++k) row[k] = T(coefficients[d * Taps + k]);
-    load(c[d], row);
-  }
+  constexpr int Group = 4;  // positions whose polynomials are evaluated together, to fill the pipeline
+  T c[kMaxDegree + 1][Padded] = {};
+  for (int d = 0; d <= degree; ++d)
+    for (int k = 0; k < Taps; ++k) c[d][k] = T(coefficients[d * Taps + k]);
   const double end_x = double(in.nx) + Half, end_y = double(in.ny) + Half;
-  for (std::ptrdiff_t i = 0; i < out.n; ++i) {
-    const double x = out.xy[2 * i], y = out.xy[2 * i + 1];
-    // false for NaN, and for positions so far outside that no tap can reach the image
-    if (!(x > -Half && x < end_x && y > -Half && y < end_y)) {
-      put(out, i, T(0), T(0), rules.no_data);
-      continue;
+  for (std::ptrdiff_t first = 0; first < out.n; first += Group) {
+    const int group = out.n - first < Group ? int(out.n - first) : Group;
+    double position[2 * Group] = {}, corner[2 * Group];
+    T u[2 * Group], weight[2 * Group][Padded];
+    bool near[Group] = {};
+    for (int g = 0; g < group; ++g) {
+      const double x = out.xy[2 * (first + g)], y = out.xy[2 * (first + g) + 1];
+      // false for NaN, and for positions so far outside that no tap can reach the image
+      near[g] = x > -Half && x < end_x && y > -Half && y < end_y;
+      position[2 * g] = near[g] ? x : 0.0;
+      position[2 * g + 1] = near[g] ? y : 0.0;
     }
-    const double x0 = std::floor(x), y0 = std::floor(y);
-    const T ux = T(2 * (x - x0) - 1), uy = T(2 * (y - y0) - 1);
-    const std::ptrdiff_t ix = std::ptrdiff_t(x0), iy = std::ptrdiff_t(y0);
-    const std::ptrdiff_t left = ix - Half + 1, low = iy - Half + 1;
-    if (x == x0 && y == y0 && ix >= 0 && ix < in.nx && iy >= 0 && iy < in.ny) {  // a pixel centre: nothing to interpolate
-      const std::ptrdiff_t o = iy * in.nx + ix;
-      const std::uint32_t bits = in.mask != nullptr ? in.mask[o] : 0u;
-      const bool good = (bits & rules.unusable) == 0;
-      put(out, i, good ? in.data[o] : T(0), good && in.variance != nullptr ? in.variance[o] : T(0), bits);
-      continue;
+    for (int q = 0; q < 2 * Group; ++q) {
+      corner[q] = std::floor(position[q]);
+      u[q] = T(2 * (position[q] - corner[q]) - 1);
     }
-    V wx = c[degree], wy = c[degree];
-    for (int d = degree - 1; d >= 0; --d) {
-      wx = wx * ux + c[d];
-      wy = wy * uy + c[d];
-    }
-    const bool fits = left >= 0 && left + Lanes <= in.nx && low >= 0 && low + Taps <= in.ny;
-    if (fits && (in.clean == nullptr || in.clean[iy * in.nx + ix] != 0)) {
-      const T* corner = in.data + low * in.nx + left;
-      V sum = {};
-      for (int j = 0; j < Taps; ++j) {
-        V row;
-        load(row, corner + j * in.nx);
-        sum += row * wy[j];
+    for (int part = 0; part < Parts; ++part) {
+      V w[2 * Group], row;
+      load(row, c[degree] + part * Width);
+      for (int q = 0; q < 2 * Group; ++q) w[q] = row;
+      for (int d = degree - 1; d >= 0; --d) {
+        load(row, c[d] + part * Width);
+        for (int q = 0; q < 2 * Group; ++q) w[q] = w[q] * u[q] + row;
       }
-      sum *= wx;
-      out.data[i] = sum_lanes<T, Lanes>(sum);
-      if (out.variance != nullptr) {
-        const T* corner_v = in.variance + low * in.nx + left;
-        V sum_v = {};
-        for (int j = 0; j < Taps; ++j) {
-          V row;
-          load(row, corner_v + j * in.nx);
-          sum_v += row * (wy[j] * wy[j]);
+      for (int q = 0; q < 2 * Group; ++q) std::memcpy(weight[q] + part * Width, &w[q], sizeof(V));
+    }
+    for (int g = 0; g < group; ++g) {
+      const std::ptrdiff_t i = first + g;
+      if (!near[g]) {
+        put(out, i, T(0), T(0), rules.no_data);
+        continue;
+      }
+      const double x = position[2 * g], y = position[2 * g + 1];
+      const std::ptrdiff_t ix = std::ptrdiff_t(corner[2 * g]), iy = std::ptrdiff_t(corner[2 * g + 1]);
+      const std::ptrdiff_t left = ix - Half + 1, low = iy - Half + 1;
+      const T* wx = weight[2 * g];
+      const T* wy = weight[2 * g + 1];
+      if (x == double(ix) && y == double(iy) && ix >= 0 && ix < in.nx && iy >= 0 && iy < in.ny) {
+        const std::ptrdiff_t o = iy * in.nx + ix;  // a pixel centre: nothing to interpolate
+        const std::uint32_t bits = in.mask != nullptr ? in.mask[o] : 0u;
+        const bool good = (bits & rules.unusable) == 0;
+        put(out, i, good ? in.data[o] : T(0), good && in.variance != nullptr ? in.variance[o] : T(0), bits);
+        continue;
+      }
+      const bool fits = left >= 0 && left + Padded <= in.nx && low >= 0 && low + Taps <= in.ny;
+      if (fits && (in.clean == nullptr || in.clean[iy * in.nx + ix] != 0)) {
+        const std::ptrdiff_t o = low * in.nx + left;
+        out.data[i] = weighted_sum<T, Taps, Parts>(in.data + o, in.nx, wx, wy);
+        if (out.variance != nullptr) {
+          T squares[2][Padded];
+          for (int k = 0; k < Padded; ++k) {
+            squares[0][k] = wx[k] * wx[k];
+            squares[1][k] = wy[k] * wy[k];
+          }
+          out.variance[i] = weighted_sum<T, Taps, Parts>(in.variance + o, in.nx, squares[0], squares[1]);
         }
-        sum_v *= wx * wx;
-        out.variance[i] = sum_lanes<T, Lanes>(sum_v);
+        out.mask[i] = 0;
+        continue;
       }
-      out.mask[i] = 0;
-      continue;
+      const bool inside = x >= -0.5 && x <= double(in.nx) - 0.5 && y >= -0.5 && y <= double(in.ny) - 0.5;
+      interpolate_masked(in, wx, wy, Taps, left, low, inside, std::ptrdiff_t(std::floor(x + 0.5)),
+                         std::ptrdiff_t(std::floor(y + 0.5)), rules, out, i);
     }
-    T ax[Lanes], ay[Lanes];
-    std::memcpy(ax, &wx, sizeof(V));
-    std::memcpy(ay, &wy, sizeof(V));
-    const bool inside = x >= -0.5 && x <= double(in.nx) - 0.5 && y >= -0.5 && y <= double(in.ny) - 0.5;
-    interpolate_masked(in, ax, ay, Taps, left, low, inside, std::ptrdiff_t(std::floor(x + 0.5)),
-                       std::ptrdiff_t(std::floor(y + 0.5)), rules, out, i);
   }
 }
 
