@@ -133,7 +133,9 @@ def _sky(exposure: Exposure, xy: XYArray) -> npt.NDArray[np.float64]:
     high = wcs if isinstance(wcs, BaseHighLevelWCS) else HighLevelWCSWrapper(wcs)
     sky = high.pixel_to_world(*xy.T) if wcs.pixel_n_dim == 2 else None
     if not isinstance(sky, SkyCoord):
-        raise WcsError(f"The WCS of {exposure.name} is not celestial; positions on the sky are needed.", name=exposure.name)
+        raise WcsError(
+            f"The WCS of {exposure.name} is not celestial; positions on the sky are needed.", name=exposure.name
+        )
     vectors = sky.icrs.cartesian.xyz.value.T
     if not np.isfinite(vectors).all():
         raise WcsError(f"The WCS of {exposure.name} is not defined on all of the image.", name=exposure.name)
@@ -151,7 +153,9 @@ def _pixel_area(exposure: Exposure) -> float:
     """Return the solid angle of the central pixel, square arcsec."""
     area = np.linalg.norm(np.cross(*_steps(exposure))) * np.rad2deg(3600.0) ** 2
     if not area > 0:
-        raise WcsError(f"The pixels of {exposure.name} have no area on the sky; its WCS is unusable.", name=exposure.name)
+        raise WcsError(
+            f"The pixels of {exposure.name} have no area on the sky; its WCS is unusable.", name=exposure.name
+        )
     return float(area)
 
 
