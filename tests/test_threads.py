@@ -1,0 +1,45 @@
+"""The thread pool: order, errors, and the number of threads."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from skyloom._threads import map_bands, num_threads, row_bands
+from skyloom.errors import InputError
+
+
+@pytest.mark.parametrize(("rows", "per_band"), [(1, 64), (64, 64), (65, 64), (1000, 7)])
+def test_bands_cover_every_row_once(rows, per_band):
+    bands = row_bands(rows, per_band)
+    covered = [row for start, stop in bands for row in range(start, stop)]
+    assert covered == list(range(rows))
+
+
+def test_results_come_in_the_order_of_the_bands():
+    assert map_bands(lambda band: band * 2, range(100), threads=4) == list(range(0, 200, 2))
+
+
+def test_more_than_one_thread_works():
+    both = threading.Barrier(2, timeout=30)  # each call waits for the other: with one thread it would break
+    assert map_bands(lambda band: both.wait() >= 0, range(2), threads=2) == [True, True]
+
+
+def test_the_first_error_in_order_is_raised():
+    def fail(band):
+        raise ValueError(str(band))
+
+    with pytest.raises(ValueError, match="^0$"):
+        map_bands(fail, range(5), threads=3)
+
+
+def test_number_of_threads_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("SKYLOOM_NUM_THREADS", "3")
+    assert num_threads() == 3
+    for wrong in ("0", "-1", "two", ""):
+        monkeypatch.setenv("SKYLOOM_NUM_THREADS", wrong)
+        with pytest.raises(InputError, match="SKYLOOM_NUM_THREADS"):
+            num_threads()
+    monkeypatch.delenv("SKYLOOM_NUM_THREADS")
+    assert num_threads() >= 1
