@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from skyloom.errors import ReadError, SkyloomWarning
 from skyloom.io.fits_layout import HduLayout, decompressed, scan, verify_checksums
-from skyloom.io.keywords import card
+from skyloom.io.keywords import card, hdu_name
+from skyloom.io.tiles import check_tiles
 
 BYTES_PER_PIXEL = 16
 """Data, variance, mask and one copy: what a pixel needs in memory."""
@@ -109,6 +110,9 @@ class FitsFile:
 
     def plane(self, index: int) -> npt.NDArray[Any]:
         """Return the pixels of an image HDU, shape (ny, nx), scaled to physical values, blank pixels NaN."""
+        if self.layouts is not None:
+            self._verify_hdu(index)
+            check_tiles(self._stream, self.layouts[index], self.name, memory_size() // BYTES_PER_PIXEL)
         hdu = self.hdulist[index]
         label = f"{self.label(index)} of {self.name}"
         shape = image_shape(hdu)
@@ -120,8 +124,6 @@ class FitsFile:
                 f"{memory_size() / 2**30:.1f} GiB, or the header is damaged.",
                 path=self.name,
             )
-        self._check_tiles(index, label)
-        self._verify_hdu(index)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -149,27 +151,6 @@ class FitsFile:
             self._verified[index] = verify_checksums(self._stream, self.layouts[index], self.name)
         return self._verified[index]
 
-    def _check_tiles(self, index: int, label: str) -> None:
-        """Refuse a compressed image whose table has not one row per tile (Pence et al. 2010, section 10)."""
-        if self.layouts is None:
-            return
-        header = self.layouts[index].header
-        if card(header, "ZIMAGE") is not True:
-            return
-        try:
-            axes = [header[f"ZNAXIS{i + 1}"] for i in range(header["ZNAXIS"])]
-            tiles = [header.get(f"ZTILE{i + 1}", axis if i == 0 else 1) for i, axis in enumerate(axes)]
-            needed = math.prod(-(-axis // tile) for axis, tile in zip(axes, tiles, strict=True))
-            largest = math.prod(tiles)
-            rows = header["NAXIS2"]
-        except Exception as error:
-            raise ReadError(f"The compression keywords of {label} are damaged: {error}.", path=self.name) from error
-        if rows != needed or largest * BYTES_PER_PIXEL > memory_size():
-            raise ReadError(
-                f"{label} should consist of {needed} compressed tiles and has {rows}; the file is damaged.",
-                path=self.name,
-            )
-
 
 def open_regular(path: Path) -> Any:
     """Open an existing regular file for reading, or say why that cannot be done."""
@@ -193,21 +174,9 @@ def memory_size() -> int:
         return 2**46
 
 
-def hdu_name(hdu: Any) -> str:
-    """Return EXTNAME (LSST before 2017: EXTTYPE) in upper case, or nothing."""
-    name = str(card(hdu.header, "EXTNAME") or card(hdu.header, "EXTTYPE") or "").strip().upper()
-    return "" if name == "COMPRESSED_IMAGE" else name
-
-
-def hdu_version(hdu: Any) -> int:
-    """Return EXTVER, 1 by default."""
-    version = card(hdu.header, "EXTVER")
-    return version if isinstance(version, int) else 1
-
-
 def image_shape(hdu: Any) -> tuple[int, int] | None:
     """Return (ny, nx) of a two-dimensional image HDU (degenerate axes are dropped), else None."""
-    if not getattr(hdu, "is_image", False):
+    if not is_image(hdu):
         return None
     shape = tuple(hdu.shape)
     while len(shape) > 2 and shape[0] == 1:
@@ -215,9 +184,17 @@ def image_shape(hdu: Any) -> tuple[int, int] | None:
     return shape if len(shape) == 2 and 0 not in shape else None
 
 
+def is_image(hdu: Any) -> bool:
+    """Whether an HDU holds an image (of any number of axes), plain or compressed, with a size that can be read."""
+    try:
+        return bool(hdu.is_image) and all(isinstance(n, int | np.integer) and n >= 0 for n in hdu.shape)
+    except Exception:  # noqa: BLE001  # tables have no is_image; cards that cannot be parsed raise this and that
+        return False
+
+
 def describe(hdu: Any) -> str:
     """Say in words what an HDU holds."""
-    if not getattr(hdu, "is_image", False):
+    if not is_image(hdu):
         return "a table"
     shape = tuple(hdu.shape)
     if len(shape) < 1 or 0 in shape:

@@ -152,6 +152,8 @@ def _data_size(header: Any, name: str, index: int) -> int:
         return 0
     if card(header, "GROUPS") is True and axes[0] == 0:
         raise ReadError(f"HDU {index} of {name} holds random groups; an image is needed.", path=name)
+    if str(card(header, "XTENSION") or "").strip() in {"BINTABLE", "TABLE"}:
+        _integer(header, "TFIELDS", name, index, choices=range(1000))
     pcount = _integer(header, "PCOUNT", name, index, default=0)
     gcount = _integer(header, "GCOUNT", name, index, default=1)
     return abs(bitpix) // 8 * gcount * (pcount + math.prod(axes))

@@ -145,6 +145,18 @@ def card(header: Mapping[str, Any], key: str) -> Any:
         return None
 
 
+def hdu_name(hdu: Any) -> str:
+    """Return EXTNAME (LSST before 2017: EXTTYPE) in upper case, or nothing."""
+    name = str(card(hdu.header, "EXTNAME") or card(hdu.header, "EXTTYPE") or "").strip().upper()
+    return "" if name == "COMPRESSED_IMAGE" else name
+
+
+def hdu_version(hdu: Any) -> int:
+    """Return EXTVER, 1 by default."""
+    version = card(hdu.header, "EXTVER")
+    return version if isinstance(version, int) else 1
+
+
 def mean(values: list[float]) -> float:
     """Return the mean."""
     return math.fsum(values) / len(values)

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from skyloom.errors import InputError, NoUsableDataError, ReadError, SkyloomWarning
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.io.ccddata import ccddata_fields
-from skyloom.io.fits_file import FitsFile, describe, hdu_name, hdu_version, image_shape
-from skyloom.io.keywords import detector_values
+from skyloom.io.fits_file import FitsFile, describe, image_shape
+from skyloom.io.keywords import detector_values, hdu_name, hdu_version
 from skyloom.io.profiles import GENERIC, Profile, mask_bits, profile_for
 from skyloom.io.wcs import wcs_from_asdf_extension, wcs_from_header
 

@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 from skyloom.errors import SkyloomWarning
+from skyloom.io.keywords import hdu_name
 
 logger = logging.getLogger("skyloom.io")
 
@@ -58,7 +59,8 @@ def wcs_from_asdf_extension(hdulist: Any, name: str = "image") -> Any:
 
     None also if `asdf` or `gwcs` are not installed: the FITS header then has an approximation.
     """
-    if "ASDF" not in hdulist:
+    extension = next((hdu for hdu in hdulist if hdu_name(hdu) == "ASDF"), None)
+    if extension is None:
         return None
     try:
         import asdf
@@ -69,7 +71,7 @@ def wcs_from_asdf_extension(hdulist: Any, name: str = "image") -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = io.BytesIO(hdulist["ASDF"].data["ASDF_METADATA"].tobytes())
+            tree = io.BytesIO(extension.data["ASDF_METADATA"].tobytes())
             with asdf.open(tree, lazy_load=False, memmap=False) as file:
                 return file.tree.get("meta", {}).get("wcs")
     except Exception as error:  # noqa: BLE001  # any of the converters may fail on a damaged tree
