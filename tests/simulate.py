@@ -40,8 +40,9 @@ class Epoch:
         return float(np.sqrt(self.sky / self.gain + (self.read_noise / self.gain) ** 2))
 
 
-SCIENCE = Epoch(4.2, 1.5, 300.0, 6.0, tilt=(8.0, -5.0), vary_fwhm=(0.04, -0.03, 0.03), shear=(0.03, -0.02),
-                vary_shear=(0.03, 0.03))
+SCIENCE = Epoch(
+    4.2, 1.5, 300.0, 6.0, tilt=(8.0, -5.0), vary_fwhm=(0.04, -0.03, 0.03), shear=(0.03, -0.02), vary_shear=(0.03, 0.03)
+)
 TEMPLATE = Epoch(3.0, 12.0, 180.0, 15.0, scale=0.8, vary_fwhm=(-0.02, 0.03, 0.0), vary_shear=(-0.02, 0.02))
 
 
@@ -101,8 +102,22 @@ class Pair:
     """Template flux of a constant source divided by its science flux; the true kernel sum is its inverse."""
 
 
-def simulate_pair(seed=1, size=512, *, n_stars=None, n_galaxies=None, n_transients=None, vary=1.0, beta=3.5,
-                  shift=(0.0, 0.0), saturation=None, snr=(3.0, 50.0), noise=True, science=SCIENCE, template=TEMPLATE):
+def simulate_pair(
+    seed=1,
+    size=512,
+    *,
+    n_stars=None,
+    n_galaxies=None,
+    n_transients=None,
+    vary=1.0,
+    beta=3.5,
+    shift=(0.0, 0.0),
+    saturation=None,
+    snr=(3.0, 50.0),
+    noise=True,
+    science=SCIENCE,
+    template=TEMPLATE,
+):
     """Simulate a pair of images of `size` x `size` pixels; without counts, 400/40/20 sources per 1024 x 1024 pixels.
 
     `vary` scales the spatial variation of both PSFs, `shift` displaces the template in pixels, `snr` is the range of
@@ -115,7 +130,7 @@ def simulate_pair(seed=1, size=512, *, n_stars=None, n_galaxies=None, n_transien
     epochs = [_scaled_variation(epoch, vary) for epoch in (science, template)]
     psfs = [AnalyticPsf(epoch, (size, size), beta, half=int(np.ceil(4 * epoch.fwhm))) for epoch in epochs]
     stars, galaxies = _stars(rng, n_stars, size), _galaxies(rng, n_galaxies, size)
-    transients = _transients(rng, n_transients, size, galaxies, psfs[0], snr)
+    transients = _transients(rng, n_transients, size, galaxies=galaxies, psf=psfs[0], snr=snr)
     images = []
     for epoch, psf, sources in zip(epochs, psfs, ([stars, transients], [stars]), strict=True):
         dx, dy = (0.0, 0.0) if epoch is epochs[0] else shift
@@ -123,20 +138,33 @@ def simulate_pair(seed=1, size=512, *, n_stars=None, n_galaxies=None, n_transien
         for table in sources:
             for x, y, flux in table.iterrows("x", "y", "flux"):
                 half = int(min(70, max(20, 8 * epoch.fwhm * (flux / 1e4) ** 0.25)))
-                _add(model, x + dx, y + dy, flux * epoch.scale, psf, (x, y), half)
+                _add(model, x + dx, y + dy, flux * epoch.scale, psf=psf, field_position=(x, y), half=half)
         for galaxy in galaxies:
-            _add_galaxy(model, galaxy, (dx, dy), epoch.scale, psf)
+            _add_galaxy(model, galaxy, shift=(dx, dy), scale=epoch.scale, psf=psf)
         Y, X = np.mgrid[0:size, 0:size] / (size - 1) * 2 - 1
         model += epoch.sky + epoch.tilt[0] * X + epoch.tilt[1] * Y
         images.append((_observe(model, epoch, rng if noise else None, saturation), model))
     (sci, sci_model), (tpl, tpl_model) = images
-    return Pair(sci.replace(name="science"), tpl.replace(name="template"), sci_model, tpl_model, *psfs,
-                stars, galaxies, transients, template.scale / science.scale)
+    return Pair(
+        sci.replace(name="science"),
+        tpl.replace(name="template"),
+        sci_model,
+        tpl_model,
+        *psfs,
+        stars,
+        galaxies,
+        transients,
+        template.scale / science.scale,
+    )
 
 
 def _scaled_variation(epoch, vary):
-    return replace(epoch, vary_fwhm=tuple(vary * c for c in epoch.vary_fwhm),
-                   shear=tuple(vary * c for c in epoch.shear), vary_shear=tuple(vary * c for c in epoch.vary_shear))
+    return replace(
+        epoch,
+        vary_fwhm=tuple(vary * c for c in epoch.vary_fwhm),
+        shear=tuple(vary * c for c in epoch.shear),
+        vary_shear=tuple(vary * c for c in epoch.vary_shear),
+    )
 
 
 def _stars(rng, count, size):
@@ -149,18 +177,26 @@ def _stars(rng, count, size):
 def _galaxies(rng, count, size):
     """Sersic profiles: half-light radius 2-6 px, index 1, 2 or 4."""
     low, high = min(20, size / 4), size - 1 - min(20, size / 4)
-    return Table({"x": rng.uniform(low, high, count), "y": rng.uniform(low, high, count),
-                  "flux": 10 ** rng.uniform(3.8, 5.0, count), "radius": rng.uniform(2, 6, count),
-                  "index": rng.choice([1.0, 2.0, 4.0], count), "e1": rng.normal(0, 0.15, count).clip(-0.4, 0.4),
-                  "e2": rng.normal(0, 0.15, count).clip(-0.4, 0.4)})
+    return Table(
+        {
+            "x": rng.uniform(low, high, count),
+            "y": rng.uniform(low, high, count),
+            "flux": 10 ** rng.uniform(3.8, 5.0, count),
+            "radius": rng.uniform(2, 6, count),
+            "index": rng.choice([1.0, 2.0, 4.0], count),
+            "e1": rng.normal(0, 0.15, count).clip(-0.4, 0.4),
+            "e2": rng.normal(0, 0.15, count).clip(-0.4, 0.4),
+        }
+    )
 
 
-def _transients(rng, count, size, galaxies, psf, snr):
+def _transients(rng, count, size, *, galaxies, psf, snr):
     """Every second one near a galaxy; the flux gives the wanted matched-filter S/N on the empty science sky."""
     margin = min(40, size / 6)
-    table = Table({"x": rng.uniform(margin, size - 1 - margin, count), "y": rng.uniform(margin, size - 1 - margin, count)})
-    inside = np.flatnonzero([margin < g["x"] < size - 1 - margin and margin < g["y"] < size - 1 - margin
-                             for g in galaxies])
+    table = Table({axis: rng.uniform(margin, size - 1 - margin, count) for axis in "xy"})
+    inside = np.flatnonzero(
+        [margin < g["x"] < size - 1 - margin and margin < g["y"] < size - 1 - margin for g in galaxies]
+    )
     table["host"] = np.full(count, -1)
     for row in table[::2] if len(inside) else ():
         row["host"] = rng.choice(inside)
@@ -168,12 +204,13 @@ def _transients(rng, count, size, galaxies, psf, snr):
         for axis in ("x", "y"):
             row[axis] = np.clip(host[axis] + rng.normal(0, host["radius"]), margin, size - 1 - margin)
     table["snr"] = np.exp(rng.uniform(*np.log(snr), count))
-    table["flux"] = [row["snr"] * psf.epoch.sky_sigma / np.sqrt(np.sum(psf.stamp(row["x"], row["y"]) ** 2))
-                     for row in table]
+    table["flux"] = [
+        row["snr"] * psf.epoch.sky_sigma / np.sqrt(np.sum(psf.stamp(row["x"], row["y"]) ** 2)) for row in table
+    ]
     return table
 
 
-def _add(model, x, y, flux, psf, field_position, half):
+def _add(model, x, y, flux, *, psf, field_position, half):
     """Add a point source at (x, y), with the PSF of `field_position`."""
     ix, iy = round(x), round(y)
     _paste(model, flux * psf.profile(*field_position, x - ix, y - iy, half), ix, iy)
@@ -187,7 +224,7 @@ def _paste(model, stamp, ix, iy):
         model[y0:y1, x0:x1] += stamp[y0 - iy + half : y1 - iy + half, x0 - ix + half : x1 - ix + half]
 
 
-def _add_galaxy(model, galaxy, shift, scale, psf, half=40, oversample=3):
+def _add_galaxy(model, galaxy, *, shift, scale, psf, half=40, oversample=3):
     """Add a Sersic profile, sampled 3 x 3 per pixel and convolved with the PSF of its place, sampled alike."""
     x, y = galaxy["x"] + shift[0], galaxy["y"] + shift[1]
     ix, iy = round(x), round(y)
@@ -213,5 +250,10 @@ def _observe(model, epoch, rng, saturation):
         data = electrons / epoch.gain
     if saturation is not None:
         data = np.minimum(data, saturation)
-    return Exposure(data.astype(np.float32), variance.astype(np.float32), gain=epoch.gain, read_noise=epoch.read_noise,
-                    saturation=saturation)
+    return Exposure(
+        data.astype(np.float32),
+        variance.astype(np.float32),
+        gain=epoch.gain,
+        read_noise=epoch.read_noise,
+        saturation=saturation,
+    )

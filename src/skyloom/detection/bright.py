@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom.detection.filters import Grid, VaryingFilter, correlate
-from skyloom.detection.peaks import local_maxima
+from skyloom.detection.peaks import disc, local_maxima
 from skyloom.detection.score import Score
 
 BRIGHT = 100.0
@@ -52,7 +52,7 @@ def bright_sources(science: npt.NDArray, usable: npt.NDArray[np.bool_], score: S
     -------
     bright : BrightSources
     """
-    grid = Grid(science.shape)  # type: ignore[arg-type]
+    grid = Grid(science.shape)
     stamps = grid.sample(score.psf.stamp)
     plain = VaryingFilter(stamps, grid)
     (flux,) = correlate([(plain, np.where(usable, science, 0.0))])
@@ -67,10 +67,10 @@ def bright_sources(science: npt.NDArray, usable: npt.NDArray[np.bool_], score: S
         return BrightSources(flux.astype(np.float32), UNKNOWN)
     # mean square of the difference's flux within a core, the noise taken out
     reach = max(1, round(fwhm / 2))
-    offsets = [(dx, dy) for dx in range(-reach, reach + 1) for dy in range(-reach, reach + 1) if dx**2 + dy**2 <= reach**2]
+    offsets = np.argwhere(disc(reach, reach)) - reach
     ny, nx = flux.shape
     square = np.zeros(x.size)
-    for dx, dy in offsets:
+    for dy, dx in offsets:
         at = np.clip(y + dy, 0, ny - 1), np.clip(x + dx, 0, nx - 1)
         square += score.flux[at] ** 2 - score.flux_variance[at]
     fraction2 = square / len(offsets) / flux[y, x] ** 2

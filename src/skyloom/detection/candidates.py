@@ -58,8 +58,9 @@ def find_candidates(
 ) -> Table:
     """Find the sources that differ between science image and template.
 
-    Peaks of the significance beyond the threshold are fitted with the PSF, brightest first; a peak that the side lobes of a brighter source
-    explain is none. What looks like an artefact is kept and flagged (see `CandidateFlag`).
+    Peaks of the significance beyond the threshold are fitted with the PSF, brightest first; a peak that the side
+    lobes of a brighter source explain is none. What looks like an artefact is kept and flagged (see
+    `CandidateFlag`).
 
     Parameters
     ----------
@@ -75,8 +76,8 @@ def find_candidates(
     Returns
     -------
     table : Table
-        One row for each candidate, the most significant first; units and descriptions are in the columns. ``real`` is True without
-        any flag. ``meta`` holds threshold, FWHM and the fraction of bright sources that remains.
+        One row for each candidate, the most significant first; units and descriptions are in the columns. ``real``
+        is True without any flag. ``meta`` holds threshold, FWHM and the fraction of bright sources that remains.
 
     Raises
     ------
@@ -112,8 +113,11 @@ def _peaks(score: Score, threshold: float, fwhm: float, *, both_signs: bool) -> 
     peaks = peaks[np.argsort(-np.abs(score.significance[peaks[:, 1], peaks[:, 0]]), kind="stable")]
     if len(peaks) > MAX_CANDIDATES:
         warnings.warn(
-            f"{len(peaks)} peaks exceed {threshold} sigma; only the {MAX_CANDIDATES} most significant are examined. The subtraction "
-            "is probably bad: look at its diagnostics, or raise the threshold.", SkyloomWarning, stacklevel=3)
+            f"{len(peaks)} peaks exceed {threshold} sigma; only the {MAX_CANDIDATES} most significant are examined. "
+            "The subtraction is probably bad: look at its diagnostics, or raise the threshold.",
+            SkyloomWarning,
+            stacklevel=3,
+        )
         peaks = peaks[:MAX_CANDIDATES]
     return [(int(x), int(y)) for x, y in peaks]
 
@@ -143,21 +147,31 @@ def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
     if flux is None:
         return None
     core = disc(score.psf.half, CORE * fwhm)
-    shape = measure_shape(data, weight, source.model, flux.flux, core, fwhm)
+    shape = measure_shape(data, weight, source.model, core, flux=flux.flux, fwhm=fwhm)
     coverage = float((source.model**2)[weight > 0].sum() / (source.model**2).sum())
-    flags = _flags(source, flux, shape, coverage, data, context)
+    flags = _flags(source, data, context, flux=flux, shape=shape, coverage=coverage)
     science_flux = float(context.bright.flux[source.iy, source.ix])
     return {
-        "x": source.x, "y": source.y, "pos_err": flux.position_error, "flux": flux.flux, "flux_err": flux.error,
-        "snr": flux.flux / flux.error, "sign": int(np.sign(flux.flux)),
-        "significance": float(score.significance[source.iy, source.ix]), "fwhm": shape.fwhm,
-        "ellipticity": shape.ellipticity, "chi2": shape.chi2, "coverage": coverage, "science_flux": science_flux,
-        "template_flux": science_flux - float(score.flux[source.iy, source.ix]), "flags": int(flags),
+        "x": source.x,
+        "y": source.y,
+        "pos_err": flux.position_error,
+        "flux": flux.flux,
+        "flux_err": flux.error,
+        "snr": flux.flux / flux.error,
+        "sign": int(np.sign(flux.flux)),
+        "significance": float(score.significance[source.iy, source.ix]),
+        "fwhm": shape.fwhm,
+        "ellipticity": shape.ellipticity,
+        "chi2": shape.chi2,
+        "coverage": coverage,
+        "science_flux": science_flux,
+        "template_flux": science_flux - float(score.flux[source.iy, source.ix]),
+        "flags": int(flags),
     }
 
 
 def _flags(
-    source: Source, flux: PsfFlux, shape: Shape, coverage: float, data: Array, context: _Context
+    source: Source, data: Array, context: _Context, *, flux: PsfFlux, shape: Shape, coverage: float
 ) -> CandidateFlag:
     x, y, fwhm = source.ix, source.iy, context.fwhm
     pixels, half = context.pixels, context.score.psf.half
@@ -222,7 +236,8 @@ def _in_dipole(source: Source, flux: PsfFlux, context: _Context) -> bool:
     stamp = context.score.psf.stamp(source.ix, source.iy)
     here = (float(source.dx), float(source.dy))
     return any(
-        is_dipole(data, weight, stamp, core, here, (float(x - source.ix), float(y - source.iy))) for x, y in others[near]
+        is_dipole(data, weight, stamp, core, here=here, there=(float(x - source.ix), float(y - source.iy)))
+        for x, y in others[near]
     )
 
 
@@ -231,11 +246,13 @@ def _table(rows: list[dict[str, Any]], difference: DifferenceLike) -> Table:
     science = difference.science
     unit = science.unit
     described = {
-        "x": ("pix", "Position from the PSF fit, 0-based"), "y": ("pix", "Position from the PSF fit, 0-based"),
+        "x": ("pix", "Position from the PSF fit, 0-based"),
+        "y": ("pix", "Position from the PSF fit, 0-based"),
         "pos_err": ("pix", "Standard deviation of x and of y"),
         "flux": (unit, "PSF flux in the difference"),
         "flux_err": (unit, "Standard deviation of flux, noise covariance included"),
-        "snr": (None, "flux / flux_err"), "sign": (None, "1: brighter than in the template, -1: fainter"),
+        "snr": (None, "flux / flux_err"),
+        "sign": (None, "1: brighter than in the template, -1: fainter"),
         "significance": (None, "Score at the peak pixel, standard deviations"),
         "fwhm": ("pix", "Full width at half maximum"),
         "ellipticity": (None, "Ellipticity beyond that of the PSF: 0 circle, 1 line"),
@@ -250,7 +267,8 @@ def _table(rows: list[dict[str, Any]], difference: DifferenceLike) -> Table:
     for name, (column_unit, description) in described.items():
         dtype = np.int64 if name in ("sign", "flags") else np.float64
         table[name] = Column([row[name] for row in rows], dtype=dtype, unit=column_unit, description=description)
-    table["flag_text"] = Column([flag_text(row["flags"]) for row in rows], dtype="U96", description="Reasons to doubt, in words")
+    words = [flag_text(row["flags"]) for row in rows]
+    table["flag_text"] = Column(words, dtype="U96", description="Reasons to doubt, in words")
     table["real"] = Column([row["flags"] == 0 for row in rows], dtype=bool, description="True without any flag")
     order = np.lexsort((table["id"], ~np.asarray(table["real"], bool)))
     rank = np.empty(len(rows), np.int64)

@@ -40,7 +40,7 @@ def cutouts(difference: DifferenceLike, xy: npt.ArrayLike, *, size: int = 41) ->
         `xy` has another shape.
     """
     if size < 1 or size % 2 == 0:
-        raise InputError(f"size is {size}; an odd number of pixels above 0 is needed, so that there is a middle.", size=size)
+        raise InputError(f"size is {size}; an odd number of pixels is needed, so that there is a middle.", size=size)
     xy = np.asarray(xy, float).reshape(-1, 2) if np.size(xy) == 0 else np.atleast_2d(np.asarray(xy, float))
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise ShapeError(f"xy has the shape {xy.shape}; (N, 2) is needed.", shape=xy.shape)

@@ -58,9 +58,9 @@ class Grid:
 class VaryingFilter:
     """A filter that varies over the field, as a sum of few constant filters times smooth maps.
 
-    The stamps at the nodes of a grid are separated by singular values, ``Q(u; x) = sum_r c_r(x) S_r(u)``, with as few terms as keep
-    the error below `TOLERANCE`; the c_r are interpolated. A correlation with Q is then a sum of ordinary ones:
-    ``(Q o A)(x) = sum_u Q(u; x) A(x + u) = sum_r c_r(x) (S_r o A)(x)``.
+    The stamps at the nodes of a grid are separated by singular values, ``Q(u; x) = sum_r c_r(x) S_r(u)``, with as
+    few terms as keep the error below `TOLERANCE`; the c_r are interpolated. A correlation with Q is then a sum of
+    ordinary ones: ``(Q o A)(x) = sum_u Q(u; x) A(x + u) = sum_r c_r(x) (S_r o A)(x)``.
 
     Parameters
     ----------

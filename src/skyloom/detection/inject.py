@@ -16,6 +16,7 @@ def inject(
     x: npt.ArrayLike,
     y: npt.ArrayLike,
     flux: npt.ArrayLike,
+    *,
     rng: np.random.Generator | None = None,
 ) -> Exposure:
     """Return a copy of an exposure with point sources added.
@@ -50,8 +51,10 @@ def inject(
     if not np.isfinite([x, y, flux]).all():
         raise InputError("A position or flux to inject is not finite; leave such sources out.")
     if rng is not None and exposure.gain is None:
-        raise InputError(f"{exposure.name} has no gain, so the photon noise of the sources is unknown; set the gain, or pass "
-                         "rng=None for sources without noise.")
+        raise InputError(
+            f"{exposure.name} has no gain, so the photon noise of the sources is unknown; set the gain, or "
+            "pass rng=None for sources without noise."
+        )
     half, (ny, nx) = psf.half, exposure.shape
     model = np.zeros((ny + 2 * half + 1, nx + 2 * half + 1))
     for px, py, f in zip(x, y, flux, strict=True):
@@ -70,4 +73,5 @@ def inject(
         if variance is not None:
             variance = np.where(variance > 0, variance + light / exposure.gain, 0)
     seen = (exposure.mask & np.uint32(MaskBit.NO_DATA)) == 0  # pixels without data stay at 0
-    return exposure.replace(data=(exposure.data + np.where(seen, added, 0)).astype(exposure.data.dtype), variance=variance)
+    data = (exposure.data + np.where(seen, added, 0)).astype(exposure.data.dtype)
+    return exposure.replace(data=data, variance=variance)

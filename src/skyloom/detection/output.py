@@ -55,7 +55,8 @@ def write_fits(
 ) -> Path:
     """Write a FITS file with the table (CANDIDATES) and, with a difference, the cutouts (CUTOUTS).
 
-    The cutouts are one cube of shape (N, 4, size, size), in the order of the table; header cards PLANE1 to PLANE4 name the planes.
+    The cutouts are one cube of shape (N, 4, size, size), in the order of the table; header cards PLANE1 to PLANE4
+    name the planes.
 
     Parameters
     ----------
@@ -132,13 +133,18 @@ def write_regions(
         raise InputError(f"coordinates is {coordinates!r}; 'auto', 'image' or 'fk5' are known.")
     known = wcs is not None or "ra" in candidates.colnames
     if coordinates == "fk5" and not known:
-        raise InputError("Regions in celestial coordinates need a WCS or the columns ra and dec; give wcs=, or write pixels "
-                         "with coordinates='image'.")
+        raise InputError(
+            "Regions in celestial coordinates need a WCS or the columns ra and dec; give wcs=, or write "
+            "pixels with coordinates='image'."
+        )
     celestial = known and coordinates != "image"
     radius = REGION_RADIUS * float(candidates.meta.get("fwhm", 4.0))
     places = _sky_circles(candidates, wcs, radius) if celestial else _image_circles(candidates, radius)
-    lines = ["# Region file format: DS9 version 4.1", "global width=1 font=\"helvetica 10 normal\"",
-             "fk5" if celestial else "image"]
+    lines = [
+        "# Region file format: DS9 version 4.1",
+        'global width=1 font="helvetica 10 normal"',
+        "fk5" if celestial else "image",
+    ]
     lines += [f"{place} # {_look(row)}" for place, row in zip(places, candidates, strict=True)]
     with atomic_write(path, overwrite=overwrite) as temporary:
         Path(temporary).write_text("\n".join(lines) + "\n", encoding="ascii")

@@ -63,8 +63,9 @@ def deblend(
 ) -> tuple[list[Source], Array]:
     """Keep the peaks that the side lobes of brighter sources do not explain, and fit them as point sources.
 
-    In the order of their significance, each peak is compared with what the sources found before contribute to the score at
-    its place: ``F R(d) / sigma_F``, R(d) = sum_u P(u) P(u - d) / sum P**2. Only what is left counts against the threshold.
+    In the order of their significance, each peak is compared with what the sources found before contribute to the
+    score at its place: ``F R(d) / sigma_F``, R(d) = sum_u P(u) P(u - d) / sum P**2. Only what is left counts
+    against the threshold.
 
     Parameters
     ----------

@@ -58,13 +58,15 @@ class Pixels:
         usable = ((np.asarray(difference.mask) & np.uint32(UNUSABLE)) == 0) & (variance > 0) & np.isfinite(image)
         weight = np.where(usable, 1 / np.where(usable, variance, 1), 0.0)
         pad = score.psf.half + 2
-        planes = np.where(usable, image, 0.0), weight, np.where(usable, score.effective_variance, 0.0)
-        return cls(*(np.pad(plane, pad) for plane in planes), score.psf, pad)
+        data = np.where(usable, image, 0.0)
+        effective = np.where(usable, score.effective_variance, 0.0)
+        return cls(np.pad(data, pad), np.pad(weight, pad), np.pad(effective, pad), score.psf, pad)
 
     def box(self, x: int, y: int) -> tuple[slice, slice]:
         """Return the stamp around pixel (x, y) of the image."""
         half = self.psf.half
-        return (slice(y + self.pad - half, y + self.pad + half + 1), slice(x + self.pad - half, x + self.pad + half + 1))
+        x0, y0 = x + self.pad - half, y + self.pad - half
+        return slice(y0, y0 + 2 * half + 1), slice(x0, x0 + 2 * half + 1)
 
     def inside(self, x: float, y: float) -> bool:
         """Tell whether (x, y) lies on the image."""
@@ -102,7 +104,8 @@ def psf_flux(data: Array, weight: Array, effective: Array, model: Array) -> PsfF
         return None
     flux, error = float((weight * data * model).sum()) / norm, np.sqrt(spread) / norm
     # the position's error from the Fisher matrix, scaled to the covariance of the flux
-    slope = float((weight * (np.gradient(model, axis=0) ** 2 + np.gradient(model, axis=1) ** 2)).sum()) / 2
+    along_y, along_x = np.gradient(model)
+    slope = float((weight * (along_y**2 + along_x**2)).sum()) / 2
     position_error = error / max(abs(flux), np.finfo(float).tiny) * np.sqrt(norm / slope) if slope > 0 else np.inf
     return PsfFlux(flux, float(error), float(position_error))
 
@@ -159,8 +162,8 @@ def forced_photometry(difference: DifferenceLike, xy: npt.ArrayLike, *, score: S
     Returns
     -------
     table : Table
-        x, y, flux, flux_err, snr and coverage (part of the PSF's weight on usable pixels). Flux and error are NaN where the position
-        is outside of the image or no usable pixel is under the PSF.
+        x, y, flux, flux_err, snr and coverage (part of the PSF's weight on usable pixels). Flux and error are NaN
+        where the position is outside of the image or no usable pixel is under the PSF.
 
     Raises
     ------
@@ -185,11 +188,15 @@ def forced_photometry(difference: DifferenceLike, xy: npt.ArrayLike, *, score: S
         if result is not None:
             row[:2] = result.flux, result.error
     unit = getattr(difference.science, "unit", None)
-    return Table({
-        "x": Column(xy[:, 0], unit="pix", description="Position, 0-based"),
-        "y": Column(xy[:, 1], unit="pix", description="Position, 0-based"),
-        "flux": Column(rows[:, 0], unit=unit, description="PSF flux in the difference"),
-        "flux_err": Column(rows[:, 1], unit=unit, description="Standard deviation of flux, noise covariance included"),
-        "snr": Column(rows[:, 0] / rows[:, 1], description="flux / flux_err"),
-        "coverage": Column(rows[:, 2], description="Part of the PSF's weight on usable pixels"),
-    })
+    return Table(
+        {
+            "x": Column(xy[:, 0], unit="pix", description="Position, 0-based"),
+            "y": Column(xy[:, 1], unit="pix", description="Position, 0-based"),
+            "flux": Column(rows[:, 0], unit=unit, description="PSF flux in the difference"),
+            "flux_err": Column(
+                rows[:, 1], unit=unit, description="Standard deviation of flux, noise covariance included"
+            ),
+            "snr": Column(rows[:, 0] / rows[:, 1], description="flux / flux_err"),
+            "coverage": Column(rows[:, 2], description="Part of the PSF's weight on usable pixels"),
+        }
+    )

@@ -1,14 +1,15 @@
 """The matched filter of a difference image, with the noise covariance that the matching kernel brings.
 
-A point source of flux F at x appears in the difference D as F P(u - x). With the weights w = 1/V of the usable pixels the least-squares
-flux and its variance are, o being the correlation ``(P o A)(x) = sum_u P(u) A(x + u)``::
+A point source of flux F at x appears in the difference D as F P(u - x). With the weights w = 1/V of the usable
+pixels the least-squares flux and its variance are, o being the correlation ``(P o A)(x) = sum_u P(u) A(x + u)``::
 
     F = (P o w D) / (P**2 o w)                                                         (1)
     Var F = sum_uu' P(u) w(u) P(u') w(u') Cov(D_u, D_u') / (P**2 o w)**2               (2)
 
-Of the two images, one was convolved with the matching kernel K, so its noise n_K = K * n is correlated. Where the variance V_n of n changes
-little within a PSF, V_K = V_n sum K**2 and the double sum in (2) is ``w**2 V_n sum_v (P o K)(v)**2``, (P o K) being the filter as the
-unconvolved noise sees it. Relative to independent noise of the same variance plane that is the factor::
+Of the two images, one was convolved with the matching kernel K, so its noise n_K = K * n is correlated. Where the
+variance V_n of n changes little within a PSF, V_K = V_n sum K**2 and the double sum in (2) is ``w**2 V_n sum_v (P o
+K)(v)**2``, (P o K) being the filter as the unconvolved noise sees it. Relative to independent noise of the same
+variance plane that is the factor::
 
     g(x) = sum (P o K)**2 / (sum K**2 sum P**2)                                        (3)
 
@@ -17,7 +18,8 @@ so that, with c_1 and c_2 for what resampling had correlated in each image befor
     V_eff = c_1 V_white + c_2 g V_K
     Var F = (P**2 o w**2 V_eff) / (P**2 o w)**2                                        (4)
 
-The significance is F / sqrt(Var F). Leaving g out (a diagonal noise map) underestimates the noise by a quarter for images of equal depth.
+The significance is F / sqrt(Var F). Leaving g out (a diagonal noise map) underestimates the noise by a quarter for
+images of equal depth.
 """
 
 from __future__ import annotations
@@ -173,20 +175,25 @@ def score(
     if convolved not in ("science", "template"):
         raise InputError(f"The subtraction says that {convolved!r} was convolved; 'science' or 'template' is needed.")
     kernel = subtraction.kernel
-    white, correlated = (np.asarray(plane, float) for plane in (subtraction.variance_science, subtraction.variance_template))
+    white, correlated = (
+        np.asarray(plane, float) for plane in (subtraction.variance_science, subtraction.variance_template)
+    )
     factor_white, factor_correlated = correlation_science, correlation_template
     if convolved == "science":
         psf = ConvolvedPsf(psf, kernel)
         white, correlated, factor_white, factor_correlated = correlated, white, factor_correlated, factor_white
     if not (factor_white > 0 and factor_correlated > 0):
-        raise InputError(f"The correlations of science and template are {correlation_science} and {correlation_template}; "
-                         "they must be above 0 (1 for independent pixels).")
+        raise InputError(
+            f"The correlations of science and template are {correlation_science} and "
+            f"{correlation_template}; they must be above 0 (1 for independent pixels)."
+        )
     grid = Grid(white.shape)
     gain = grid.plane(grid.sample(lambda x, y: noise_gain(psf.stamp(x, y), kernel.image_at(x, y))))
     effective = factor_white * white + factor_correlated * gain * correlated
     usable = (np.asarray(subtraction.mask) & np.uint32(UNUSABLE)) == 0
-    return filter_image(np.asarray(subtraction.image), white + correlated, usable, psf,
-                        effective_variance=effective, threads=threads)
+    return filter_image(
+        np.asarray(subtraction.image), white + correlated, usable, psf, effective_variance=effective, threads=threads
+    )
 
 
 def filter_image(
@@ -224,22 +231,30 @@ def filter_image(
     effective_variance = variance if effective_variance is None else effective_variance
     shapes = {np.shape(plane) for plane in (image, variance, usable, effective_variance)}
     if len(shapes) != 1:
-        raise ShapeError(f"Image, variance, usable and effective variance have the shapes {sorted(shapes)}; "
-                         "they must be the same.", shapes=sorted(shapes))
+        raise ShapeError(
+            f"Image, variance, usable and effective variance have the shapes {sorted(shapes)}; they must be the same.",
+            shapes=sorted(shapes),
+        )
     usable = usable & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     safe = np.where(usable, variance, 1.0).astype(float)
     weight = usable / safe
     data = np.where(usable, image, 0.0) * weight
     spread = np.where(usable, effective_variance, 0.0) * weight**2
-    grid = Grid(image.shape)  # type: ignore[arg-type]
+    grid = Grid(image.shape)
     stamps = grid.sample(psf.stamp)
     linear, square = VaryingFilter(stamps, grid), VaryingFilter(stamps**2, grid)
     signal, norm, noise, coverage = correlate(
-        [(linear, data), (square, weight), (square, spread), (square, usable.astype(float))], threads)
+        [(linear, data), (square, weight), (square, spread), (square, usable.astype(float))], threads
+    )
     coverage = np.clip(coverage / grid.plane((stamps**2).sum(axis=(2, 3))), 0, 1)
     # FFT rounding leaves tiny values where all is masked; the coverage tells them from real ones
     valid = (coverage > MIN_COVERAGE) & (norm > 0) & (noise > 0)
     norm, noise = np.where(valid, norm, 1.0), np.where(valid, noise, 1.0)
-    planes = (valid * signal / np.sqrt(noise), valid * signal / norm, valid * noise / norm**2,
-              np.where(usable, effective_variance, 0.0), coverage)
-    return Score(*(plane.astype(np.float32) for plane in planes), psf)
+    return Score(
+        significance=(valid * signal / np.sqrt(noise)).astype(np.float32),
+        flux=(valid * signal / norm).astype(np.float32),
+        flux_variance=(valid * noise / norm**2).astype(np.float32),
+        effective_variance=np.where(usable, effective_variance, 0.0).astype(np.float32),
+        coverage=coverage.astype(np.float32),
+        psf=psf,
+    )

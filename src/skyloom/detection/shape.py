@@ -43,12 +43,14 @@ class Shape:
     ellipticity: float
 
 
-def measure_shape(data: Array, weight: Array, model: Array, flux: float, core: npt.NDArray[np.bool_], fwhm: float) -> Shape:
+def measure_shape(
+    data: Array, weight: Array, model: Array, core: npt.NDArray[np.bool_], *, flux: float, fwhm: float
+) -> Shape:
     """Compare a stamp with a point source, and measure how its second moments differ.
 
-    A source that is broader than the PSF P by the variances (s_xx, s_yy, s_xy) is to first order
-    ``F (P + (s_xx P_xx + s_yy P_yy + 2 s_xy P_xy) / 2)``: the coefficients of the second derivatives, fitted together with
-    flux and position, give size and ellipticity.
+    A source that is broader than the PSF P by the variances (s_xx, s_yy, s_xy) is to first order ``F (P + (s_xx
+    P_xx + s_yy P_yy + 2 s_xy P_xy) / 2)``: the coefficients of the second derivatives, fitted together with flux
+    and position, give size and ellipticity.
 
     Parameters
     ----------
@@ -56,10 +58,10 @@ def measure_shape(data: Array, weight: Array, model: Array, flux: float, core: n
         Difference without neighbours, and 1 / variance.
     model : ndarray, shape (n, n)
         PSF at the fitted position, unit sum.
-    flux : float
-        Fitted flux.
     core : ndarray of bool, shape (n, n)
         Pixels to use.
+    flux : float
+        Fitted flux.
     fwhm : float
         Of the PSF, pixels.
 
@@ -119,8 +121,13 @@ def is_sharper(data: Array, weight: Array, model: Array, core: npt.NDArray[np.bo
 
 
 def is_dipole(
-    data: Array, weight: Array, stamp: Array, core: npt.NDArray[np.bool_],
-    here: tuple[float, float], there: tuple[float, float],
+    data: Array,
+    weight: Array,
+    stamp: Array,
+    core: npt.NDArray[np.bool_],
+    *,
+    here: tuple[float, float],
+    there: tuple[float, float],
 ) -> bool:
     """Tell whether two point sources of opposite sign and like flux describe a stamp better than one.
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import sep
 from scipy.spatial import cKDTree
 
+from skyloom.background import estimate_background
 from skyloom.errors import InputError, NoUsableDataError, TooFewSourcesError
 from skyloom.exposure import Exposure
+from skyloom.noise import with_variance
 from skyloom.psf.analytic import Profile, fit_profile
 from skyloom.psf.fit import StarStamps, fit_basis, residuals
 from skyloom.psf.model import PsfModel, polynomial_terms, stamp_fwhm
@@ -42,9 +44,9 @@ def estimate_psf(
 ) -> PsfModel:
     """Measure the point spread function from the stars of an image.
 
-    The pixels of the PSF, as polynomials of the position, are fitted to all chosen stars at once by weighted least squares (a
-    forward model, as Bertin 2011 does; the effective PSF of Anderson & King 2000): every star is
-    the PSF of its place, moved by its sub-pixel offset with Lanczos interpolation, times its flux. Fluxes, positions and
+    The pixels of the PSF, as polynomials of the position, are fitted to all chosen stars at once by weighted least
+    squares (a forward model, as Bertin 2011 does; the effective PSF of Anderson & King 2000): every star is the PSF
+    of its place, moved by its sub-pixel offset with Lanczos interpolation, times its flux. Fluxes, positions and
     the neighbours' light are refined in turn with the PSF; stars that the model does not describe are left out.
 
     Parameters
@@ -80,15 +82,17 @@ def estimate_psf(
     """
     _check_options(half, order, fallback)
     image, variance, usable = _prepare(exposure)
-    field = choose_stars(image, variance, usable, sources, MAX_STARS)
+    field = choose_stars(image, variance, usable, sources, max_stars=MAX_STARS)
     needed = MIN_STARS[0 if order == "auto" else order]
     if field.stars.size < needed and (fallback is None or field.stars.size == 0):
         raise _too_few(exposure, field, needed)
-    half = int(np.clip(np.ceil(3.5 * field.fwhm), 7, 50)) if half is None else half
-    work = _Work.of(image, variance, usable, field, half)
-    stack, weight = work.stack()
+    # a first look at the mean star: half-light radii are too large in crowded fields
+    first = _Work.of(image, variance, usable, field, int(np.clip(np.ceil(2 * field.fwhm), 5, 50)))
+    fwhm = fit_profile(*first.stack(), field.fwhm).fwhm
+    half = int(np.clip(np.ceil(3.5 * fwhm), 7, 50)) if half is None else half
+    work = _Work.of(image, variance, usable, dataclasses.replace(field, fwhm=fwhm), half)
     analytic = field.stars.size < needed
-    profile = fit_profile(stack, weight, field.fwhm, gaussian=analytic and fallback == "gaussian")
+    profile = fit_profile(*work.stack(), fwhm, gaussian=analytic and fallback == "gaussian")
     if analytic:
         return _analytic_model(profile, half, exposure.shape, field)
     return _pixel_model(work, profile, order, exposure, field)
@@ -149,7 +153,11 @@ def _too_few(exposure: Exposure, field: SourceField, needed: int, left: int | No
     return TooFewSourcesError(
         f"{exposure.name} has {found} good stars for a point spread function ({passed}); at least {needed} are needed. "
         "Give a deeper image, a lower order=, a mask for artefacts, or ask for an analytic profile with "
-        "fallback='moffat'.", found=found, needed=needed, **{"counts": counts})
+        "fallback='moffat'.",
+        found=found,
+        needed=needed,
+        counts=counts,
+    )
 
 
 def _prepare(exposure: Exposure) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
@@ -157,18 +165,14 @@ def _prepare(exposure: Exposure) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
     usable = exposure.usable
     if not usable.any():
         raise NoUsableDataError(f"{exposure.name} has no usable pixel, so no star either; check its mask.")
-    data = np.where(usable, exposure.data, 0).astype(np.float64)
-    background = sep.Background(data, mask=~usable, bw=64, bh=64)
-    image = data - background.back()
-    if exposure.variance is not None:
-        variance = exposure.variance.astype(np.float64)
-        usable = usable & (variance > 0)
-    else:
-        variance = background.rms() ** 2
-        if exposure.gain is not None:
-            variance = variance + np.maximum(image, 0) / exposure.gain
-        variance = np.maximum(variance, np.finfo(np.float32).tiny)
-    return image, variance, usable
+    known = with_variance(exposure) if exposure.variance is None else exposure
+    background = estimate_background(exposure)
+    variance = np.asarray(known.variance, np.float64)
+    usable = usable & (variance > 0)
+    image = np.where(usable, exposure.data.astype(np.float64) - background.level, 0.0)
+    # faint sources that nobody can tell apart are noise, too: in a crowded field the sky scatters more than its pixels
+    confusion = max(background.global_rms**2 - float(np.median(variance[usable])), 0.0)
+    return image, variance + confusion, usable
 
 
 def _core(half: int, fwhm: float, radius: float = 1.0) -> npt.NDArray[np.bool_]:
@@ -194,9 +198,9 @@ def _reject(stars: StarStamps, psf: PsfModel, fwhm: float) -> tuple[StarStamps, 
 def _choose_order(stars: StarStamps, profile: Profile, shape: tuple[int, int]) -> int:
     """Choose the degree of the variation by four-fold cross-validation on the stars.
 
-    A higher degree is taken unless it predicts the cores of stars that were left out of the fit (their flux and position
-    are free) worse, by more than the standard error: the priors keep a needless term small, while a missing one is a
-    systematic error of all fluxes in a part of the image.
+    A higher degree is taken unless it predicts the cores of stars that were left out of the fit (their flux and
+    position are free) worse, by more than the standard error: the priors keep a needless term small, while a
+    missing one is a systematic error of all fluxes in a part of the image.
     """
     core = _core(stars.data.shape[-1] // 2, profile.fwhm)
     best, best_chi2 = 0, None
@@ -256,8 +260,18 @@ class _Work:
         weight = np.where(usable, 1 / np.where(usable, variance, 1), 0.0)
         pad = half + 2
         x, y = field.x[index] + pad, field.y[index] + pad
-        return cls(np.pad(np.where(usable, image, 0), pad), np.pad(weight, pad), x.copy(), y.copy(),
-                   field.flux[index].astype(float), x, y, field.stars.size, half, field.fwhm)
+        return cls(
+            np.pad(np.where(usable, image, 0), pad),
+            np.pad(weight, pad),
+            x.copy(),
+            y.copy(),
+            field.flux[index].astype(float),
+            x,
+            y,
+            field.stars.size,
+            half,
+            field.fwhm,
+        )
 
     def box(self, i: int) -> tuple[slice, slice]:
         """Return the stamp of source i in the padded image."""
@@ -310,9 +324,12 @@ class _Work:
         return StarStamps(data, weight, again, dx, dy, self.x[:n] - pad, self.y[:n] - pad)
 
     def subtract(self, psf: PsfModel, rounds: int = 2) -> tuple[list[Array], Array]:
-        """Fit flux and position of each source in turn on what the others leave; return unit models and the residual."""
+        """Fit flux and position of each source in turn on what the others leave.
+
+        Return the unit models and the residual image.
+        """
         pad, core = self.half + 2, _core(self.half, self.fwhm)
-        models = [psf.stamp_at(x - pad, y - pad, *self.offset(i)) for i, (x, y) in enumerate(zip(self.x, self.y, strict=True))]
+        models = [psf.stamp_at(self.x[i] - pad, self.y[i] - pad, *self.offset(i)) for i in range(self.x.size)]
         residual = self.image.copy()
         for i, model in enumerate(models):
             residual[self.box(i)] -= self.flux[i] * model

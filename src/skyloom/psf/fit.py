@@ -6,6 +6,7 @@ field is made of smooth modes B_m, because a few hundred noisy stars cannot tell
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,11 +74,12 @@ class _StarModel:
 
 
 def variation_modes(half: int, fwhm: float) -> Array:
-    """Gauss-Hermite functions ``He_i(x/s) He_j(y/s) exp(-(x**2 + y**2) / (2 s**2))`` with extremum 1, see `MODE_DEGREES`.
+    """Gauss-Hermite functions ``He_i(x/s) He_j(y/s) exp(-(x**2 + y**2) / (2 s**2))``, see `MODE_DEGREES`.
 
     Returns
     -------
     modes : ndarray, shape (n_modes, 2 half + 1, 2 half + 1)
+        Scaled to extrema of 1.
     """
     axis = np.arange(-half, half + 1.0)
     modes = []
@@ -91,9 +93,9 @@ def variation_modes(half: int, fwhm: float) -> Array:
 def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int = 12) -> Array:
     """Fit the basis images of a varying PSF to stars.
 
-    Minimises ``sum_s w_s (D_s - M_s)**2 + sum_u ((Phi_0 - m) / (tau m))**2 + sum_km (a_km / tau_a)**2`` by preconditioned
-    conjugate gradients, m being the analytic profile. The prior holds the pixels that the stars do not determine, in the
-    wings, near the profile, so that noise in the wings stays below the wings.
+    Minimises ``sum_s w_s (D_s - M_s)**2 + sum_u ((Phi_0 - m) / (tau m))**2 + sum_km (a_km / tau_a)**2`` by
+    preconditioned conjugate gradients, m being the analytic profile. The prior holds the pixels that the stars do
+    not determine, in the wings, near the profile, so that noise in the wings stays below the wings.
 
     Parameters
     ----------
@@ -140,7 +142,10 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
     start = np.concatenate([prior.ravel(), np.zeros(n_varying * len(modes))])
     theta = start + _conjugate_gradients(
         lambda t: transpose(model.adjoint(weight * model.forward(to_basis(t)))) + inverse_prior * t,
-        transpose(model.adjoint(weight * (stars.data - model.forward(to_basis(start))))), precondition, iterations)
+        transpose(model.adjoint(weight * (stars.data - model.forward(to_basis(start))))),
+        precondition,
+        iterations,
+    )
     basis = to_basis(theta)
     basis[0] -= np.tensordot(mean[1:], basis[1:], 1)  # back to the plain polynomials
     return constrain(basis)
@@ -157,7 +162,9 @@ def _mode_block(terms: Array, weight: Array, modes: Array, tau2: float) -> tuple
     return cho_factor(block + np.eye(len(block)) / tau2)
 
 
-def _conjugate_gradients(normal, residual: Array, precondition, iterations: int) -> Array:  # type: ignore[no-untyped-def]
+def _conjugate_gradients(
+    normal: Callable[[Array], Array], residual: Array, precondition: Callable[[Array], Array], iterations: int
+) -> Array:
     """Solve ``normal(x) = residual`` (Hestenes & Stiefel 1952, preconditioned)."""
     x = np.zeros_like(residual)
     direction = z = precondition(residual)

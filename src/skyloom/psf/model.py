@@ -94,7 +94,7 @@ class PsfModel:
         return int(self.basis.shape[-1] // 2)
 
     def stamp(self, x: float, y: float) -> Stamp:
-        """Return the PSF at (x, y), centred on the middle pixel, with unit sum; positions outside count as the border."""
+        """Return the PSF at (x, y), centred on the middle pixel, with unit sum; outside, that of the border."""
         ny, nx = self.shape
         x, y = min(max(x, 0.0), nx - 1.0), min(max(y, 0.0), ny - 1.0)
         return np.tensordot(polynomial_terms(x, y, self.order, self.shape), self.basis, 1)
@@ -131,11 +131,16 @@ class ArrayPsf:
     def __init__(self, array: npt.ArrayLike) -> None:
         stamp = np.array(array, dtype=float)
         if stamp.ndim != 2 or stamp.shape[0] % 2 == 0 or stamp.shape[1] % 2 == 0:
-            raise ShapeError(f"The PSF array has the shape {stamp.shape}; two odd sides are needed, so that there is a "
-                             "middle pixel. Pad it with a row and a column of zeros.", shape=stamp.shape)
+            raise ShapeError(
+                f"The PSF array has the shape {stamp.shape}; two odd sides are needed, so that there is a "
+                "middle pixel. Pad it with a row and a column of zeros.",
+                shape=stamp.shape,
+            )
         total = float(stamp.sum())
         if not np.isfinite(stamp).all() or not total > 0:
-            raise InputError(f"The PSF array has the sum {total}; finite values with a sum above 0 are needed.", sum=total)
+            raise InputError(
+                f"The PSF array has the sum {total}; finite values with a sum above 0 are needed.", sum=total
+            )
         side = max(stamp.shape)
         pad = [((side - n) // 2, (side - n) // 2) for n in stamp.shape]
         self._stamp = np.pad(stamp / total, pad)

@@ -12,8 +12,8 @@ LANCZOS_ORDER = 5
 def shift_matrices(size: int, shifts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return the matrices S with ``(S f)(u) = f(u - d)`` for each shift d, by Lanczos interpolation.
 
-    The interpolation weights are ``L(u - d - v)``, L(t) = sinc(t) sinc(t / a) for abs(t) < a = 5, divided by their sum so
-    that a constant stays one. What lies outside of the `size` samples counts as 0.
+    The interpolation weights are ``L(u - d - v)``, L(t) = sinc(t) sinc(t / a) for abs(t) < a = 5, divided by their
+    sum so that a constant stays one. What lies outside of the `size` samples counts as 0.
 
     Parameters
     ----------
@@ -26,12 +26,12 @@ def shift_matrices(size: int, shifts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     -------
     matrices : ndarray, shape (N, size, size), float64
     """
-    shifts = np.atleast_1d(np.asarray(shifts, float))[:, None, None]
-    index = np.arange(size)
-    whole = np.floor(shifts)
+    shifts = np.atleast_1d(np.asarray(shifts, float))[:, None]
     taps = np.arange(-LANCZOS_ORDER, LANCZOS_ORDER + 2.0)
-    total = _lanczos(taps - (shifts - whole)).sum(axis=-1, keepdims=True)
-    return _lanczos(index[:, None] - shifts - index[None, :]) / total
+    total = _lanczos(taps - (shifts - np.floor(shifts))).sum(axis=-1, keepdims=True)
+    weights = _lanczos(np.arange(1.0 - size, size) - shifts) / total  # for all differences u - v
+    index = np.arange(size)
+    return weights[:, index[:, None] - index[None, :] + size - 1]
 
 
 def _lanczos(t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

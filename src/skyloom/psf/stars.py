@@ -71,13 +71,15 @@ def source_columns(sources: Any) -> tuple[Array, Array, Array | None]:
     return np.asarray(sources["x"], float), np.asarray(sources["y"], float), flux
 
 
-def choose_stars(image: Plane, variance: Plane, usable: npt.NDArray[np.bool_], sources: Any, max_stars: int) -> SourceField:
+def choose_stars(
+    image: Plane, variance: Plane, usable: npt.NDArray[np.bool_], sources: Any, *, max_stars: int
+) -> SourceField:
     """Choose isolated, unmasked, well exposed sources of the stars' size.
 
-    Stars share one half-light radius: the mode of the radii of all well exposed sources. Kept are sources within 15 % of it (plus
-    what noise explains), without unusable pixels in their core, and to which neighbours add less than a tenth of the flux
-    within half a FWHM of their core's border. In crowded fields, where less than a tenth of the sources pass that last
-    test, the limit is relaxed step by step.
+    Stars share one half-light radius: the mode of the radii of all well exposed sources. Kept are sources within 15
+    % of it (plus what noise explains), without unusable pixels in their core, and to which neighbours add less than
+    a tenth of the flux within half a FWHM of their core's border. In crowded fields, where less than a tenth of the
+    sources pass that last test, the limit is relaxed step by step.
 
     Parameters
     ----------
@@ -102,7 +104,7 @@ def choose_stars(image: Plane, variance: Plane, usable: npt.NDArray[np.bool_], s
     if x.size == 0:
         return SourceField(x, y, np.zeros(0), np.zeros(0, np.intp), np.nan, counts)
     aperture = 4.0
-    for _ in range(3):  # the aperture follows the size of the stars
+    for _ in range(4):  # the aperture follows the size of the stars
         light, error, _ = sep.sum_circle(image, x, y, aperture, err=sigma, mask=~usable)
         radius, _ = sep.flux_radius(image, x, y, np.full(x.size, 2 * aperture), 0.5, mask=~usable, subpix=5)
         snr = light / np.maximum(error, np.finfo(float).tiny)
@@ -112,7 +114,9 @@ def choose_stars(image: Plane, variance: Plane, usable: npt.NDArray[np.bool_], s
             good = (snr > 10) & (dark == 0) & np.isfinite(radius) & (radius > 0.5)
         if not good.any():
             return SourceField(x, y, light if flux is None else flux, np.zeros(0, np.intp), np.nan, counts)
-        typical = half_sample_mode(radius[good])
+        # the brightest ones: in crowded fields, neighbours make faint ones look large
+        brightest = np.flatnonzero(good)[np.argsort(-snr[good], kind="stable")[: max(20, np.count_nonzero(good) // 3)]]
+        typical = half_sample_mode(radius[brightest])
         aperture = max(2.0, 2.5 * typical)
     fwhm = 2 * typical
     flux = light if flux is None else flux
@@ -120,11 +124,11 @@ def choose_stars(image: Plane, variance: Plane, usable: npt.NDArray[np.bool_], s
     good &= np.abs(radius - typical) < typical * (0.15 + 1.5 / np.maximum(snr, 1))
     counts["of the stars' size"] = int(np.count_nonzero(good))
     contamination = _contamination(x, y, light, fwhm)
-    wanted = min(np.count_nonzero(good), max(max_stars // 4, 20))
+    wanted = min(int(np.count_nonzero(good)), max(max_stars // 4, 20))
     limit = max(0.05, float(np.sort(contamination[good])[wanted - 1])) if wanted else 0.05
     good &= contamination <= limit
     counts["isolated"] = int(np.count_nonzero(good))
-    return SourceField(x, y, flux, _spread(x, y, snr, good, image.shape, max_stars), fwhm, counts)
+    return SourceField(x, y, flux, _spread(x, y, snr, good, shape=image.shape, count=max_stars), fwhm, counts)
 
 
 def _contamination(x: Array, y: Array, flux: Array, fwhm: float) -> Array:
@@ -136,12 +140,12 @@ def _contamination(x: Array, y: Array, flux: Array, fwhm: float) -> Array:
     distance = np.hypot(x[first] - x[second], y[first] - y[second])
     profile = (1 + 4 * (2 ** (1 / 3) - 1) * (np.maximum(distance / fwhm - 0.5, 0)) ** 2) ** -3.0
     light = np.maximum(flux, 0)
-    share = light[second] * profile / np.maximum(light[first], np.finfo(float).tiny)
-    return np.bincount(first, share, minlength=x.size)
+    share = np.where(light[first] > 0, light[second] * profile / np.where(light[first] > 0, light[first], 1), np.inf)
+    return np.asarray(np.bincount(first, share, minlength=x.size), float)
 
 
 def _spread(
-    x: Array, y: Array, snr: Array, good: npt.NDArray[np.bool_], shape: tuple[int, ...], count: int
+    x: Array, y: Array, snr: Array, good: npt.NDArray[np.bool_], *, shape: tuple[int, ...], count: int
 ) -> npt.NDArray[np.intp]:
     """Take the brightest good source of each cell, then the second of each, ..., up to `count`."""
     cell = (CELLS * (x + 0.5) / shape[1]).astype(int) + CELLS * (CELLS * (y + 0.5) / shape[0]).astype(int)
