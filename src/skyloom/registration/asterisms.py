@@ -47,7 +47,7 @@ class Asterisms:
 
 
 def neighbour_groups(xy: Float, neighbours: int, size: int) -> Int:
-    """Return all groups of `size` among each star and its nearest `neighbours` - 1, without repeats, shape (N, size)."""
+    """Return all groups of `size` among each star and its `neighbours` - 1 nearest, no repeats, shape (N, size)."""
     count = len(xy)
     neighbours = min(neighbours, count)
     if neighbours < size:

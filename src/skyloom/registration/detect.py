@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy.typing as npt
 import sep
 from astropy.table import Table
 
-from skyloom.errors import NoUsableDataError, TooFewSourcesError
+from skyloom.errors import InputError, NoUsableDataError, TooFewSourcesError
 from skyloom.exposure import UNUSABLE, BoolArray, Exposure, MaskBit
-from skyloom.registration.stamps import FWHM_PER_SIGMA, Measures, measure, pair_ratios
+from skyloom.registration.stamps import FWHM_PER_SIGMA, pair_ratios, photometry, widths
 
 log = logging.getLogger("skyloom.registration")
 
@@ -23,8 +24,31 @@ Float = npt.NDArray[np.float64]
 _SEP_LIMITS = threading.Lock()
 """sep keeps its buffer sizes in global variables: one extraction at a time may change them."""
 
+_DEAD = UNUSABLE & ~MaskBit.SATURATED
+"""Bits that hide a pixel from detection: a saturated star is still a star."""
+
+_LARGEST_SIGMA = 20.0
+
+_CORE_WINDOW, _NARROWEST_WINDOW = 0.5, 0.8
+"""Window for the FWHM, in units of a star's width, and its least in pixels. For a Moffat profile of beta 2.5 to 5 it
+gives the true FWHM to 3 %, where a window of the star's own width is 7 to 16 % too wide."""
+
 _SMALLEST_SIGMA = 0.6
 """Pixels. No optical star is narrower than FWHM 1.4 px after integration over pixels."""
+
+
+_FILTER = np.array([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])
+"""Smoothing before detection; sep divides it by its sum."""
+
+_FILTER_NOISE = float(np.sqrt((_FILTER**2).sum()) / _FILTER.sum())
+"""White noise after the filter, in units of the noise before."""
+
+
+@dataclass(frozen=True)
+class _Extraction:
+    threshold: float
+    min_area: int
+    deblend_contrast: float
 
 
 class SourceFlag(IntFlag):
@@ -92,19 +116,42 @@ def detect_sources(
     level, noise = _background(exposure, data, dead, box)
     sky_free = data - level
     sky_free[dead] = 0.0
-    found = _extract(sky_free, noise, dead, threshold, min_area, deblend_contrast, exposure.name)
+    found = _extract(sky_free, noise, dead, _Extraction(threshold, min_area, deblend_contrast), exposure.name)
     found = found[np.argsort(-found["flux"], kind="stable")]
     found, sigma = _drop_artefacts(found, sky_free, noise, exposure.name)
     if max_sources is not None:
         found = found[:max_sources]
+    sigma = _windowed_sigma(_bright(found), sky_free, dead, sigma)
     xy = _windowed_positions(found, sky_free, dead, sigma)
-    measures = measure(sky_free, noise, dead, xy, sigma, exposure.gain)
-    good = measures.flux > 0
-    if not good.any():
-        raise TooFewSourcesError(f"{exposure.name} has no source with a positive flux; lower the threshold "
-                                 f"(now {threshold:g}) or check the background.", name=exposure.name, found=0)
-    table = _table(found[good], xy[good], measures.take(good), _flags(found[good], exposure, dead))
-    table.meta.update(name=exposure.name, shape=exposure.shape)
+    light = photometry(sky_free, noise, dead, xy, sigma, gain=exposure.gain)
+    fwhm = widths(sky_free, dead, xy, max(_CORE_WINDOW * sigma, _NARROWEST_WINDOW))
+    order = np.argsort(-light.flux, kind="stable")
+    order = order[light.flux[order] > 0]
+    if not len(order):
+        raise TooFewSourcesError(
+            f"{exposure.name} has no source with a positive flux; lower the threshold "
+            f"(now {threshold:g}) or check the background.",
+            name=exposure.name,
+            found=0,
+        )
+    columns: dict[str, npt.NDArray[Any]] = {
+        "x": xy[:, 0],
+        "y": xy[:, 1],
+        "x_err": light.xy_err,
+        "y_err": light.xy_err,
+        "flux": light.flux,
+        "flux_err": light.flux_err,
+        "fwhm": fwhm,
+        "a": found["a"].astype(np.float64),
+        "b": found["b"].astype(np.float64),
+        "theta": found["theta"].astype(np.float64),
+        "peak": found["peak"].astype(np.float64),
+        "snr": light.flux / light.flux_err,
+        "flag": _flags(found, exposure),
+    }
+    table = Table(
+        {name: column[order] for name, column in columns.items()}, meta={"name": exposure.name, "shape": exposure.shape}
+    )
     log.debug("%s: %d sources, FWHM %.2f px", exposure.name, len(table), sigma * FWHM_PER_SIGMA)
     return table
 
@@ -127,7 +174,7 @@ def image_fwhm(sources: Table) -> float:
     fwhm, snr, flag = (np.asarray(sources[name]) for name in ("fwhm", "snr", "flag"))
     round_ = np.asarray(sources["b"]) > 0.6 * np.asarray(sources["a"])
     for good in ((flag == 0) & (snr > 20) & round_, (flag == 0) & (snr > 8), np.ones(len(fwhm), bool)):
-        if good.sum() >= 5 or good.all():
+        if good.sum() >= 5:
             break
     values = fwhm[good][:200]
     for _ in range(5):
@@ -139,14 +186,20 @@ def image_fwhm(sources: Table) -> float:
 
 def _plane(exposure: Exposure) -> tuple[Float, BoolArray]:
     """Return writable float64 data and the pixels that detection must not see."""
-    dead = (exposure.mask & np.uint32(UNUSABLE & ~MaskBit.SATURATED)) != 0
-    live = exposure.data[~dead]
+    dead = (exposure.mask & np.uint32(_DEAD)) != 0
+    live = exposure.data[~dead] if dead.any() else exposure.data
     if live.size == 0:
-        raise NoUsableDataError(f"{exposure.name} has no usable pixel: all {dead.size} are masked or not finite.",
-                                name=exposure.name, usable=0)
+        raise NoUsableDataError(
+            f"{exposure.name} has no usable pixel: all {dead.size} are masked or not finite.",
+            name=exposure.name,
+            usable=0,
+        )
     if live.min() == live.max():
-        raise NoUsableDataError(f"All usable pixels of {exposure.name} have the value {live[0]:g}; an image with sources "
-                                "is needed.", name=exposure.name, value=float(live[0]))
+        raise NoUsableDataError(
+            f"All usable pixels of {exposure.name} have the value {live.flat[0]:g}; an image with sources is needed.",
+            name=exposure.name,
+            value=float(live.flat[0]),
+        )
     return np.array(exposure.data, np.float64), dead
 
 
@@ -163,23 +216,45 @@ def _background(exposure: Exposure, data: Float, dead: BoolArray, box: int | Non
     return background.back(), np.where(noise > 0, noise, floor)
 
 
-def _extract(data: Float, noise: Float, dead: BoolArray, threshold: float, min_area: int, contrast: float,
-             name: str) -> npt.NDArray[Any]:
-    """Run sep.extract with buffers that are large enough for any image of this size."""
+def _extract(data: Float, noise: Float, dead: BoolArray, options: _Extraction, name: str) -> npt.NDArray[Any]:
+    """Run sep.extract, with larger buffers if a crowded image asks for them."""
     with _SEP_LIMITS:
         limits = sep.get_extract_pixstack(), sep.get_sub_object_limit()
         try:
-            sep.set_extract_pixstack(max(limits[0], data.size + 1000))
-            sep.set_sub_object_limit(max(limits[1], 20000))
-            found = sep.extract(data, threshold, err=noise, mask=dead if dead.any() else None, minarea=min_area,
-                                deblend_cont=contrast)
+            for scale in (1, 4, 16):
+                # large buffers cost more time than the extraction itself, so they only grow on demand
+                sep.set_extract_pixstack(min(max(limits[0], 300_000) * scale, max(limits[0], data.size + 1000)))
+                sep.set_sub_object_limit(max(limits[1], 1024) * scale**2)
+                try:
+                    found = sep.extract(
+                        data,
+                        options.threshold * _FILTER_NOISE,
+                        err=noise,
+                        mask=dead if dead.any() else None,
+                        minarea=options.min_area,
+                        filter_kernel=_FILTER,
+                        filter_type="conv",
+                        deblend_cont=options.deblend_contrast,
+                    )
+                    break
+                except Exception as error:  # sep raises bare Exceptions
+                    if scale == 16 or not any(word in str(error) for word in ("buffer", "overflow")):
+                        raise InputError(
+                            f"The source extraction of {name} failed: {error}. Raise the threshold (now "
+                            f"{options.threshold:g}).",
+                            name=name,
+                        ) from error
         finally:
             sep.set_extract_pixstack(limits[0])
             sep.set_sub_object_limit(limits[1])
     found = found[np.isfinite(found["x"] + found["y"] + found["flux"] + found["a"] + found["b"])]
     if len(found) == 0:
-        raise TooFewSourcesError(f"{name} has no source above {threshold:g} times its noise; check the image or lower "
-                                 "the threshold.", name=name, found=0)
+        raise TooFewSourcesError(
+            f"{name} has no source above {options.threshold:g} times its noise; check the image "
+            "or lower the threshold.",
+            name=name,
+            found=0,
+        )
     return found
 
 
@@ -189,13 +264,16 @@ def _drop_artefacts(found: npt.NDArray[Any], data: Float, noise: Float, name: st
     across, diagonal, error = pair_ratios(data, noise, found["xpeak"], found["ypeak"])
 
     def too_sharp(sigma: float) -> BoolArray:
-        return ((across < 0.5 * np.exp(-0.5 / sigma**2) - error)
-                | (diagonal < 0.5 * np.exp(-1.0 / sigma**2) - error))
+        return (across < 0.5 * np.exp(-0.5 / sigma**2) - error) | (diagonal < 0.5 * np.exp(-1.0 / sigma**2) - error)
 
     keep = ~too_sharp(_SMALLEST_SIGMA)
     if not keep.any():
-        raise TooFewSourcesError(f"All {len(found)} detections of {name} are sharper than a star can be (hot pixels or "
-                                 "cosmic rays).", name=name, found=0, artefacts=len(found))
+        raise TooFewSourcesError(
+            f"All {len(found)} detections of {name} are sharper than a star can be (hot pixels or cosmic rays).",
+            name=name,
+            found=0,
+            artefacts=len(found),
+        )
     sigma = _core_sigma(found[keep])
     keep &= ~too_sharp(min(0.8 * sigma, 2.0))
     if keep.any():
@@ -204,11 +282,28 @@ def _drop_artefacts(found: npt.NDArray[Any], data: Float, noise: Float, name: st
     return found, sigma
 
 
+def _bright(found: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the sources of highest peak: the isophotes of faint ones cut their moments short."""
+    return found[np.argsort(-found["cpeak"], kind="stable")][: max(10, min(100, len(found) // 3))]
+
+
 def _core_sigma(found: npt.NDArray[Any]) -> float:
-    """Typical Gaussian width of the brighter sources: the lower isophotes of faint ones cut their moments short."""
-    bright = found[np.argsort(-found["cpeak"], kind="stable")][: max(10, min(100, len(found) // 3))]
+    """Return the typical Gaussian width of the brighter sources."""
+    bright = _bright(found)
     sigma = float(np.median(np.sqrt(np.maximum(bright["a"] * bright["b"], 0.0))))
-    return float(np.clip(sigma, _SMALLEST_SIGMA, 20.0))
+    return float(np.clip(sigma, _SMALLEST_SIGMA, _LARGEST_SIGMA))
+
+
+def _windowed_sigma(bright: npt.NDArray[Any], data: Float, dead: BoolArray, sigma: float) -> float:
+    """Refine the width until the window is as wide as what is seen through it.
+
+    Only then does the window take the same share of a star's flux in sharp and in blurred images, for any profile.
+    """
+    xy = np.column_stack([bright["x"], bright["y"]])
+    for _ in range(3):
+        typical = np.median(widths(data, dead, xy, sigma)) / FWHM_PER_SIGMA
+        sigma = float(np.clip(typical, _SMALLEST_SIGMA, _LARGEST_SIGMA))
+    return sigma
 
 
 def _windowed_positions(found: npt.NDArray[Any], data: Float, dead: BoolArray, sigma: float) -> Float:
@@ -221,27 +316,15 @@ def _windowed_positions(found: npt.NDArray[Any], data: Float, dead: BoolArray, s
     return np.where(usable[:, None], xy, start)
 
 
-def _flags(found: npt.NDArray[Any], exposure: Exposure, dead: BoolArray) -> npt.NDArray[np.int32]:
+def _flags(found: npt.NDArray[Any], exposure: Exposure) -> npt.NDArray[np.int32]:
     """Translate sep's flags and look for saturated and dead pixels next to the peak."""
     flag = np.where(found["flag"] & sep.OBJ_MERGED, int(SourceFlag.BLENDED), 0)
     flag |= np.where(found["flag"] & sep.OBJ_TRUNC, int(SourceFlag.TRUNCATED), 0)
     ny, nx = exposure.shape
-    saturated = (exposure.mask & np.uint32(MaskBit.SATURATED)) != 0
     step = np.arange(-2, 3)
     rows = np.clip(found["ypeak"][:, None, None] + step[:, None], 0, ny - 1)
     cols = np.clip(found["xpeak"][:, None, None] + step, 0, nx - 1)
-    flag |= np.where(saturated[rows, cols].any(axis=(1, 2)), int(SourceFlag.SATURATED), 0)
-    flag |= np.where(dead[rows, cols].any(axis=(1, 2)), int(SourceFlag.TRUNCATED), 0)
+    bits = np.bitwise_or.reduce(exposure.mask[rows, cols], axis=(1, 2))
+    flag |= np.where(bits & np.uint32(MaskBit.SATURATED), int(SourceFlag.SATURATED), 0)
+    flag |= np.where(bits & np.uint32(_DEAD), int(SourceFlag.TRUNCATED), 0)
     return flag.astype(np.int32)
-
-
-def _table(found: npt.NDArray[Any], xy: Float, m: Measures, flag: npt.NDArray[np.int32]) -> Table:
-    """Put the columns together, brightest first."""
-    order = np.argsort(-m.flux, kind="stable")
-    columns = {
-        "x": xy[:, 0], "y": xy[:, 1], "x_err": m.xy_err, "y_err": m.xy_err, "flux": m.flux, "flux_err": m.flux_err,
-        "fwhm": m.fwhm, "a": found["a"].astype(np.float64), "b": found["b"].astype(np.float64),
-        "theta": found["theta"].astype(np.float64), "peak": found["peak"].astype(np.float64),
-        "snr": m.flux / m.flux_err, "flag": flag,
-    }
-    return Table({name: column[order] for name, column in columns.items()})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
+from skyloom.registration.spline import fit_spline
 from skyloom.registration.transform import Transform, monomials, n_terms
 from skyloom.registration.verify import Matches, match_stars
 
@@ -17,6 +18,12 @@ Bool = npt.NDArray[np.bool_]
 
 _STARS_PER_TERM = 4
 """Stars that each term of a polynomial (of x and of y) must be backed by."""
+
+_ROUNDS = 12
+"""Most rounds of matching and fitting."""
+
+_SPLINE_STARS = 60
+"""Fewest pairs for a residual surface."""
 
 _CLIP = 4.0
 """Residuals above so many robust standard deviations do not take part in the fit."""
@@ -86,8 +93,8 @@ class Fit:
 def grow(first: Transform, template: StarList, source: StarList, *, max_order: int, tolerance: float) -> Fit | None:
     """Grow a first guess to the final transform.
 
-    Each round matches with the transform so far, fits all orders up to one more than the last round's, and keeps the one
-    of least BIC = N ln(chi^2 / N) + k ln N, with N = 2 n residuals and k free coefficients.
+    Each round matches with the transform so far, fits all orders up to a rising limit, and keeps the one of least
+    BIC = N ln(chi^2 / N) + k ln N, with N = 2 n residuals and k free coefficients.
 
     Parameters
     ----------
@@ -106,24 +113,66 @@ def grow(first: Transform, template: StarList, source: StarList, *, max_order: i
         None if too few stars match to fit anything.
     """
     transform, fit, pairs = first, None, None
-    for round_ in range(12):
+    for round_ in range(_ROUNDS):
         matches = match_stars(transform(template.xy), source.tree, source.shape, tolerance)
         if len(matches) < 3:
             return None
-        settled = pairs is not None and np.array_equal(pairs, matches.template) and round_ > max_order
+        same = pairs is not None and np.array_equal(pairs, matches.template)
         pairs = matches.template
-        fit = fit_pairs(matches, template, source, transform, max(1, min(max_order, round_)), tolerance)
-        if fit is None or settled:
-            break
+        # the first fit is linear: it must not bend through pairs that a coarse guess got wrong
+        tried = max(1, min(max_order, round_))
+        fit = fit_pairs(matches, template, source, last=transform, max_order=tried, tolerance=tolerance)
+        if fit is None:
+            return None
         transform = fit.transform
-        residual = np.hypot(*(source.xy[fit.matches.source] - transform(template.xy[fit.matches.template])).T)
+        # a distortion may have odd orders only, so two orders in vain are needed to stop
+        if same and (tried == max_order or tried >= transform.order + 2):
+            break
         # six robust standard deviations reach every true pair; below a pixel nothing is won
-        tolerance = max(1.0, min(tolerance, 6 * float(np.median(residual)) / _RAYLEIGH_MEDIAN))
+        tolerance = max(1.0, min(tolerance, 6 * float(np.median(fit.matches.distance)) / _RAYLEIGH_MEDIAN))
     return fit
 
 
-def fit_pairs(matches: Matches, template: StarList, source: StarList, last: Transform, max_order: int,
-              tolerance: float) -> Fit | None:
+def add_spline(fit: Fit, template: StarList, source: StarList) -> Fit:
+    """Add a smooth surface to a polynomial whose residuals are alike for neighbouring stars, if it predicts new stars.
+
+    Both conditions must hold: (1) the mean product of neighbours' residuals exceeds four of its standard errors, and
+    (2) in a five-fold cross-validation the surface lowers the error of left-out stars by more than twice its standard
+    error.
+    """
+    if len(fit.matches) < _SPLINE_STARS:
+        return fit
+    a, b = template.xy[fit.matches.template], source.xy[fit.matches.source]
+    miss = b - fit.transform(a)
+    unit = miss / fit.sigma[:, None]
+    near = cKDTree(a).query(a, k=2)[1][:, 1]
+    product = (unit * unit[near]).sum(axis=1)
+    if product.mean() < 4 * product.std() / np.sqrt(len(a)):
+        return fit
+    cells = int(np.clip(np.sqrt(len(a) / 8), 2, 8))
+    left_out = np.empty_like(miss)
+    for part in range(5):
+        out = np.arange(len(a)) % 5 == part
+        left_out[out] = miss[out] - fit_spline(a[~out], miss[~out], fit.sigma[~out], cells)(a[out])
+    gain = (unit**2 - (left_out / fit.sigma[:, None]) ** 2).sum(axis=1)
+    if gain.mean() < 2 * gain.std() / np.sqrt(len(a)):
+        return fit
+    spline = fit_spline(a, miss, fit.sigma, cells)
+    left = np.hypot(*(miss - spline(a)).T)
+    shrink = float(np.median(left) / np.median(fit.matches.distance))
+    matches = replace(fit.matches, distance=left)
+    return replace(
+        fit,
+        transform=replace(fit.transform, residual=spline),
+        matches=matches,
+        sigma=fit.sigma * shrink,
+        covariance=fit.covariance * shrink**2,
+    )
+
+
+def fit_pairs(
+    matches: Matches, template: StarList, source: StarList, *, last: Transform, max_order: int, tolerance: float
+) -> Fit | None:
     """Fit all families of transform to matched pairs and return the one of least BIC."""
     a, b = template.xy[matches.template], source.xy[matches.source]
     variance = source.error[matches.source] ** 2 + (last.scale * template.error[matches.template]) ** 2
@@ -154,8 +203,9 @@ def fit_pairs(matches: Matches, template: StarList, source: StarList, last: Tran
     chi2 = float(((miss / sigma[keep, None]) ** 2).sum()) / max(2 * n - free, 1)
     kind = "similarity" if free == 4 else "affine" if chosen == 1 else "polynomial"
     kept = Matches(matches.template[keep], matches.source[keep], np.hypot(*miss.T), matches.inside)
-    return Fit(Transform(coefficients, chosen, centre, half, kind), covariance * max(chi2, 1e-12), kept, sigma[keep],
-               tolerance)
+    return Fit(
+        Transform(coefficients, chosen, centre, half, kind), covariance * max(chi2, 1e-12), kept, sigma[keep], tolerance
+    )
 
 
 def _order_of(coefficients: Float) -> int:
@@ -210,8 +260,8 @@ def _polynomial(gram: Float, right: Float, order: int) -> tuple[Float, Float, in
     """Solve for one order: its normal equations are the leading block of those of any higher order."""
     p = n_terms(order)
     inverse = np.linalg.inv(gram[:p, :p])
-    coefficients = np.linalg.solve(gram[:p, :p], right[:p]).T
-    return coefficients, np.kron(np.eye(2), inverse), 2 * p
+    coefficients = np.asarray(np.linalg.solve(gram[:p, :p], right[:p]).T, np.float64)
+    return coefficients, np.asarray(np.kron(np.eye(2), inverse), np.float64), 2 * p
 
 
 def _similarity(uv: Float, b: Float, sigma: Float, parity: int) -> tuple[Float, Float, int]:

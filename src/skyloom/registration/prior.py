@@ -31,11 +31,12 @@ def wcs_positions(from_wcs: Any, to_wcs: Any, xy: Float) -> Float:
     return np.column_stack([np.asarray(x, np.float64), np.asarray(y, np.float64)])
 
 
-def prior_transform(source_wcs: Any, template_wcs: Any, template: StarList, source: StarList
-                    ) -> tuple[Transform, int] | None:
+def prior_transform(
+    source_wcs: Any, template_wcs: Any, template: StarList, source: StarList
+) -> tuple[Transform, int] | None:
     """Return the transform that the WCS predict, shifted to where most stars agree, and the number of shifts tried.
 
-    The shift is the fullest cell of the two-dimensional histogram of all differences between source and predicted positions.
+    The shift is where the differences between all source and all predicted positions are densest.
     """
     ny, nx = template.shape
     gx, gy = np.meshgrid(np.linspace(0, nx - 1, _GRID), np.linspace(0, ny - 1, _GRID))
@@ -46,7 +47,7 @@ def prior_transform(source_wcs: Any, template_wcs: Any, template: StarList, sour
         return None
     centre, half = np.array([nx - 1, ny - 1]) / 2, max(nx, ny) / 2
     design = monomials((grid[good] - centre) / half, 3)
-    coefficients = np.linalg.lstsq(design, image[good], rcond=None)[0].T
+    coefficients = np.asarray(np.linalg.lstsq(design, image[good], rcond=None)[0].T, np.float64)
     if abs(np.linalg.det(coefficients[:, 1:3])) <= 1e-12:
         return None
     first = Transform(coefficients, 3, centre, half)

@@ -105,8 +105,13 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
     if options.use_wcs and None not in wcs:
         solution = _from_wcs(wcs[0], wcs[1], template_stars, source_stars, options)
     if solution is None:
-        solution = search(template_stars, source_stars, max_order=options.max_order, threshold=options.min_log_odds,
-                          scale_range=options.scale_range)
+        solution = search(
+            template_stars,
+            source_stars,
+            max_order=options.max_order,
+            threshold=options.min_log_odds,
+            scale_range=options.scale_range,
+        )
     result = Registration.from_solution(solution, source_table, template_table, wcs[1])
     log.info("%s", result)
     return result
@@ -118,6 +123,7 @@ def _sources(image: Any, options: RegistrationOptions) -> tuple[Exposure | None,
         return None, image
     if not isinstance(image, Exposure):
         from skyloom.io import read
+
         image = read(image)
     return image, detect_sources(image, threshold=options.threshold)
 
@@ -126,8 +132,10 @@ def _star_list(table: Table, shape: tuple[int, int] | None, role: str) -> StarLi
     """Return the stars of a table, saturated ones last, in order of decreasing flux."""
     name = str(table.meta.get("name", role))
     if missing := {"x", "y"} - set(table.colnames):
-        raise InputError(f"The table of {name} has no column {sorted(missing)}; x and y (0-based pixels) are needed.",
-                         columns=table.colnames)
+        raise InputError(
+            f"The table of {name} has no column {sorted(missing)}; x and y (0-based pixels) are needed.",
+            columns=table.colnames,
+        )
     xy = np.column_stack([np.asarray(table[c], np.float64) for c in ("x", "y")])
     finite = np.isfinite(xy).all(axis=1)
     order = np.flatnonzero(finite)
@@ -135,12 +143,17 @@ def _star_list(table: Table, shape: tuple[int, int] | None, role: str) -> StarLi
         flux = np.asarray(table["flux"], np.float64)
         order = order[np.argsort(-np.nan_to_num(flux[order], nan=-np.inf), kind="stable")]
     if len(order) < _FEWEST:
-        raise TooFewSourcesError(f"{name} has {len(order)} sources; at least {_FEWEST} are needed to register it. Lower the "
-                                 "detection threshold or take a deeper image.", name=name, found=len(order), needed=_FEWEST)
+        raise TooFewSourcesError(
+            f"{name} has {len(order)} sources; at least {_FEWEST} are needed to register it. "
+            "Lower the detection threshold or take a deeper image.",
+            name=name,
+            found=len(order),
+            needed=_FEWEST,
+        )
     shape = shape or table.meta.get("shape")
-    if shape is None:
-        shape = tuple(int(v) for v in np.ceil(xy[order].max(axis=0)) + 1)[::-1]
-    return StarList(xy[order], _errors(table)[order], (int(shape[0]), int(shape[1])), order)
+    # an unknown image reaches at least to its outermost sources
+    nx, ny = np.ceil(xy[order].max(axis=0)) + 1 if shape is None else (shape[1], shape[0])
+    return StarList(xy[order], _errors(table)[order], (int(ny), int(nx)), order)
 
 
 def _errors(table: Table) -> Float:
@@ -160,8 +173,9 @@ def _errors(table: Table) -> Float:
     return error
 
 
-def _from_wcs(source_wcs: Any, template_wcs: Any, template: StarList, source: StarList, options: RegistrationOptions
-              ) -> Solution | None:
+def _from_wcs(
+    source_wcs: Any, template_wcs: Any, template: StarList, source: StarList, options: RegistrationOptions
+) -> Solution | None:
     """Return the solution near the one that the WCS predict, or None if they are wrong."""
     guess = prior_transform(source_wcs, template_wcs, template, source)
     if guess is None:

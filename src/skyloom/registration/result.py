@@ -58,27 +58,52 @@ class Registration:
     template_wcs: Any = field(default=None, repr=False)
 
     @classmethod
-    def from_solution(cls, solution: Solution, source_table: Table, template_table: Table, template_wcs: Any
-                      ) -> Registration:
+    def from_solution(
+        cls, solution: Solution, source_table: Table, template_table: Table, template_wcs: Any
+    ) -> Registration:
         """Put together the result from the accepted solution and the tables that it came from."""
         fit, source, template = solution.fit, solution.source, solution.template
         a, b = template.xy[fit.matches.template], source.xy[fit.matches.source]
         miss = b - fit.transform(a)
-        matched = Table({"x_source": b[:, 0], "y_source": b[:, 1], "x_template": a[:, 0], "y_template": a[:, 1],
-                         "dx": miss[:, 0], "dy": miss[:, 1], "sigma": fit.sigma})
+        matched = Table(
+            {
+                "x_source": b[:, 0],
+                "y_source": b[:, 1],
+                "x_template": a[:, 0],
+                "y_template": a[:, 1],
+                "dx": miss[:, 0],
+                "dy": miss[:, 1],
+                "sigma": fit.sigma,
+            }
+        )
         ratio = np.nan
         if "flux" in source_table.colnames and "flux" in template_table.colnames:
-            flux = [np.asarray(table["flux"], np.float64)[stars.rows[index]] for table, stars, index in
-                    ((source_table, source, fit.matches.source), (template_table, template, fit.matches.template))]
+            flux = [
+                np.asarray(table["flux"], np.float64)[stars.rows[index]]
+                for table, stars, index in (
+                    (source_table, source, fit.matches.source),
+                    (template_table, template, fit.matches.template),
+                )
+            ]
             matched["flux_source"], matched["flux_template"] = flux
             positive = (flux[0] > 0) & (flux[1] > 0)
             if positive.any():
                 ratio = float(np.median(flux[0][positive] / flux[1][positive]))
         weight = fit.sigma**-2.0
         rms = np.sqrt((miss**2 * weight[:, None]).sum(axis=0) / weight.sum())
-        return cls(fit.transform, fit.covariance, matched, (float(rms[0]), float(rms[1])), solution.log_likelihood_ratio,
-                   float(np.exp(min(solution.log_chance, 0.0))), ratio, source.shape, template.shape, solution.method,
-                   template_wcs)
+        return cls(
+            fit.transform,
+            fit.covariance,
+            matched,
+            (float(rms[0]), float(rms[1])),
+            solution.log_likelihood_ratio,
+            float(np.exp(min(solution.log_chance, 0.0))),
+            ratio,
+            source.shape,
+            template.shape,
+            solution.method,
+            template_wcs,
+        )
 
     def template_to_source(self, xy: npt.ArrayLike) -> Float:
         """Map template pixels to source pixels, both of shape (N, 2)."""
@@ -132,10 +157,45 @@ class Registration:
         if self.template_wcs is None:
             return None
         from skyloom.registration.sip import registration_wcs
+
         return registration_wcs(self, self.template_wcs)
 
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the residuals of the matched stars as arrows over the source image.
+
+        Parameters
+        ----------
+        axes : matplotlib.axes.Axes, optional
+            Where to draw; the default is a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        if axes is None:
+            from matplotlib.figure import Figure
+
+            axes = Figure(figsize=(7, 6), layout="constrained").subplots()
+        m = self.matched
+        ny, nx = self.source_shape
+        arrows = axes.quiver(m["x_source"], m["y_source"], m["dx"], m["dy"], m["sigma"], angles="xy", width=0.003)
+        typical = max(float(np.median(np.hypot(m["dx"], m["dy"]))), 1e-6)
+        axes.quiverkey(arrows, 0.88, 1.03, 2 * typical, f"{2 * typical:.2g} px", labelpos="E")
+        axes.figure.colorbar(arrows, ax=axes, label="expected error (px)")
+        axes.set(
+            xlim=(-0.5, nx - 0.5),
+            ylim=(-0.5, ny - 0.5),
+            aspect="equal",
+            xlabel="x of the source (px)",
+            ylabel="y of the source (px)",
+        )
+        axes.set_title(f"{self.n_matched} stars, rms {self.rms:.3f} px, order {self.order}", loc="left")
+        return axes
+
     def __str__(self) -> str:
+        family = f"{self.transform.kind} of order {self.order}" + (" + spline" if self.transform.residual else "")
         mirrored = ", mirrored" if self.parity < 0 else ""
-        return (f"Registration: {self.n_matched} stars, rms {self.rms:.3f} px, {self.transform.kind} of order {self.order}, "
-                f"scale {self.scale:.5f}, rotation {self.rotation:.3f} deg{mirrored}, LLR {self.log_likelihood_ratio:.0f} "
-                f"({self.method})")
+        return (
+            f"Registration: {self.n_matched} stars, rms {self.rms:.3f} px, {family}, scale {self.scale:.5f}, "
+            f"rotation {self.rotation:.3f} deg{mirrored}, LLR {self.log_likelihood_ratio:.0f} ({self.method})"
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +10,15 @@ import numpy.typing as npt
 
 from skyloom.errors import NoMatchError
 from skyloom.registration.asterisms import make_asterisms
-from skyloom.registration.fit import Fit, StarList, grow
+from skyloom.registration.fit import Fit, StarList, add_spline, grow
 from skyloom.registration.transform import Transform, n_terms
-from skyloom.registration.verify import (expected_by_chance, expected_by_control, is_inside, log_likelihood_ratio,
-                                         match_stars)
+from skyloom.registration.verify import (
+    expected_by_chance,
+    expected_by_control,
+    is_inside,
+    log_likelihood_ratio,
+    match_stars,
+)
 from skyloom.registration.vote import Similarities, cast_votes, count_votes
 
 log = logging.getLogger("skyloom.registration")
@@ -60,6 +64,11 @@ _VERIFY_STARS = 300
 _VERIFY_TOLERANCE = 4.0
 _FIRST_TOLERANCE = 5.0
 _PER_LEVEL = 24
+_FITS_PER_LEVEL = 4
+_RIVALS = 8
+_SURE = 100.0
+"""Coarse log-likelihood ratio above which no other hypothesis of the level is looked at."""
+
 _FIT_STARS = 3000
 _ISOLATION = 6.0
 
@@ -90,8 +99,9 @@ class Solution:
     method: str
 
 
-def search(template: StarList, source: StarList, *, max_order: int, threshold: float,
-           scale_range: tuple[float, float]) -> Solution:
+def search(
+    template: StarList, source: StarList, *, max_order: int, threshold: float, scale_range: tuple[float, float]
+) -> Solution:
     """Find the transform between two lists of stars without any prior.
 
     Raises
@@ -102,40 +112,76 @@ def search(template: StarList, source: StarList, *, max_order: int, threshold: f
     trials, best = 0, 0.0
     brightest = template[:_VERIFY_STARS], source[:_VERIFY_STARS]
     for level in LEVELS:
-        for hypotheses in _hypotheses(template, source, level, scale_range):
-            trials += len(hypotheses)
-            scores = np.array([_score(hypotheses, i, *brightest) for i in range(len(hypotheses))])
-            for i in np.argsort(-scores, kind="stable")[:4]:
-                # the first look is coarse: only what could not be right is left out
-                if scores[i] < 0.5 * threshold:
-                    break
-                first = Transform.linear(*hypotheses.linear(int(i)))
-                solution = refine(first, template, source, max_order=max_order, trials=trials, method=_name(level))
-                if solution is None:
-                    continue
-                best = max(best, -solution.log_chance)
-                if -solution.log_chance > threshold:
-                    return solution
+        votes = _votes(template, source, level, scale_range)
+        # every vote is a transform that could have been chosen
+        trials += len(votes)
+        hypotheses = count_votes(votes, (np.array(template.shape[::-1]) - 1) / 2, _PER_LEVEL)
+        scores = np.zeros(len(hypotheses))
+        for i in range(len(hypotheses)):
+            scores[i] = _score(hypotheses, i, *brightest)
+            if scores[i] > _SURE:
+                break
+        for i in np.argsort(-scores, kind="stable")[:_FITS_PER_LEVEL]:
+            # the first look is coarse: only what could not be right is left out
+            if scores[i] < 0.5 * threshold:
+                break
+            first = Transform.linear(*hypotheses.linear(int(i)))
+            solution = refine(first, template, source, max_order=max_order, trials=trials, method=_name(level))
+            if solution is None:
+                continue
+            best = max(best, -solution.log_chance)
+            if -solution.log_chance > threshold:
+                _check_rivals(solution, hypotheses, int(i), template, source)
+                return solution
     raise NoMatchError(
         f"No transform brings the {len(source)} sources of the source image and the {len(template)} of the template "
         f"together better than chance (best log-odds {best:.1f}, needed {threshold:g}). Check that the images show the "
         "same field, or detect more sources with a lower threshold.",
-        n_source=len(source), n_template=len(template), log_odds=best, needed=threshold)
+        n_source=len(source),
+        n_template=len(template),
+        log_odds=best,
+        needed=threshold,
+    )
+
+
+def _check_rivals(
+    solution: Solution, hypotheses: Similarities, winner: int, template: StarList, source: StarList
+) -> None:
+    """Raise if another transform explains the stars half as well: a regular pattern, repeated artefacts.
+
+    For stars at random places no second transform comes near; if one does, which of the two is right cannot be known.
+    """
+    centre = (np.array([template.shape[::-1]]) - 1) / 2
+    place = solution.fit.transform(centre)
+    a, b = template[:_VERIFY_STARS], source[:_VERIFY_STARS]
+    reference = _score(hypotheses, winner, a, b)
+    for i in np.flatnonzero(hypotheses.votes >= 0.25 * hypotheses.votes[winner])[:_RIVALS]:
+        if i == winner or _score(hypotheses, int(i), a, b) < 0.5 * reference:
+            continue
+        first = Transform.linear(*hypotheses.linear(int(i)))
+        rival = refine(first, template, source, max_order=1, trials=1, method="")
+        if rival is None or rival.log_likelihood_ratio < 0.5 * solution.log_likelihood_ratio:
+            continue
+        distance = float(np.hypot(*(rival.fit.transform(centre) - place)[0]))
+        if distance > 3 * _FIRST_TOLERANCE or rival.fit.transform.parity != solution.fit.transform.parity:
+            raise NoMatchError(
+                f"Two different transforms bring the sources together comparably well (log-likelihood ratios "
+                f"{solution.log_likelihood_ratio:.0f} and {rival.log_likelihood_ratio:.0f}, {distance:.0f} px apart): "
+                "the pattern of the sources repeats itself. Give images with a WCS, or mask the repeated artefacts.",
+                log_odds=-solution.log_chance,
+                distance=distance,
+            )
 
 
 def _name(level: Level) -> str:
     return f"{'triangles' if level.size == 3 else 'quads'} of the {level.depth} brightest"
 
 
-def _hypotheses(template: StarList, source: StarList, level: Level, scale_range: tuple[float, float]
-                ) -> Iterator[Similarities]:
-    """Yield the crowds of votes of one level."""
-    a, b = template.xy[:level.depth], source.xy[:level.depth]
+def _votes(template: StarList, source: StarList, level: Level, scale_range: tuple[float, float]) -> Similarities:
+    """Return the votes of one level."""
+    a, b = template.xy[: level.depth], source.xy[: level.depth]
     shapes_a, shapes_b = (make_asterisms(xy, level.neighbours, level.size) for xy in (a, b))
-    votes = cast_votes(a, shapes_a, b, shapes_b, tolerance=level.tolerance, scale_range=scale_range)
-    centre = (np.array(template.shape[::-1]) - 1) / 2
-    if len(votes):
-        yield count_votes(votes, centre, _PER_LEVEL)
+    return cast_votes(a, shapes_a, b, shapes_b, tolerance=level.tolerance, scale_range=scale_range)
 
 
 def _score(hypotheses: Similarities, index: int, a: StarList, b: StarList) -> float:
@@ -145,8 +191,16 @@ def _score(hypotheses: Similarities, index: int, a: StarList, b: StarList) -> fl
     return log_likelihood_ratio(len(matches), expected, 2)
 
 
-def refine(first: Transform, template: StarList, source: StarList, *, max_order: int, trials: int, method: str,
-           tolerance: float = _FIRST_TOLERANCE) -> Solution | None:
+def refine(
+    first: Transform,
+    template: StarList,
+    source: StarList,
+    *,
+    max_order: int,
+    trials: int,
+    method: str,
+    tolerance: float = _FIRST_TOLERANCE,
+) -> Solution | None:
     """Fit in full from a first guess and weigh the evidence; None if the fit loses the stars."""
     a, b = _clean(template), _clean(source)
     fit = grow(first, a, b, max_order=max_order, tolerance=tolerance)
@@ -154,11 +208,13 @@ def refine(first: Transform, template: StarList, source: StarList, *, max_order:
         return None
     predicted = fit.transform(a.xy)
     inside = int(is_inside(predicted, b.shape).sum())
-    expected = max(expected_by_chance(inside, len(b), b.shape, fit.tolerance),
-                   expected_by_control(predicted, b.tree, b.shape, fit.tolerance))
+    expected = max(
+        expected_by_chance(inside, len(b), b.shape, fit.tolerance),
+        expected_by_control(predicted, b.tree, b.shape, fit.tolerance),
+    )
     free = 2.0 if fit.transform.kind == "similarity" else float(n_terms(fit.transform.order))
     llr = log_likelihood_ratio(len(fit.matches), expected, free)
-    return Solution(fit, a, b, llr, float(np.log(max(trials, 1))) - llr, method)
+    return Solution(add_spline(fit, a, b), a, b, llr, float(np.log(max(trials, 1))) - llr, method)
 
 
 def _clean(stars: StarList) -> StarList:
@@ -173,7 +229,7 @@ def _clean(stars: StarList) -> StarList:
 
 
 def _sound(transform: Transform, template: StarList, source: StarList) -> bool:
-    """True if the transform does not fold or degenerate where it matters: at the template's stars in the source."""
+    """Tell whether the transform neither folds nor degenerates at the template's stars in the source."""
     inside = is_inside(transform(template.xy), source.shape)
     if not inside.any():
         return False

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from astropy.coordinates import SkyCoord
-from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning, Sip
 
 from skyloom.errors import SkyloomWarning, WcsError
@@ -23,17 +22,18 @@ _GRID = 33
 _MAX_SIP_ORDER = 9  # what the convention's readers allow
 
 
-def registration_wcs(registration: Registration, template_wcs: Any = None, *, tolerance: float = 0.01,
-                     max_order: int = 7) -> WCS:
+def registration_wcs(
+    registration: Registration, template_wcs: Any = None, *, tolerance: float = 0.01, max_order: int = 7
+) -> WCS:
     """Return a TAN-SIP WCS for the source's original pixels.
 
-    A grid of source pixels goes through the transform into the template's frame and through the template's WCS to the sky.
-    About the sky position of the source's centre (CRVAL), gnomonic coordinates (xi, eta) are fitted by
+    A grid of source pixels goes through the transform into the template's frame and through its WCS to the sky. About
+    the sky position of the source's centre (CRVAL), gnomonic coordinates (xi, eta) are fitted by
 
         (xi, eta) = CD [ (u, v) + (A(u, v), B(u, v)) ],    (u, v) = pixel - CRPIX,
 
-    with A and B polynomials of degree 2 to m (Shupe et al. 2005, eq. 1-3), m being the lowest that keeps the largest error
-    on a finer grid below `tolerance`. AP and BP, the inverse, are fitted the same way.
+    with A and B polynomials of degree 2 to m (Shupe et al. 2005, eq. 1-3), m being the lowest that keeps the largest
+    error on a finer grid below `tolerance`. AP and BP, the inverse, are fitted the same way.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def registration_wcs(registration: Registration, template_wcs: Any = None, *, to
     Returns
     -------
     astropy.wcs.WCS
-        With ``array_shape`` set. `registration_header` gives it as header cards with the statistics of the fit.
+        With ``array_shape`` set.
 
     Raises
     ------
@@ -66,11 +66,13 @@ def registration_wcs(registration: Registration, template_wcs: Any = None, *, to
     origin = _to_sky(registration, template_wcs, centre)[0]
     good, good_check = np.isfinite(sky).all(axis=1), np.isfinite(sky_check).all(axis=1)
     if good.sum() < 0.5 * len(grid) or not np.isfinite(origin).all():
-        raise WcsError("The template's WCS gives no sky position for more than half of the source's pixels.",
-                       covered=float(good.mean()))
+        raise WcsError(
+            "The template's WCS gives no sky position for more than half of the source's pixels.",
+            covered=float(good.mean()),
+        )
     best: tuple[float, WCS] | None = None
     for order in range(1, min(max_order, _MAX_SIP_ORDER) + 1):
-        wcs = _fit_sip(grid[good], sky[good], centre[0], origin, order, (ny, nx))
+        wcs = _fit_sip(grid[good], sky[good], origin, order, (ny, nx))
         error = float(np.abs(_pixel_error(wcs, check[good_check], sky_check[good_check])).max())
         if best is None or error < best[0]:
             best = error, wcs
@@ -78,41 +80,31 @@ def registration_wcs(registration: Registration, template_wcs: Any = None, *, to
             break
     assert best is not None
     if best[0] > tolerance:
-        warnings.warn(f"The TAN-SIP WCS of the source is off by up to {best[0]:.3g} px (wanted {tolerance:g}); use the "
-                      "registration's maps where that matters.", SkyloomWarning, stacklevel=2)
+        warnings.warn(
+            f"The TAN-SIP WCS of the source is off by up to {best[0]:.3g} px (wanted {tolerance:g}); use the "
+            "registration's maps where that matters.",
+            SkyloomWarning,
+            stacklevel=2,
+        )
     return best[1]
 
 
-def registration_header(registration: Registration, wcs: WCS | None = None) -> fits.Header:
-    """Return the header cards of the source's WCS and of the statistics of the registration.
-
-    Parameters
-    ----------
-    registration : Registration
-        The transform.
-    wcs : WCS, optional
-        From `registration_wcs`; the default is ``registration.wcs``.
-    """
-    wcs = registration.wcs if wcs is None else wcs
-    header = fits.Header() if wcs is None else wcs.to_header(relax=True)
+def registration_header(registration: Registration) -> dict[str, tuple[float | int, str]]:
+    """Return the statistics of a registration as FITS cards, keyword -> (value, comment)."""
     r = registration
-    scale = np.nan
-    if wcs is not None:
-        scale = float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))))
-        # Paper I's keyword for the random error of each axis
-        for axis in (0, 1):
-            header[f"CRDER{axis + 1}"] = (r.rms_xy[axis] * scale, "[deg] random error of the registration")
-    header["REGNSTAR"] = (r.n_matched, "stars matched in the registration")
-    header["REGRMSX"] = (round(r.rms_xy[0], 5), "[pix] rms of the registration along x")
-    header["REGRMSY"] = (round(r.rms_xy[1], 5), "[pix] rms of the registration along y")
-    header["REGORDER"] = (r.order, "degree of the transform")
-    header["REGSCALE"] = (round(r.scale, 8), "source pixels per template pixel")
-    header["REGROT"] = (round(r.rotation, 6), "[deg] rotation of template to source")
-    header["REGPAR"] = (r.parity, "-1: mirror image")
-    header["REGLLR"] = (round(r.log_likelihood_ratio, 2), "log-likelihood ratio against chance")
+    cards: dict[str, tuple[float | int, str]] = {
+        "REGNSTAR": (r.n_matched, "stars matched in the registration"),
+        "REGRMSX": (round(r.rms_xy[0], 5), "[pix] rms of the registration along x"),
+        "REGRMSY": (round(r.rms_xy[1], 5), "[pix] rms of the registration along y"),
+        "REGORDER": (r.order, "degree of the transform"),
+        "REGSCALE": (round(r.scale, 8), "source pixels per template pixel"),
+        "REGROT": (round(r.rotation, 6), "[deg] rotation of template to source"),
+        "REGPAR": (r.parity, "-1: mirror image"),
+        "REGLLR": (round(r.log_likelihood_ratio, 2), "log-likelihood ratio against chance"),
+    }
     if np.isfinite(r.flux_ratio):
-        header["REGFLUX"] = (float(f"{r.flux_ratio:.6g}"), "flux ratio source / template")
-    return header
+        cards["REGFLUX"] = (float(f"{r.flux_ratio:.6g}"), "flux ratio source / template")
+    return cards
 
 
 def _grid(nx: int, ny: int, count: int) -> Float:
@@ -150,12 +142,12 @@ def _gnomonic(sky: Float, origin: Float) -> Float:
     return np.degrees(np.column_stack([xi, eta]))
 
 
-def _fit_sip(xy: Float, sky: Float, centre: Float, origin: Float, order: int, shape: tuple[int, int]) -> WCS:
+def _fit_sip(xy: Float, sky: Float, origin: Float, order: int, shape: tuple[int, int]) -> WCS:
     """Fit CD, CRPIX, A, B and AP, BP of one degree."""
     plane = _gnomonic(sky, origin)
     half = max(shape) / 2
     # the constant term moves CRPIX: the linear part is refitted about the pixel that images CRVAL exactly
-    crpix = centre.copy()
+    crpix = (np.array(shape[::-1]) - 1) / 2
     for _ in range(3):
         coefficients = np.linalg.lstsq(monomials((xy - crpix) / half, order), plane, rcond=None)[0]
         cd = coefficients[1:3].T / half

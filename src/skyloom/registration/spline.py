@@ -1,7 +1,7 @@
 """A smooth surface for what a polynomial leaves over: penalised cubic B-splines on a coarse grid (P-splines).
 
-Eilers & Marx (1996): least squares plus lambda times the squared second differences of the coefficients along each axis;
-lambda is chosen by generalised cross-validation, GCV = n RSS / (n - tr H)^2 (Craven & Wahba 1979).
+Eilers & Marx (1996): least squares plus lambda times the squared second differences of the coefficients along each
+axis; lambda is chosen by generalised cross-validation, GCV = n RSS / (n - tr H)^2 (Craven & Wahba 1979).
 """
 
 from __future__ import annotations

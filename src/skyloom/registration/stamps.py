@@ -16,29 +16,53 @@ FWHM_PER_SIGMA = float(2 * np.sqrt(2 * np.log(2)))
 _CHUNK = 2000
 """Sources per batch: bounds the memory of crowded fields."""
 
+_LEAST_PROFILE = 0.05
+"""Share of a star's window that must be on the image: a corner star keeps a finite flux."""
+
 
 @dataclass(frozen=True)
-class Measures:
-    """Flux, width and position error of N sources; arrays of shape (N,)."""
+class Photometry:
+    """Flux and position error of N sources; arrays of shape (N,)."""
 
     flux: Float
     flux_err: Float
-    fwhm: Float
     xy_err: Float
 
-    def take(self, which: Bool) -> Measures:
-        """Return the measures of some of the sources."""
-        return Measures(self.flux[which], self.flux_err[which], self.fwhm[which], self.xy_err[which])
+
+@dataclass(frozen=True)
+class _Windows:
+    """Stamps of N sources seen through a Gaussian window: `weight` and `light` = weight times data, shape (N, n, n)."""
+
+    weight: Float
+    light: Float
+    dx: Float
+    dy: Float
 
 
-def measure(data: Float, noise: Float, dead: Bool, xy: Float, sigma: float, gain: float | None) -> Measures:
+def _windows(data: Float, dead: Bool, xy: Float, sigma: float) -> _Windows:
+    """Cut the stamps; pixels that are dead or outside of the image weigh nothing."""
+    ny, nx = data.shape
+    half = int(np.ceil(3 * sigma))
+    step = np.arange(-half, half + 1)
+    centre = np.rint(xy).astype(np.intp)
+    cols, rows = centre[:, 0, None] + step, centre[:, 1, None] + step
+    dx, dy = cols - xy[:, :1], rows - xy[:, 1:]
+    wx = np.where((cols >= 0) & (cols < nx), np.exp(-0.5 * (dx / sigma) ** 2), 0.0)
+    wy = np.where((rows >= 0) & (rows < ny), np.exp(-0.5 * (dy / sigma) ** 2), 0.0)
+    index = np.clip(rows, 0, ny - 1)[:, :, None], np.clip(cols, 0, nx - 1)[:, None, :]
+    weight = np.where(dead[index], 0.0, wy[:, :, None] * wx[:, None, :])
+    return _Windows(weight, weight * data[index], dx, dy)
+
+
+def photometry(
+    data: Float, noise: Float, dead: Bool, xy: Float, sigma: float, *, gain: float | None = None
+) -> Photometry:
     """Measure sources through a Gaussian window w = exp(-r^2 / (2 s^2)) with s = `sigma`.
 
     For a Gaussian star of the same width on pixels of variance v, with I = data and P the unit-flux profile:
 
     - flux F = sum(w I) / sum(w P), with sum(w P) = 1/2; var F = 4 sum(w^2 v) (+ 4/3 F / g photons);
-    - position: var x = 8 pi s^4 v / F^2 (sky) + 16/9 s^2 / (g F) (photons of the star, g electrons per unit);
-    - width: the windowed second moment M obeys 1/M = 1/sigma_star^2 + 1/s^2.
+    - position: var x = 8 pi s^4 v / F^2 (sky) + 16/9 s^2 / (g F) (photons of the star, g electrons per unit).
 
     Parameters
     ----------
@@ -53,44 +77,63 @@ def measure(data: Float, noise: Float, dead: Bool, xy: Float, sigma: float, gain
     gain : float or None
         Electrons per unit; None leaves the star's own photon noise out.
     """
-    parts = [_measure(data, noise, dead, xy[i:i + _CHUNK], sigma, gain) for i in range(0, len(xy), _CHUNK)]
-    return Measures(*(np.concatenate([getattr(p, name) for p in parts]) for name in
-                      ("flux", "flux_err", "fwhm", "xy_err")))
-
-
-def _measure(data: Float, noise: Float, dead: Bool, xy: Float, sigma: float, gain: float | None) -> Measures:
-    ny, nx = data.shape
-    step = np.arange(-int(np.ceil(3 * sigma)), int(np.ceil(3 * sigma)) + 1)
-    centre = np.rint(xy).astype(np.intp)
-    cols, rows = centre[:, 0, None] + step, centre[:, 1, None] + step
-    dx, dy = cols - xy[:, :1], rows - xy[:, 1:]
-    wx, wy = (np.exp(-0.5 * (d / sigma) ** 2) for d in (dx, dy))
-    inside = ((rows >= 0) & (rows < ny))[:, :, None] & ((cols >= 0) & (cols < nx))[:, None, :]
-    index = np.clip(rows, 0, ny - 1)[:, :, None], np.clip(cols, 0, nx - 1)[:, None, :]
-    window = np.where(inside & ~dead[index], wy[:, :, None] * wx[:, None, :], 0.0)
-    light = window * data[index]
-    sum_light = light.sum((1, 2))
-    profile = (window * wy[:, :, None] * wx[:, None, :]).sum((1, 2)) / (2 * np.pi * sigma**2)
-    profile = np.maximum(profile, 0.05)  # a star cut in half and half again keeps a finite flux
-    flux = sum_light / profile
-    second = ((light * dx[:, None, :] ** 2).sum((1, 2)) + (light * dy[:, :, None] ** 2).sum((1, 2))) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        moment = second / sum_light
-        inverse = 1 / moment - 1 / sigma**2
-    # a source much wider than the window has 1/M -> 1/s^2: its width is not known, only that it is large
-    inverse = np.where(np.isfinite(inverse) & (moment > 0), np.clip(inverse, 1 / (5 * sigma) ** 2, 1 / 0.2**2), 25.0)
-    sky_variance = noise[np.clip(centre[:, 1], 0, ny - 1), np.clip(centre[:, 0], 0, nx - 1)] ** 2
-    light_positive = np.maximum(flux, 1e-300)
-    flux_variance = (window**2).sum((1, 2)) * sky_variance / profile**2
-    xy_variance = 8 * np.pi * sigma**4 * sky_variance / light_positive**2
+    parts = [_photometry(data, noise, _windows(data, dead, part, sigma), part, sigma) for part in _parts(xy)]
+    flux, flux_variance, xy_variance = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     if gain is not None:
-        flux_variance += 4 / 3 * light_positive / gain
-        xy_variance += 16 / 9 * sigma**2 / (gain * light_positive)
-    return Measures(flux, np.sqrt(flux_variance), FWHM_PER_SIGMA / np.sqrt(inverse), np.sqrt(xy_variance))
+        electrons = np.maximum(flux, 1e-300) * gain
+        flux_variance = flux_variance + 4 / 3 * electrons / gain**2
+        xy_variance = xy_variance + 16 / 9 * sigma**2 / electrons
+    return Photometry(flux, np.sqrt(flux_variance), np.sqrt(xy_variance))
 
 
-def pair_ratios(data: Float, noise: Float, x: npt.NDArray[np.integer], y: npt.NDArray[np.integer]
-                ) -> tuple[Float, Float, Float]:
+def _photometry(data: Float, noise: Float, stamps: _Windows, xy: Float, sigma: float) -> tuple[Float, Float, Float]:
+    """Return flux and the sky's part of the variances of flux and position."""
+    star = (
+        np.exp(-0.5 * (stamps.dy / sigma) ** 2)[:, :, None]
+        * np.exp(-0.5 * (stamps.dx / sigma) ** 2)[:, None, :]
+        / (2 * np.pi * sigma**2)
+    )
+    profile = np.maximum((stamps.weight * star).sum((1, 2)), _LEAST_PROFILE)
+    flux = stamps.light.sum((1, 2)) / profile
+    ny, nx = data.shape
+    column, row = np.rint(xy).astype(np.intp).T
+    sky = noise[np.clip(row, 0, ny - 1), np.clip(column, 0, nx - 1)] ** 2
+    return (
+        flux,
+        (stamps.weight**2).sum((1, 2)) * sky / profile**2,
+        8 * np.pi * sigma**4 * sky / np.maximum(flux, 1e-300) ** 2,
+    )
+
+
+def widths(data: Float, dead: Bool, xy: Float, sigma: float) -> Float:
+    """Return the FWHM of sources from their second moment M in a Gaussian window: 1/M = 1/sigma_star^2 + 1/s^2.
+
+    The narrower the window, the nearer is the result to the true FWHM of a star that is not Gaussian, and the noisier.
+    A source much wider than the window has 1/M -> 1/s^2: it gets 5 windows.
+    """
+    return np.concatenate([_widths(_windows(data, dead, part, sigma), sigma) for part in _parts(xy)])
+
+
+def _widths(stamps: _Windows, sigma: float) -> Float:
+    second = (
+        (stamps.light * stamps.dx[:, None, :] ** 2).sum((1, 2))
+        + (stamps.light * stamps.dy[:, :, None] ** 2).sum((1, 2))
+    ) / 2
+    light = stamps.light.sum((1, 2))
+    good = (second > 0) & (light > 0)
+    inverse = np.where(good, light, 1.0) / np.where(good, second, 1.0) - 1 / sigma**2
+    # a point narrower than a pixel may come out with M near 0
+    inverse = np.where(good, np.clip(inverse, 1 / (5 * sigma) ** 2, 1 / 0.2**2), 1 / 0.2**2)
+    return FWHM_PER_SIGMA / np.sqrt(inverse)
+
+
+def _parts(xy: Float) -> list[Float]:
+    return [xy[i : i + _CHUNK] for i in range(0, len(xy), _CHUNK)]
+
+
+def pair_ratios(
+    data: Float, noise: Float, x: npt.NDArray[np.integer], y: npt.NDArray[np.integer]
+) -> tuple[Float, Float, Float]:
     """Compare opposite neighbours of peak pixels with the peak.
 
     Parameters
@@ -110,6 +153,7 @@ def pair_ratios(data: Float, noise: Float, x: npt.NDArray[np.integer], y: npt.ND
         Standard error of either ratio by the noise of the pixels.
     """
     ny, nx = data.shape
+
     # peaks on the border have no opposite neighbours: the same inner neighbour stands for both
     def at(dx: int, dy: int) -> Float:
         cols, rows = x + dx, y + dy

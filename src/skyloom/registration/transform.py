@@ -71,8 +71,10 @@ class Transform:
         for name, shape in (("coefficients", (2, n_terms(self.order))), ("centre", (2,))):
             value = np.array(getattr(self, name), np.float64)
             if value.shape != shape or not np.isfinite(value).all():
-                raise InputError(f"The transform's {name} have the shape {value.shape}; finite numbers of shape {shape} "
-                                 f"are needed for order {self.order}.")
+                raise InputError(
+                    f"The transform's {name} have the shape {value.shape}; finite numbers of shape "
+                    f"{shape} are needed for order {self.order}."
+                )
             value.flags.writeable = False
             object.__setattr__(self, name, value)
         if not abs(np.linalg.det(self.matrix)) > 0:
@@ -122,14 +124,12 @@ class Transform:
         lower = monomials((xy - self.centre) / self.half, self.order - 1)
         i, j = exponents(self.order).T
         # d(u^i v^j)/du = i u^(i-1) v^j; its place among the terms of one degree less
-        degree = i + j
         by_u = np.flatnonzero(i > 0)
         by_v = np.flatnonzero(j > 0)
 
         def place(i: npt.NDArray[np.intp], j: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
             return (i + j) * (i + j + 1) // 2 + j
 
-        assert degree.max() == self.order
         result = np.empty((len(xy), 2, 2))
         for axis in range(2):
             c = self.coefficients[axis]
@@ -155,9 +155,12 @@ class Transform:
             jacobian = self.jacobian(guess[active])
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 det = jacobian[:, 0, 0] * jacobian[:, 1, 1] - jacobian[:, 0, 1] * jacobian[:, 1, 0]
-                step = np.column_stack([
-                    (jacobian[:, 1, 1] * miss[:, 0] - jacobian[:, 0, 1] * miss[:, 1]) / det,
-                    (jacobian[:, 0, 0] * miss[:, 1] - jacobian[:, 1, 0] * miss[:, 0]) / det])
+                step = np.column_stack(
+                    [
+                        (jacobian[:, 1, 1] * miss[:, 0] - jacobian[:, 0, 1] * miss[:, 1]) / det,
+                        (jacobian[:, 0, 0] * miss[:, 1] - jacobian[:, 1, 0] * miss[:, 0]) / det,
+                    ]
+                )
             # a step longer than the domain comes from a nearly singular Jacobian
             with np.errstate(invalid="ignore"):
                 length = np.hypot(step[:, 0], step[:, 1])
@@ -180,6 +183,7 @@ def as_xy(xy: npt.ArrayLike) -> Float:
     """
     array = np.asarray(xy, np.float64)
     if array.ndim != 2 or array.shape[1] != 2:
-        raise InputError(f"Positions have the shape {array.shape}; (N, 2) is needed, one row (x, y) for each.",
-                         shape=array.shape)
+        raise InputError(
+            f"Positions have the shape {array.shape}; (N, 2) is needed, one row (x, y) for each.", shape=array.shape
+        )
     return array

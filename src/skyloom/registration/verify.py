@@ -74,8 +74,9 @@ def match_stars(predicted: Float, tree: cKDTree, shape: tuple[int, int], toleran
 
 
 def is_inside(xy: Float, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """True where a position lies on a pixel of an image of this shape."""
-    return ((xy > -0.5) & (xy < np.array([shape[1], shape[0]]) - 0.5)).all(axis=1)
+    """Tell which positions lie on a pixel of an image of this shape."""
+    x, y = xy.T
+    return (x > -0.5) & (x < shape[1] - 0.5) & (y > -0.5) & (y < shape[0] - 0.5)
 
 
 def expected_by_chance(inside: int, n_source: int, shape: tuple[int, int], tolerance: float) -> float:

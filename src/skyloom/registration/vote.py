@@ -81,8 +81,15 @@ def least_squares_similarity(template: Float, source: Float, parity: npt.NDArray
     return z, b_mean - z * a_mean
 
 
-def cast_votes(template_xy: Float, template: Asterisms, source_xy: Float, source: Asterisms, *, tolerance: float,
-               scale_range: tuple[float, float]) -> Similarities:
+def cast_votes(
+    template_xy: Float,
+    template: Asterisms,
+    source_xy: Float,
+    source: Asterisms,
+    *,
+    tolerance: float,
+    scale_range: tuple[float, float],
+) -> Similarities:
     """Pair asterisms of similar shape and return the similarity that each pair stands for (votes = 1).
 
     Parameters
@@ -99,8 +106,9 @@ def cast_votes(template_xy: Float, template: Asterisms, source_xy: Float, source
     if not len(template) or not len(source):
         none = np.empty(0)
         return Similarities(none.astype(complex), none.astype(complex), none.astype(np.int64), none.astype(np.intp))
-    distance, match = cKDTree(source.invariants).query(template.invariants, k=min(4, len(source)),
-                                                       distance_upper_bound=tolerance)
+    distance, match = cKDTree(source.invariants).query(
+        template.invariants, k=min(4, len(source)), distance_upper_bound=tolerance
+    )
     distance, match = distance.reshape(len(template), -1), match.reshape(len(template), -1)
     t, k = np.nonzero(np.isfinite(distance))
     if len(t) > _MOST_VOTES:
@@ -134,9 +142,16 @@ def count_votes(votes: Similarities, centre: Float, most: int) -> Similarities:
         return votes
     image = votes.z * (votes.parity * centre[0] + 1j * centre[1]) + votes.w
     size = np.abs(votes.z)
-    features = np.column_stack([
-        image.real / _CENTRE_STEP, image.imag / _CENTRE_STEP, np.log(size) / _SCALE_STEP,
-        votes.z.real / size / _ANGLE_STEP, votes.z.imag / size / _ANGLE_STEP, votes.parity * 1e3])
+    features = np.column_stack(
+        [
+            image.real / _CENTRE_STEP,
+            image.imag / _CENTRE_STEP,
+            np.log(size) / _SCALE_STEP,
+            votes.z.real / size / _ANGLE_STEP,
+            votes.z.imag / size / _ANGLE_STEP,
+            votes.parity * 1e3,
+        ]
+    )
     tree = cKDTree(features)
     count = tree.query_ball_point(features, 1.0, return_length=True)
     chosen: list[tuple[complex, complex, int, int]] = []

@@ -1,0 +1,192 @@
+"""Transforms: the polynomial, its derivative, its inverse, the residual surface, and the fit."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.interpolate import BSpline
+
+from reference import registration_oracle as oracle
+from skyloom.errors import InputError
+from skyloom.registration import Transform
+from skyloom.registration.fit import StarList, add_spline, grow
+from skyloom.registration.spline import _basis, fit_spline
+from skyloom.registration.transform import n_terms
+
+orders = st.integers(1, 5)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def random_transform(seed, order, bend=0.01, size=1000.0):
+    """A rotation with scale and parity plus distortions of up to `bend` of the field."""
+    rng = np.random.default_rng(seed)
+    t, s = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(-1, 1))
+    linear = s * np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]) @ np.diag([rng.choice([-1, 1]), 1])
+    coefficients = rng.uniform(-1, 1, (2, n_terms(order))) * bend * s * size / n_terms(order)
+    coefficients[:, 0] = rng.uniform(-size, size, 2)
+    coefficients[:, 1:3] = linear * size / 2
+    return Transform(coefficients, order, rng.uniform(0, size, 2), size / 2)
+
+
+@given(seeds, orders)
+@settings(max_examples=25, deadline=None)
+def test_polynomial_is_the_sum_of_its_terms(seed, order):
+    t = random_transform(seed, order)
+    xy = np.random.default_rng(seed).uniform(-100, 1100, (7, 2))
+    expected = oracle.polynomial(t.coefficients, order, t.centre, t.half, xy)
+    # rounding of sums of 21 terms of size up to 1e4
+    np.testing.assert_allclose(t(xy), expected, rtol=0, atol=1e-9)
+
+
+@given(seeds, orders)
+@settings(max_examples=25, deadline=None)
+def test_jacobian_is_the_derivative(seed, order):
+    t = random_transform(seed, order)
+    xy = np.random.default_rng(seed).uniform(0, 1000, (5, 2))
+    step = 0.01
+    for axis in range(2):
+        h = np.zeros(2)
+        h[axis] = step
+        numeric = (t(xy + h) - t(xy - h)) / (2 * step)
+        # rounding 1e-12 / step; the third derivative of the bend is far smaller
+        np.testing.assert_allclose(t.jacobian(xy)[:, :, axis], numeric, atol=1e-7)
+
+
+@given(seeds, orders)
+@settings(max_examples=40, deadline=None)
+def test_inverse_undoes_the_transform(seed, order):
+    t = random_transform(seed, order)
+    xy = np.random.default_rng(seed).uniform(-200, 1200, (50, 2))
+    # Newton stops at 1e-10 of the half size (500)
+    np.testing.assert_allclose(t.inverse(t(xy)), xy, rtol=0, atol=1e-7)
+
+
+def test_inverse_beyond_a_fold_is_nan_and_not_a_wrong_place():
+    # x' = x - x^3 / 3 folds at |x| = 1 (of `half`): nothing maps to x' > 2/3 near by, only far beyond the fold
+    c = np.zeros((2, n_terms(3)))
+    c[0, 1], c[1, 2], c[0, 6] = 1, 1, -1 / 3
+    t = Transform(c, 3, np.zeros(2), 1.0)
+    target = np.array([[0.5, 0.2], [0.9, 0.0], [np.nan, 0.0]])
+    back = t.inverse(target)
+    good = np.isfinite(back).all(axis=1)
+    assert good[0]
+    assert not good[2]
+    np.testing.assert_allclose(t(back[good]), target[good], atol=1e-9)
+
+
+@given(st.floats(-179, 179), st.floats(0.2, 5), st.sampled_from([-1, 1]))
+def test_rotation_scale_and_parity(angle, scale, parity):
+    t = np.radians(angle)
+    m = scale * np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]) @ np.diag([parity, 1])
+    transform = Transform.linear(m, (3.0, 4.0))
+    assert transform.parity == parity
+    assert transform.scale == pytest.approx(scale, rel=1e-12)
+    assert transform.rotation == pytest.approx(angle, abs=1e-9)
+    np.testing.assert_allclose(transform.matrix, m, atol=1e-12)
+
+
+def test_bad_transforms_and_positions_are_refused():
+    with pytest.raises(InputError, match="no inverse"):
+        Transform.linear([[1, 2], [2, 4]])
+    with pytest.raises(InputError, match="shape"):
+        Transform(np.zeros((2, 4)), 1, np.zeros(2), 1.0)
+    with pytest.raises(InputError, match=r"\(N, 2\)"):
+        Transform.linear(np.eye(2))(np.zeros(2))
+
+
+@pytest.mark.parametrize("derivative", [0, 1])
+def test_spline_basis_is_scipys(derivative):
+    t, count = np.linspace(0, 1, 33)[:-1], 7
+    knots = np.arange(-3, count + 1) / (count - 3)
+    expected = np.column_stack(
+        [BSpline.basis_element(knots[i : i + 5], extrapolate=False).derivative(derivative)(t) for i in range(count)]
+    )
+    np.testing.assert_allclose(_basis(t, count, derivative), np.nan_to_num(expected), atol=1e-12)
+
+
+def test_spline_reproduces_a_smooth_surface_and_its_derivative():
+    rng = np.random.default_rng(3)
+    xy = rng.uniform(0, 1000, (2000, 2))
+
+    def surface(p):
+        return np.column_stack([np.sin(p[:, 0] / 200) * np.cos(p[:, 1] / 300), np.cos(p[:, 0] / 250)])
+
+    sigma = np.full(len(xy), 0.05)
+    spline = fit_spline(xy, surface(xy) + rng.normal(0, 0.05, xy.shape), sigma, 6)
+    inside = rng.uniform(50, 950, (300, 2))
+    # 81 coefficients from 2000 stars: noise 0.05 sqrt(81 / 2000) = 0.01; allow 5 of that
+    assert np.abs(spline(inside) - surface(inside)).max() < 0.05
+    h = np.array([0.01, 0.0])
+    numeric = (spline(inside + h) - spline(inside - h)) / 0.02
+    np.testing.assert_allclose(spline.jacobian(inside)[:, :, 0], numeric, atol=1e-8)
+    # outside: constant along the normal
+    far = np.array([[-500.0, 300.0], [xy[:, 0].min(), 300.0]])
+    np.testing.assert_allclose(spline(far)[0], spline(far)[1], atol=1e-12)
+
+
+def star_lists(seed, truth, count=400, noise=0.03, outliers=0):
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(0, 1000, (count, 2))
+    image = truth(xy) + rng.normal(0, noise, xy.shape)
+    image[:outliers] += rng.uniform(-4, 4, (outliers, 2))
+    rows = np.arange(count)
+    shape = tuple(int(v) for v in (np.abs(image).max(axis=0)[::-1] + 500))
+    error = np.full(count, noise)
+    return StarList(xy, np.full(count, 1e-3), (1000, 1000), rows), StarList(image, error, shape, rows)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
+def test_growth_finds_the_order_and_the_coefficients(order):
+    truth = random_transform(11, order, bend=0.02)
+    template, source = star_lists(order, truth, outliers=40)
+    first = Transform.linear(truth.matrix, truth(np.zeros((1, 2)))[0])
+    fit = grow(first, template, source, max_order=5, tolerance=30.0)
+    assert fit.transform.order == order
+    grid = np.random.default_rng(1).uniform(50, 950, (200, 2))
+    miss = (fit.transform(grid) - truth(grid)) / 0.03
+    # per axis the error variance is about P / n of the noise: 21 terms, 360 stars; 4 sigma
+    assert np.sqrt((miss**2).mean()) < 4 * np.sqrt(n_terms(order) / 360)
+    assert len(fit.matches) >= 340
+    # the 40 outliers moved by up to 4 px: nearly all of them are out
+    assert np.isin(fit.matches.template, np.arange(40)).sum() <= 3
+
+
+def test_covariance_is_the_scatter_of_fits():
+    truth = random_transform(5, 2, bend=0.02)
+    grid = np.array([[100.0, 100.0], [500.0, 500.0], [900.0, 300.0]])
+    miss, predicted = [], []
+    for seed in range(60):
+        template, source = star_lists(seed, truth, count=120, noise=0.05)
+        fit = grow(truth, template, source, max_order=2, tolerance=5.0)
+        t = fit.transform
+        from skyloom.registration.transform import monomials
+
+        terms = monomials((grid - t.centre) / t.half, t.order)
+        p = terms.shape[1]
+        predicted.append(np.sqrt(np.einsum("ni,ij,nj->n", terms, fit.covariance[:p, :p], terms)))
+        miss.append(t(grid)[:, 0] - truth(grid)[:, 0])
+    # the scatter of 60 normal deviates is known to 9 %; 4 sigma
+    ratio = np.std(miss, axis=0) / np.mean(predicted, axis=0)
+    assert (np.abs(ratio - 1) < 0.37).all()
+
+
+def test_spline_is_added_only_where_it_pays():
+    def wavy(xy):
+        return xy * 1.1 + 10 + 0.4 * np.column_stack([np.sin(xy[:, 1] / 70), np.sin(xy[:, 0] / 80)])
+
+    first = Transform.linear(1.1 * np.eye(2), (10, 10))
+    template, source = star_lists(1, wavy, count=1500)
+    fit = grow(first, template, source, max_order=5, tolerance=3.0)
+    better = add_spline(fit, template, source)
+    assert better.transform.residual is not None
+    grid = np.random.default_rng(1).uniform(50, 950, (300, 2))
+    before, after = (np.sqrt(((f.transform(grid) - wavy(grid)) ** 2).mean()) for f in (fit, better))
+    assert after < 0.25 * before
+    np.testing.assert_allclose(better.transform.inverse(better.transform(grid)), grid, atol=1e-7)
+
+    plain = [
+        add_spline(grow(first, *lists, max_order=5, tolerance=3.0), *lists).transform.residual is None
+        for lists in (star_lists(seed, first, count=300) for seed in range(20))
+    ]
+    # a false alarm needs 4 sigma and 2 sigma by chance
+    assert all(plain)
