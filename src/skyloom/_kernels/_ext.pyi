@@ -8,6 +8,10 @@ def simd_level() -> str: ...
 # drizzle
 
 # convolve
+def convolve_varying(
+    data: Any, variance: Any, usable: Any, kernel: Any, order: int, centre: tuple[float, float],
+    scale: tuple[float, float], out: Any, out_variance: Any, out_lost: Any, out_kept: Any, rows: tuple[int, int],
+) -> None: ...
 
 # interpolate
 def interpolate(

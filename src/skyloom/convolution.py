@@ -1,0 +1,229 @@
+"""Convolution that knows masks and variances, with one kernel or with one that varies over the field.
+
+A spatially varying kernel is a polynomial of position (Alard 2000, eq. 4),
+
+    K(u, v; x, y) = sum_{i + j <= n} X^i Y^j P_ij(u, v),    X = (x - x_c) / s_x,  Y = (y - y_c) / s_y,
+
+and is evaluated exactly at each pixel: there are no blocks and no steps. The sums run in float32, row of the kernel by
+row of the kernel, which rounds to about 1e-6 of the brightest pixel under the kernel: subtract a large pedestal first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.signal import oaconvolve
+
+from skyloom import _kernels
+from skyloom._threads import map_bands, row_bands
+from skyloom.errors import InputError, ShapeError
+from skyloom.exposure import BoolArray, FloatArray
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+MAX_ORDER = 4
+"""Highest order of the polynomial of a varying kernel."""
+
+_CHUNK = 16  # the kernels work on as many columns at once
+_DIRECT_TAPS = 1000  # kernels with more taps than this are quicker by FFT
+
+
+@dataclass(frozen=True, eq=False)
+class PolynomialKernel:
+    """A kernel that is a polynomial of position.
+
+    Parameters
+    ----------
+    planes : ndarray of float64, shape ((n + 1)(n + 2) / 2, ky, kx)
+        P_ij in the order of `exponents(n)`; odd sides.
+    centre : (float, float)
+        x_c and y_c, pixels.
+    scale : (float, float)
+        s_x and s_y, pixels.
+    """
+
+    planes: Float64Array
+    centre: tuple[float, float] = (0.0, 0.0)
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        shape = self.planes.shape
+        orders = [n for n in range(MAX_ORDER + 1) if (n + 1) * (n + 2) // 2 == shape[0]]
+        if len(shape) != 3 or not orders or shape[1] % 2 == 0 or shape[2] % 2 == 0:
+            raise ShapeError(f"The planes of a varying kernel have the shape {shape}; (terms, odd, odd) is needed, with "
+                             f"1, 3, 6, 10 or 15 terms for the orders 0 to {MAX_ORDER}.", shape=shape)
+
+    @property
+    def order(self) -> int:
+        """Order n of the polynomial."""
+        return next(n for n in range(MAX_ORDER + 1) if (n + 1) * (n + 2) // 2 == len(self.planes))
+
+    def terms_at(self, x: float, y: float) -> Float64Array:
+        """Return the monomials X^i Y^j at (x, y), in the order of the planes."""
+        return monomials(x, y, self.order, self.centre, self.scale)
+
+    def image_at(self, x: float, y: float) -> Float64Array:
+        """Return the kernel at pixel (x, y), shape (ky, kx), centred on its middle pixel."""
+        return np.tensordot(self.terms_at(x, y), self.planes, axes=1)
+
+    def sum_at(self, x: Any, y: Any) -> Any:
+        """Return the kernel's sum at (x, y), which may be arrays that broadcast."""
+        return np.tensordot(self.planes.sum(axis=(1, 2)), monomials(x, y, self.order, self.centre, self.scale), axes=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Convolved:
+    """The planes of a convolved image, all of shape (ny, nx) and float32.
+
+    Parameters
+    ----------
+    data : ndarray
+        sum K d over usable pixels, divided by `kept`; 0 where nothing usable is in reach.
+    variance : ndarray or None
+        sum K^2 var over usable pixels, divided by `kept` squared.
+    lost : ndarray or None
+        Share of sum |K| that fell on unusable pixels or outside of the image, 0 to 1; None without a mask if only
+        the image's border can lose weight.
+    """
+
+    data: Float32Array
+    variance: Float32Array | None
+    lost: Float32Array
+
+
+def exponents(order: int) -> list[tuple[int, int]]:
+    """Return the powers (i, j) of X and Y of the monomials up to a total degree, j running first."""
+    return [(i, j) for i in range(order + 1) for j in range(order + 1 - i)]
+
+
+def monomials(x: Any, y: Any, order: int, centre: tuple[float, float], scale: tuple[float, float]) -> Float64Array:
+    """Return X^i Y^j for all `exponents(order)`, shape (terms,) + shape of x and y broadcast together."""
+    X = (np.asarray(x, np.float64) - centre[0]) / scale[0]
+    Y = (np.asarray(y, np.float64) - centre[1]) / scale[1]
+    return np.stack([X**i * Y**j for i, j in exponents(order)])
+
+
+def convolve_varying(
+    data: FloatArray, kernel: PolynomialKernel, variance: FloatArray | None = None, usable: BoolArray | None = None
+) -> Convolved:
+    """Convolve an image and its variance with a kernel that varies over the field, in one pass.
+
+    With weights u = 1 on usable pixels and 0 elsewhere (also outside of the image):
+
+        data(x) = sum_u K u d / kept,  variance(x) = sum_u K^2 u var / kept^2,  kept = sum K u / sum K,
+        lost = 1 - sum |K| u / sum |K|
+
+    so that a level survives a hole, and `lost` says how far to trust it. Where less than a tenth of the kernel's sum is
+    kept, data and variance are 0 and `lost` is 1.
+
+    Parameters
+    ----------
+    data : ndarray, shape (ny, nx)
+        The image; what it holds where unusable does not matter.
+    kernel : PolynomialKernel
+        Its sum must not be 0.
+    variance : ndarray, shape (ny, nx), optional
+        Variance of independent pixels.
+    usable : ndarray of bool, shape (ny, nx), optional
+        True where data may be used; everywhere if not given.
+
+    Returns
+    -------
+    Convolved
+
+    Raises
+    ------
+    ShapeError
+        The planes differ in shape.
+    """
+    if usable is None:
+        usable = np.ones(data.shape, bool)
+    for what, plane in (("variance", variance), ("usable", usable)):
+        if plane is not None and plane.shape != data.shape:
+            raise ShapeError(f"The {what} has the shape {plane.shape}, but the data have {data.shape}; they must be "
+                             "the same.", found=plane.shape, needed=data.shape)
+    out, out_variance, lost, kept = _run(data, kernel, variance, usable)
+    assert lost is not None
+    assert kept is not None
+    hopeless = kept < 0.1
+    lost[hopeless] = 1.0
+    factor = np.where(hopeless, np.float32(0), 1 / np.where(hopeless, np.float32(1), kept))
+    out *= factor
+    if out_variance is not None:
+        out_variance *= factor * factor
+    return Convolved(out, out_variance, lost)
+
+
+def convolve(image: FloatArray, kernel: npt.ArrayLike, usable: BoolArray | None = None) -> FloatArray:
+    """Convolve an image with one kernel; pixels that are unusable or outside of the image count as 0.
+
+    Parameters
+    ----------
+    image : ndarray, shape (ny, nx)
+        The image.
+    kernel : array_like, shape (ky, kx)
+        Odd sides; the middle pixel is the origin.
+    usable : ndarray of bool, shape (ny, nx), optional
+        False where the image counts as 0, whatever its value.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx)
+        sum over (u, v) of K(u, v) image(x - u, y - v), float32 (float64 if the image is).
+
+    Raises
+    ------
+    ShapeError
+        The kernel is not two-dimensional with odd sides, or `usable` has another shape than the image.
+    InputError
+        The kernel is not finite.
+    """
+    kernel = np.asarray(kernel, np.float64)
+    if kernel.ndim != 2 or kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
+        raise ShapeError(f"The kernel has the shape {kernel.shape}; two odd sides are needed.", shape=kernel.shape)
+    if not np.isfinite(kernel).all():
+        raise InputError("The kernel holds NaN or infinite values; it must be finite.")
+    if usable is not None and usable.shape != image.shape:
+        raise ShapeError(f"usable has the shape {usable.shape}, but the image has {image.shape}; they must be the same.",
+                         found=usable.shape, needed=image.shape)
+    if image.dtype == np.float64 or kernel.size > _DIRECT_TAPS:
+        masked = image if usable is None else np.where(usable, image, image.dtype.type(0))
+        return oaconvolve(masked, kernel.astype(image.dtype, copy=False), mode="same")
+    masked = image if usable is None else np.where(usable, image, np.float32(0))
+    return _run(masked, PolynomialKernel(kernel[None]), None, None)[0]
+
+
+def _run(
+    data: FloatArray, kernel: PolynomialKernel, variance: FloatArray | None, usable: BoolArray | None
+) -> tuple[Float32Array, Float32Array | None, Float32Array | None, Float32Array | None]:
+    """Pad the planes, run the compiled loops band by band, and cut the results to size."""
+    ny, nx = data.shape
+    ky, kx = kernel.planes.shape[1:]
+    width = -(-nx // _CHUNK) * _CHUNK
+    frame = (slice(ky // 2, ky // 2 + ny), slice(kx // 2, kx // 2 + nx))
+
+    def padded(plane: npt.NDArray[Any]) -> Float32Array:
+        full = np.zeros((ny + ky - 1, width + kx - 1), np.float32)
+        full[frame] = plane if usable is None else np.where(usable, plane, 0)
+        return full
+
+    shape = (ny, width)
+    out = np.empty(shape, np.float32)
+    out_variance = None if variance is None else np.empty(shape, np.float32)
+    lost = None if usable is None else np.empty(shape, np.float32)
+    kept = None if usable is None else np.empty(shape, np.float32)
+    padded_data = padded(data)
+    padded_variance = None if variance is None else padded(variance)
+    padded_usable = None if usable is None else padded(usable)
+    flipped = np.ascontiguousarray(kernel.planes[:, ::-1, ::-1], np.float64)
+
+    def band(rows: tuple[int, int]) -> None:
+        _kernels.convolve_varying(padded_data, padded_variance, padded_usable, flipped, kernel.order, kernel.centre,
+                                  kernel.scale, out, out_variance, lost, kept, rows)
+
+    map_bands(band, row_bands(ny))
+    return tuple(None if plane is None else plane[:, :nx] for plane in (out, out_variance, lost, kept))  # type: ignore[return-value]
