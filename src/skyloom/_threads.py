@@ -7,9 +7,13 @@ one call: the result is bit-identical for any number of threads.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
+
+from threadpoolctl import ThreadpoolController
 
 from skyloom.errors import InputError
 
@@ -47,3 +51,22 @@ def map_bands(function: Callable[[T], R], bands: Iterable[T], threads: int | Non
 def row_bands(n_rows: int, rows_per_band: int = 64) -> list[tuple[int, int]]:
     """Cut `n_rows` rows into half-open bands ``(start, stop)`` of `rows_per_band` rows; the last may be shorter."""
     return [(start, min(start + rows_per_band, n_rows)) for start in range(0, n_rows, rows_per_band)]
+
+
+_BLAS_LOCK = threading.Lock()
+_blas: ThreadpoolController | None = None
+
+
+@contextmanager
+def serial_blas() -> Iterator[None]:
+    """Keep BLAS to one thread inside: many small matrices on our own threads, and the same bits for any number of them.
+
+    The libraries' own pools would fight with ours for the processors. The limit is that of the whole process while the
+    context lasts.
+    """
+    global _blas  # noqa: PLW0603  # looking for the libraries takes milliseconds: done once
+    with _BLAS_LOCK:
+        if _blas is None:
+            _blas = ThreadpoolController()
+    with _blas.limit(limits=1, user_api="blas"):
+        yield

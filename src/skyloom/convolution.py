@@ -71,8 +71,8 @@ class PolynomialKernel:
         return np.tensordot(self.terms_at(x, y), self.planes, axes=1)
 
     def sum_at(self, x: Any, y: Any) -> Any:
-        """Return the kernel's sum at (x, y), which may be arrays that broadcast."""
-        return np.tensordot(self.planes.sum(axis=(1, 2)), monomials(x, y, self.order, self.centre, self.scale), axes=1)
+        """Return the kernel's sum at (x, y), numbers or arrays that broadcast."""
+        return polynomial(self.planes.sum(axis=(1, 2)), x, y, self.centre, self.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +105,24 @@ def monomials(x: Any, y: Any, order: int, centre: tuple[float, float], scale: tu
     X = (np.asarray(x, np.float64) - centre[0]) / scale[0]
     Y = (np.asarray(y, np.float64) - centre[1]) / scale[1]
     return np.stack([X**i * Y**j for i, j in exponents(order)])
+
+
+def polynomial(
+    coefficients: Float64Array, x: Any, y: Any, centre: tuple[float, float], scale: tuple[float, float]
+) -> Any:
+    """Return sum_ij c_ij X^i Y^j, the coefficients in the order of `exponents`; x and y are numbers or broadcast."""
+    order = next(n for n in range(MAX_ORDER + 1) if len(exponents(n)) == len(coefficients))
+    X = (np.asarray(x, np.float64) - centre[0]) / scale[0]
+    Y = (np.asarray(y, np.float64) - centre[1]) / scale[1]
+    c = dict(zip(exponents(order), coefficients, strict=True))
+    # Horner's rule in X of Horner's rule in Y: with a row of x and a column of y, one pass over the plane a power of X
+    value: Any = 0.0
+    for i in range(order, -1, -1):
+        in_y: Any = 0.0
+        for j in range(order - i, -1, -1):
+            in_y = in_y * Y + c[i, j]
+        value = value * X + in_y
+    return value + np.zeros(np.broadcast_shapes(X.shape, Y.shape))
 
 
 def convolve_varying(
@@ -223,7 +241,7 @@ def _run(
 
     def band(rows: tuple[int, int]) -> None:
         _kernels.convolve_varying(padded_data, padded_variance, padded_usable, flipped, kernel.order, kernel.centre,
-                                  kernel.scale, out, out_variance, lost, kept, rows)
+                                  kernel.scale, out, out_variance, lost, kept, nx, rows)
 
     map_bands(band, row_bands(ny))
     return tuple(None if plane is None else plane[:, :nx] for plane in (out, out_variance, lost, kept))  # type: ignore[return-value]

@@ -10,7 +10,7 @@ def simd_level() -> str: ...
 # convolve
 def convolve_varying(
     data: Any, variance: Any, usable: Any, kernel: Any, order: int, centre: tuple[float, float],
-    scale: tuple[float, float], out: Any, out_variance: Any, out_lost: Any, out_kept: Any, rows: tuple[int, int],
+    scale: tuple[float, float], out: Any, out_variance: Any, out_lost: Any, out_kept: Any, columns: int, rows: tuple[int, int],
 ) -> None: ...
 
 # interpolate

@@ -30,7 +30,8 @@ void need_same(const A& a, const B& b, const char* message) {
 void convolve_varying(Plane data, std::optional<Plane> variance, std::optional<Plane> usable, Planes kernel, int order,
                       std::tuple<double, double> centre, std::tuple<double, double> scale, OutPlane out,
                       std::optional<OutPlane> out_variance, std::optional<OutPlane> out_lost,
-                      std::optional<OutPlane> out_kept, std::tuple<std::int64_t, std::int64_t> rows) {
+                      std::optional<OutPlane> out_kept, std::int64_t columns,
+                      std::tuple<std::int64_t, std::int64_t> rows) {
   const auto [row_start, row_stop] = rows;
   const auto ky = static_cast<std::int64_t>(kernel.shape(1)), kx = static_cast<std::int64_t>(kernel.shape(2));
   const auto height = static_cast<std::int64_t>(out.shape(0)), width = static_cast<std::int64_t>(out.shape(1));
@@ -41,6 +42,7 @@ void convolve_varying(Plane data, std::optional<Plane> variance, std::optional<P
   need(static_cast<std::int64_t>(data.shape(0)) == height + ky - 1 &&
            static_cast<std::int64_t>(data.shape(1)) == width + kx - 1,
        "data must be the output's shape padded by half the kernel on each side");
+  need(0 < columns && columns <= width, "columns outside of the output");
   need(0 <= row_start && row_start <= row_stop && row_stop <= height, "rows outside of the output");
   need(variance.has_value() == out_variance.has_value(), "variance and out_variance go together");
   need(usable.has_value() == out_lost.has_value() && usable.has_value() == out_kept.has_value(),
@@ -61,7 +63,8 @@ void convolve_varying(Plane data, std::optional<Plane> variance, std::optional<P
                                        out_variance ? out_variance->data() : nullptr,
                                        out_lost ? out_lost->data() : nullptr,
                                        out_kept ? out_kept->data() : nullptr,
-                                       width};
+                                       width,
+                                       columns};
   nb::gil_scoped_release release;
   skyloom::convolve_varying(varying, planes, row_start, row_stop);
 }
@@ -70,6 +73,6 @@ void convolve_varying(Plane data, std::optional<Plane> variance, std::optional<P
 
 void bind_convolve(nb::module_& m) {
   m.def("convolve_varying", &convolve_varying, "data"_a, "variance"_a.none(), "usable"_a.none(), "kernel"_a, "order"_a,
-        "centre"_a, "scale"_a, "out"_a, "out_variance"_a.none(), "out_lost"_a.none(), "out_kept"_a.none(), "rows"_a,
+        "centre"_a, "scale"_a, "out"_a, "out_variance"_a.none(), "out_lost"_a.none(), "out_kept"_a.none(), "columns"_a, "rows"_a,
         "Convolve some rows with a kernel that is a polynomial of position; see skyloom.convolution.");
 }

@@ -1,5 +1,6 @@
 #include "convolve.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -28,9 +29,10 @@ struct Taps {
   std::vector<double> by_row;   // [order + 1][count]: sum_j Y^j planes[ij]
   std::vector<float> taylor;    // [order + 1][count]
   std::vector<float> squared;   // [2][count]: K^2 and its derivative by t
-  std::vector<float> absolute;  // [count]
+  std::vector<float> absolute;  // [order + 1][count]: |K|, where no tap changes its sign within the block
 
-  Taps(int n, int order) : count(n), by_row(n * (order + 1)), taylor(n * (order + 1)), squared(2 * n), absolute(n) {}
+  Taps(int n, int order)
+      : count(n), by_row(n * (order + 1)), taylor(n * (order + 1)), squared(2 * n), absolute(n * (order + 1)) {}
 };
 
 template <int ORDER>
@@ -70,7 +72,8 @@ SKYLOOM_INLINE void expand_x(double X, Taps& taps) {
   float* squared = taps.squared.data();
   float* absolute = taps.absolute.data();
   for (int tap = 0; tap < n; ++tap) squared[tap] = k0[tap] * k0[tap];
-  for (int tap = 0; tap < n; ++tap) absolute[tap] = std::fabs(k0[tap]);
+  for (int k = 0; k <= ORDER; ++k)
+    for (int tap = 0; tap < n; ++tap) absolute[k * n + tap] = std::copysign(1.0f, k0[tap]) * k0[k * n + tap];
   if constexpr (ORDER > 0)
     for (int tap = 0; tap < n; ++tap) squared[n + tap] = 2.0f * k0[tap] * k1[tap];
 }
@@ -111,28 +114,32 @@ SKYLOOM_INLINE void polynomial(const Chunk<LANES> (&sums)[N], const float* t, fl
   }
 }
 
+// The share of the kernel's weight, lane by lane, that usable pixels get: sum k u / sum k, for the kernel's polynomial `taps`.
 template <int LANES, int ORDER>
-SKYLOOM_INLINE void weigh_mask(const ConvolvePlanes& planes, const VaryingKernel& kernel, const Taps& taps,
-                               const float* t, std::int64_t at_in, std::int64_t at_out) {
-  const float* usable = planes.usable + at_in;
-  Chunk<LANES> sums[ORDER + 1], sums_abs[1];
-  correlate<LANES, ORDER + 1>(usable, planes.stride, taps.taylor.data(), kernel.ky, kernel.kx, sums);
-  correlate<LANES, 1>(usable, planes.stride, taps.absolute.data(), kernel.ky, kernel.kx, sums_abs);
-  float kept[kChunk], kept_abs[kChunk];
-  polynomial<LANES, ORDER + 1>(sums, t, kept);
-  std::memcpy(kept_abs, sums_abs, sizeof kept_abs);
-  double total[ORDER + 1] = {}, total_abs = 0.0;
-  for (int tap = 0; tap < taps.count; ++tap) {
-    for (int k = 0; k <= ORDER; ++k) total[k] += taps.taylor[k * taps.count + tap];
-    total_abs += taps.absolute[tap];
-  }
+SKYLOOM_INLINE void usable_share(const float* usable, std::int64_t stride, const float* taps, int ky, int kx,
+                                 const float* t, float* share) {
+  Chunk<LANES> sums[ORDER + 1];
+  correlate<LANES, ORDER + 1>(usable, stride, taps, ky, kx, sums);
+  polynomial<LANES, ORDER + 1>(sums, t, share);
+  double total[ORDER + 1] = {};
+  for (int k = 0; k <= ORDER; ++k)
+    for (int tap = 0; tap < ky * kx; ++tap) total[k] += taps[k * ky * kx + tap];
   for (int lane = 0; lane < kChunk; ++lane) {
     double all = total[ORDER];
     for (int k = ORDER - 1; k >= 0; --k) all = all * t[lane] + total[k];
-    planes.out_kept[at_out + lane] = all != 0.0 ? static_cast<float>(kept[lane] / all) : 0.0f;
-    const double lost = total_abs > 0.0 ? 1.0 - kept_abs[lane] / total_abs : 0.0;
-    planes.out_lost[at_out + lane] = static_cast<float>(lost > 0.0 ? lost : 0.0);
+    share[lane] = all != 0.0 ? static_cast<float>(share[lane] / all) : 0.0f;
   }
+}
+
+template <int LANES, int ORDER>
+SKYLOOM_INLINE void weigh_mask(const ConvolvePlanes& planes, const VaryingKernel& kernel, const Taps& taps,
+                               const float* t, std::int64_t in, std::int64_t out) {
+  const float* usable = planes.usable + in;
+  float kept_abs[kChunk];
+  usable_share<LANES, ORDER>(usable, planes.stride, taps.taylor.data(), kernel.ky, kernel.kx, t, planes.out_kept + out);
+  usable_share<LANES, ORDER>(usable, planes.stride, taps.absolute.data(), kernel.ky, kernel.kx, t, kept_abs);
+  for (int lane = 0; lane < kChunk; ++lane)
+    planes.out_lost[out + lane] = kept_abs[lane] < 1.0f ? 1.0f - kept_abs[lane] : 0.0f;
 }
 
 // How many unusable pixels each column has in the kernel's rows around one output row.
@@ -192,9 +199,7 @@ template <int LANES, int ORDER>
 SKYLOOM_INLINE void convolve_rows(const VaryingKernel& kernel, const ConvolvePlanes& planes, std::int64_t row_start,
                                   std::int64_t row_stop) {
   Taps taps(kernel.ky * kernel.kx, ORDER);
-  float t[kBlock];
-  for (int lane = 0; lane < kBlock; ++lane)
-    t[lane] = static_cast<float>((lane - 0.5 * (kBlock - 1)) / kernel.x_scale);
+  float t[kBlock] = {};
   UnusableInReach unusable(planes, kernel.ky, row_start);
   if constexpr (ORDER == 0) {
     collapse_y<0>(kernel, 0.0, taps);
@@ -204,8 +209,11 @@ SKYLOOM_INLINE void convolve_rows(const VaryingKernel& kernel, const ConvolvePla
     if constexpr (ORDER > 0) collapse_y<ORDER>(kernel, static_cast<double>(y), taps);
     for (std::int64_t x = 0; x < planes.width; x += kChunk) {
       const int offset = static_cast<int>(x % kBlock);
-      if constexpr (ORDER > 0)
-        if (offset == 0) expand_x<ORDER>((x + 0.5 * (kBlock - 1) - kernel.x_centre) / kernel.x_scale, taps);
+      if (ORDER > 0 && offset == 0) {
+        const double middle = 0.5 * (x + std::min(x + kBlock, planes.columns) - 1);
+        expand_x<ORDER>((middle - kernel.x_centre) / kernel.x_scale, taps);
+        for (int lane = 0; lane < kBlock; ++lane) t[lane] = static_cast<float>((x + lane - middle) / kernel.x_scale);
+      }
       convolve_chunk<LANES, ORDER>(planes, kernel, taps, t + offset, unusable.any(x, kChunk + kernel.kx - 1),
                                    y * planes.stride + x, y * planes.width + x);
     }
@@ -214,7 +222,7 @@ SKYLOOM_INLINE void convolve_rows(const VaryingKernel& kernel, const ConvolvePla
 }
 
 template <int LANES>
-SKYLOOM_INLINE void convolve_lanes(const VaryingKernel& kernel, const ConvolvePlanes& planes, std::int64_t row_start,
+SKYLOOM_INLINE void convolve_body(const VaryingKernel& kernel, const ConvolvePlanes& planes, std::int64_t row_start,
                                    std::int64_t row_stop) {
   static_assert(kConvolveMaxOrder == 4);
   switch (kernel.order) {
@@ -226,8 +234,7 @@ SKYLOOM_INLINE void convolve_lanes(const VaryingKernel& kernel, const ConvolvePl
   }
 }
 
-SKYLOOM_INLINE void convolve_body(const VaryingKernel& kernel, const ConvolvePlanes& planes, std::int64_t row_start, std::int64_t row_stop) { convolve_lanes<16>(kernel, planes, row_start, row_stop); }
-SKYLOOM_DISPATCH(void, convolve,
+SKYLOOM_DISPATCH_LANES(void, convolve,
                  (const VaryingKernel& kernel, const ConvolvePlanes& planes, std::int64_t row_start, std::int64_t row_stop),
                  (kernel, planes, row_start, row_stop))
 

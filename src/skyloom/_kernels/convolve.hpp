@@ -30,6 +30,7 @@ struct ConvolvePlanes {
   float* out_lost;      // with usable: share of sum |K| that fell on unusable pixels
   float* out_kept;      // with usable: share of sum K that fell on usable pixels
   std::int64_t width;
+  std::int64_t columns;  // of these so many belong to the image
 };
 
 // Fills the output rows [row_start, row_stop).

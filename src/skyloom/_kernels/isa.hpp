@@ -18,20 +18,27 @@ const char* isa_name(Isa isa);
 #define SKYLOOM_INLINE inline __attribute__((always_inline))
 
 // SKYLOOM_DISPATCH(void, fill_band, (float* out, int n), (out, n)) defines fill_band, given fill_band_body.
+// SKYLOOM_DISPATCH_LANES does the same, given fill_band_body<LANES>, LANES being the number of floats that one register of
+// the instruction set holds.
+#define SKYLOOM_DISPATCH(RET, NAME, PARAMS, ARGS) \
+  SKYLOOM_DISPATCH_BODIES(RET, NAME, PARAMS, ARGS, NAME##_body, NAME##_body, NAME##_body)
+#define SKYLOOM_DISPATCH_LANES(RET, NAME, PARAMS, ARGS) \
+  SKYLOOM_DISPATCH_BODIES(RET, NAME, PARAMS, ARGS, NAME##_body<16>, NAME##_body<8>, NAME##_body<4>)
+
 #if defined(__x86_64__) && defined(__GNUC__)
-#define SKYLOOM_DISPATCH(RET, NAME, PARAMS, ARGS)                                                          \
+#define SKYLOOM_DISPATCH_BODIES(RET, NAME, PARAMS, ARGS, BODY16, BODY8, BODY4)                            \
   __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,bmi2,prefer-vector-width=512")))     \
-  static RET NAME##_avx512 PARAMS { return NAME##_body ARGS; }                                             \
-  __attribute__((target("avx2,fma,bmi2"))) static RET NAME##_avx2 PARAMS { return NAME##_body ARGS; }      \
-  static RET NAME##_baseline PARAMS { return NAME##_body ARGS; }                                           \
-  RET NAME PARAMS {                                                                                        \
-    switch (skyloom::current_isa()) {                                                                      \
-      case skyloom::Isa::avx512: return NAME##_avx512 ARGS;                                                \
-      case skyloom::Isa::avx2: return NAME##_avx2 ARGS;                                                    \
-      default: return NAME##_baseline ARGS;                                                                \
-    }                                                                                                      \
+  static RET NAME##_avx512 PARAMS { return BODY16 ARGS; }                                                 \
+  __attribute__((target("avx2,fma,bmi2"))) static RET NAME##_avx2 PARAMS { return BODY8 ARGS; }           \
+  static RET NAME##_baseline PARAMS { return BODY4 ARGS; }                                                \
+  RET NAME PARAMS {                                                                                       \
+    switch (skyloom::current_isa()) {                                                                     \
+      case skyloom::Isa::avx512: return NAME##_avx512 ARGS;                                               \
+      case skyloom::Isa::avx2: return NAME##_avx2 ARGS;                                                   \
+      default: return NAME##_baseline ARGS;                                                               \
+    }                                                                                                     \
   }
 #else
-#define SKYLOOM_DISPATCH(RET, NAME, PARAMS, ARGS) \
-  RET NAME PARAMS { return NAME##_body ARGS; }
+#define SKYLOOM_DISPATCH_BODIES(RET, NAME, PARAMS, ARGS, BODY16, BODY8, BODY4)                            \
+  RET NAME PARAMS { return BODY4 ARGS; }
 #endif

@@ -1,0 +1,279 @@
+"""Optimal image subtraction with a kernel that varies over the field (Alard & Lupton 1998; Alard 2000)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from astropy.table import Table
+from scipy import ndimage
+
+from skyloom._threads import serial_blas
+from skyloom.convolution import Convolved, polynomial
+from skyloom.errors import NoUsableDataError, ShapeError, TooFewStampsError
+from skyloom.exposure import UNUSABLE, BoolArray, Exposure, FloatArray, MaskBit
+from skyloom.subtraction.basis import default_half_width, default_sigmas, gaussian_basis
+from skyloom.subtraction.fit import FitInput, KernelFit, fit_kernel, systematic_fraction
+from skyloom.subtraction.options import AlardLuptonOptions
+from skyloom.subtraction.result import Subtraction
+from skyloom.subtraction.stamps import (
+    Planes,
+    dilate,
+    find_candidates,
+    find_sources,
+    measure_fwhm,
+    source_positions,
+    spread,
+)
+
+log = logging.getLogger("skyloom.subtraction")
+
+_TOUCHED = 1e-3  # a pixel that lost less than this share of the kernel's weight counts as untouched
+_WEIGHT_BOX = 5  # pixels over which variances are averaged before they become weights
+_UNUSABLE_BITS = tuple(bit for bit in MaskBit if bit & UNUSABLE)
+
+
+def subtract(
+    science: Exposure,
+    template: Exposure,
+    options: AlardLuptonOptions | None = None,
+    *,
+    sources: Any = None,
+    science_fwhm: float | None = None,
+    template_fwhm: float | None = None,
+) -> Subtraction:
+    """Match a template to a science image and subtract it.
+
+    The image with the narrower stars, T, is convolved with a kernel K, a sum of Gaussians times polynomials whose
+    coefficients vary over the field, found by weighted least squares on stamps around stars: S = K * T + background. When
+    it is the science image that is convolved, the difference is divided by the kernel's sum, so that it always has the
+    science image's flux scale.
+
+    Parameters
+    ----------
+    science, template : Exposure
+        On the same pixel grid. Without a variance plane it is estimated.
+    options : AlardLuptonOptions, optional
+        All choices.
+    sources : Table, optional
+        Stars on the science image (columns x, y and, if there, flux and flag) from which to choose stamps; detected if not
+        given.
+    science_fwhm, template_fwhm : float, optional
+        Seeing in pixels; measured if not given.
+
+    Returns
+    -------
+    Subtraction
+
+    Raises
+    ------
+    ShapeError
+        The two images have different shapes.
+    NoUsableDataError
+        No pixel is usable in both images.
+    TooFewStampsError
+        Too few stars fit to be stamps, or too few that the kernel fits.
+    """
+    options = options or AlardLuptonOptions()
+    if science.shape != template.shape:
+        raise ShapeError(f"The science image has the shape {science.shape} and the template {template.shape}; they must be on "
+                         "the same grid. Resample the template first.", science=science.shape, template=template.shape)
+    science, template = _with_variance(science), _with_variance(template)
+    if not (science.usable & template.usable).any():
+        raise NoUsableDataError("No pixel is usable in both the science image and the template; check their masks and "
+                                "that they overlap.")
+    planes = {"science": _planes(science), "template": _planes(template)}
+    xy = find_sources(planes["science"]) if sources is None else source_positions(sources)
+    fwhm = _seeing(planes, xy, science_fwhm, template_fwhm)
+    convolved: Literal["template", "science"]
+    if options.convolve == "auto":
+        convolved = "template" if fwhm["template"] <= fwhm["science"] else "science"
+    else:
+        convolved = options.convolve
+    with serial_blas():
+        fit, counts = _fit(planes, convolved, xy, fwhm, options)
+    return _difference(science, template, planes, convolved, fit, options, _describe(fit, counts, fwhm))
+
+
+def _with_variance(exposure: Exposure) -> Exposure:
+    if exposure.variance is not None:
+        return exposure
+    from skyloom.noise import with_variance
+
+    return with_variance(exposure)
+
+
+def _planes(exposure: Exposure) -> Planes:
+    """Take off the median, so that unusable pixels can be 0 and sums in float32 keep their digits."""
+    assert exposure.variance is not None
+    usable = exposure.usable
+    pedestal = _pedestal(exposure)
+    return Planes(np.where(usable, exposure.data - exposure.data.dtype.type(pedestal), exposure.data.dtype.type(0)),
+                  exposure.variance, usable)
+
+
+def _pedestal(exposure: Exposure) -> float:
+    usable = exposure.usable
+    return float(np.median(exposure.data[usable])) if usable.any() else 0.0
+
+
+def _seeing(planes: dict[str, Planes], xy: npt.NDArray[np.float64], science_fwhm: float | None,
+            template_fwhm: float | None) -> dict[str, float]:
+    """Return the FWHM of both images; those not given are measured, on the same stars."""
+    given = {"science": science_fwhm, "template": template_fwhm}
+    if None not in given.values():
+        return given  # type: ignore[return-value]
+    half = 12
+    stars, counts = find_candidates(planes["science"], planes["template"], xy, half=half, core=4, reach=half, fwhm=3.0,
+                                    min_snr=20.0)
+    if not stars:
+        raise _too_few("No source is good enough to measure the seeing", counts, 1)
+    stars = sorted(stars, key=lambda star: -star[2])[:100]
+    return {name: measure_fwhm(planes[name], stars, half) if value is None else value for name, value in given.items()}
+
+
+def _too_few(what: str, counts: dict[str, int], needed: int) -> TooFewStampsError:
+    why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if reason != "sources")
+    return TooFewStampsError(f"{what}: of {counts['sources']} sources, {why}; at least {needed} stamps are needed. Give a deeper "
+                             "source list with sources=, or lower min_snr or min_stamps.", needed=needed, **counts)
+
+
+def _fit(planes: dict[str, Planes], convolved: Literal["template", "science"], xy: npt.NDArray[np.float64],
+         fwhm: dict[str, float], options: AlardLuptonOptions) -> tuple[KernelFit, dict[str, int]]:
+    """Choose the basis and the stamps, and fit the kernel."""
+    other = "science" if convolved == "template" else "template"
+    wide = max(fwhm.values())
+    sigmas = options.gaussian_sigmas or default_sigmas(wide, min(fwhm.values()))
+    if options.gaussian_sigmas is None and len(options.gaussian_orders) != 3:
+        sigmas = tuple(sigmas[1] * 2.0**k for k in range(-1, len(options.gaussian_orders) - 1))
+    kernel_half = options.kernel_half_width or default_half_width(sigmas, wide)
+    basis = gaussian_basis(sigmas, options.gaussian_orders, kernel_half)
+    half = options.stamp_half_width or max(8, int(np.ceil(3.5 * wide)))
+    core = max(3, int(np.ceil(1.25 * wide)))
+    # the middle half of the kernel holds nearly all of its weight
+    touched = dilate(~planes[convolved].usable, (kernel_half + 1) // 2)
+    inputs = FitInput(_weighing(planes[other], planes[other].usable), _weighing(planes[convolved], ~touched), basis, half, core)
+    accepted, counts = find_candidates(inputs.target, inputs.source, xy, half=half, core=core, reach=half + kernel_half,
+                                       fwhm=wide, min_snr=options.min_snr)
+    if len(accepted) < options.min_stamps:
+        raise _too_few(f"Only {len(accepted)} sources are good enough for stamps", counts, options.min_stamps)
+    ny, nx = inputs.target.shape
+    tiles = options.tiles or int(np.clip(max(ny, nx) / (2 * half + 1) / 1.5, 1, 12))
+    cells = spread(accepted, (ny, nx), tiles, options.candidates_per_tile)
+    return fit_kernel(inputs, cells, options), counts
+
+
+def _weighing(planes: Planes, usable: BoolArray) -> Planes:
+    """Return planes whose variance is averaged over some pixels.
+
+    A variance that was computed from the pixel's own counts goes up and down with them, and its inverse as a weight would
+    pull every fit below the mean.
+    """
+    seen = planes.usable.astype(np.float32)
+    weight = ndimage.uniform_filter(seen, _WEIGHT_BOX, mode="constant")
+    mean = ndimage.uniform_filter(np.where(planes.usable, planes.variance, 0), _WEIGHT_BOX, mode="constant")
+    variance = np.where(planes.usable, mean / np.maximum(weight, 1e-6), 0)
+    return Planes(planes.data, variance, usable)
+
+
+def _difference(science: Exposure, template: Exposure, planes: dict[str, Planes],
+                convolved: Literal["template", "science"], fit: KernelFit, options: AlardLuptonOptions,
+                statistics: dict[str, Any]) -> Subtraction:
+    """Convolve, subtract, and put the planes together."""
+    moved, still = (template, science) if convolved == "template" else (science, template)
+    moved_planes = planes[convolved]
+    smooth = fit.kernel.convolve(moved_planes.data, moved_planes.variance, moved_planes.usable)
+    assert smooth.variance is not None
+    ny, nx = science.shape
+    x, y = np.arange(nx)[None, :], np.arange(ny)[:, None]
+    background = polynomial(fit.background, x, y, fit.kernel.centre, fit.kernel.scale)
+    still_pedestal = _pedestal(still)
+    matched = smooth.data + (background + still_pedestal)
+    image = still.data - matched
+    variance_still: FloatArray = still.variance  # type: ignore[assignment]
+    variance_moved: FloatArray = smooth.variance
+    if convolved == "science":
+        total = fit.kernel.sum_at(x, y)
+        image, matched, background = -image / total, matched / total, (background + still_pedestal) / total
+        variance_still, variance_moved = variance_still / total**2, variance_moved / total**2
+    mask = _mask(still, moved, smooth, fit.kernel.half, convolved, options.max_lost)
+    usable = (mask & np.uint32(UNUSABLE)) == 0
+    if not usable.any():
+        raise NoUsableDataError("No pixel of the difference is usable: the images overlap in too small a part, or the kernel "
+                                f"(half width {fit.kernel.half} pixels) reaches a masked pixel everywhere.")
+
+    def clean(plane: FloatArray) -> FloatArray:
+        return np.where(usable, plane, 0).astype(science.data.dtype)
+
+    variances = {convolved: clean(variance_moved), "science" if convolved == "template" else "template": clean(variance_still)}
+    image, matched = clean(image), matched.astype(science.data.dtype)
+    variance = variances["science"] + variances["template"]
+    signal = matched - np.median(matched[usable])
+    statistics |= _noise_statistics(image[usable], variance[usable], signal[usable])
+    return Subtraction(image, variance, variances["science"], variances["template"], mask, matched, fit.kernel,
+                       background.astype(science.data.dtype), convolved, _table(fit), statistics, science.correlation,
+                       template.correlation)
+
+
+def _mask(still: Exposure, moved: Exposure, smooth: Convolved, half: int, convolved: str, max_lost: float
+          ) -> npt.NDArray[np.uint32]:
+    """Bits of the difference: those of the image that stayed, and those that the kernel spread."""
+    from_template = np.uint32(MaskBit.TEMPLATE)
+    bits_still, bits_moved = still.mask.copy(), moved.mask.copy()
+    lost = smooth.lost > max_lost
+    spread = np.zeros_like(bits_moved)
+    for bit in _UNUSABLE_BITS:
+        has = (moved.mask & np.uint32(bit)) != 0
+        if has.any():
+            spread[lost & dilate(has, half)] |= np.uint32(bit)
+            bits_moved[has & ~lost] &= ~np.uint32(bit)
+    border = np.ones(lost.shape, bool)
+    border[half:-half or None, half:-half or None] = False
+    edge = lost & border & (spread == 0)
+    bits_moved |= spread
+    touched = ~lost & (smooth.lost > _TOUCHED)
+    for name, bits in (("template" if convolved == "science" else "science", bits_still), (convolved, bits_moved)):
+        if name == "template":
+            bits[bits != 0] |= from_template
+    mask = bits_still | bits_moved
+    mask[edge | (lost & ((mask & np.uint32(UNUSABLE)) == 0))] |= np.uint32(MaskBit.EDGE)
+    mask[touched] |= np.uint32(MaskBit.SPREAD)
+    return mask
+
+
+def _noise_statistics(image: FloatArray, variance: FloatArray, signal: FloatArray) -> dict[str, float]:
+    """How far the difference scatters as its variance says, on the sky and under bright stars."""
+    z = image / np.sqrt(variance)
+    sky = z[signal < 3 * np.sqrt(variance)]
+    sky = sky if len(sky) > 100 else z
+    middle = float(np.median(sky))
+    kept = sky[np.abs(sky - middle) < 5]
+    return {
+        "noise_ratio": float(1.4826 * np.median(np.abs(sky - middle))),
+        "mean_over_sigma": float(kept.mean()) if len(kept) else middle,
+        "systematic_fraction": systematic_fraction(image, variance, signal),
+    }
+
+
+def _describe(fit: KernelFit, counts: dict[str, int], fwhm: dict[str, float]) -> dict[str, Any]:
+    x, y = (np.array([getattr(star, axis) for star in fit.stars], float) for axis in ("x", "y"))
+    sums = fit.kernel.sum_at(x, y)
+    return {
+        "n_sources": counts["sources"], "n_stamps": len(fit.stars), "n_stamps_rejected": len(fit.rejected),
+        "chi2": float(np.median(fit.chi2)), "kernel_sum": float(np.mean(sums)), "kernel_sum_scatter": float(np.std(sums)),
+        "spatial_order": fit.kernel.order, "background_order": fit.background_order,
+        "kernel_half_width": fit.kernel.half, "science_fwhm": fwhm["science"], "template_fwhm": fwhm["template"],
+        "stamp_systematic_fraction": fit.systematic,
+    }
+
+
+def _table(fit: KernelFit) -> Table:
+    stars = fit.stars + fit.rejected
+    return Table({
+        "x": np.array([star.x for star in stars], float), "y": np.array([star.y for star in stars], float),
+        "snr": np.array([star.snr for star in stars]),
+        "chi2": np.concatenate([fit.chi2, np.full(len(fit.rejected), np.nan)]),
+        "used": np.arange(len(stars)) < len(fit.stars),
+    })

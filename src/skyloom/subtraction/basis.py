@@ -1,0 +1,109 @@
+"""The basis of the matching kernel: Gaussians times polynomials (Alard & Lupton 1998, ApJ 503, 325, eq. 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.exposure import FloatArray
+
+Float64Array = npt.NDArray[np.float64]
+
+_SAME = 1e-12  # combinations of functions whose square is so small are left out: others reproduce them
+
+
+@dataclass(frozen=True, eq=False)
+class KernelBasis:
+    """Basis functions B_0 .. B_n of the kernel.
+
+    The functions span u^p v^q exp(-(u^2 + v^2) / (2 sigma_g^2)), p + q <= d_g. B_0, the first Gaussian, has the sum 1
+    and all others have the sum 0 (Alard 2000, section 2), so that the coefficient of B_0 is the kernel's sum. The zero-sum
+    functions are orthonormalised: the span is the same, and the normal equations are better conditioned.
+
+    Parameters
+    ----------
+    filters : ndarray, shape (n_raw, 2, 2 half + 1)
+        Factors of the separable functions R_m(u, v) = filters[m, 0, v] filters[m, 1, u].
+    mix : ndarray, shape (n, n_raw)
+        B_n = sum_m mix[n, m] R_m.
+    """
+
+    filters: Float64Array
+    mix: Float64Array
+
+    @property
+    def half(self) -> int:
+        """Pixels from the centre to the edge."""
+        return self.filters.shape[2] // 2
+
+    def __len__(self) -> int:
+        return len(self.mix)
+
+    @property
+    def images(self) -> Float64Array:
+        """The functions as images, shape (n, 2 half + 1, 2 half + 1)."""
+        raw = self.filters[:, 0, :, None] * self.filters[:, 1, None, :]
+        return np.tensordot(self.mix, raw, axes=1)
+
+    def convolve(self, stamp: FloatArray) -> Float64Array:
+        """Convolve one stamp with all functions.
+
+        Parameters
+        ----------
+        stamp : ndarray, shape (ny + 2 half, nx + 2 half)
+
+        Returns
+        -------
+        ndarray, shape (n, ny, nx)
+            Only the part that no border touches.
+        """
+        half = self.half
+        ny, nx = stamp.shape[0] - 2 * half, stamp.shape[1] - 2 * half
+        along_x, index = np.unique(self.filters[:, 1], axis=0, return_inverse=True)
+        # out[x] = sum_u f[u] in[x - u + half]: a band matrix for each filter
+        rows = np.einsum("yxu,fu->fyx", np.lib.stride_tricks.sliding_window_view(stamp, 2 * half + 1, axis=1)[:, :nx],
+                         along_x[:, ::-1], optimize=True)
+        columns = np.lib.stride_tricks.sliding_window_view(np.eye(ny + 2 * half), 2 * half + 1, axis=1)
+        band = np.tensordot(self.filters[:, 0, ::-1], columns, axes=(1, 2))  # (n_raw, ny + 2 half, ny)
+        raw = np.matmul(band.transpose(0, 2, 1), rows[index.reshape(-1)])
+        return np.tensordot(self.mix, raw, axes=1)
+
+
+def gaussian_basis(sigmas: tuple[float, ...], orders: tuple[int, ...], half: int) -> KernelBasis:
+    """Build the basis from the widths of the Gaussians (pixels) and the degrees of their polynomials."""
+    axis = np.arange(-half, half + 1.0)
+    filters = []
+    for sigma, order in zip(sigmas, orders, strict=True):
+        gauss = np.exp(-0.5 * (axis / sigma) ** 2)
+        gauss /= gauss.sum()
+        filters += [((axis / sigma) ** q * gauss, (axis / sigma) ** p * gauss)
+                    for p in range(order + 1) for q in range(order + 1 - p)]
+    raw_filters = np.array(filters)
+    raw = raw_filters[:, 0, :, None] * raw_filters[:, 1, None, :]
+    sums = raw.sum(axis=(1, 2))
+    # R_m - sum(R_m) R_0 has the sum 0; scaled to norm 1 before functions are compared
+    zero_sum = np.eye(len(raw))[1:]
+    zero_sum[:, 0] -= sums[1:]
+    zero_sum /= np.linalg.norm(zero_sum @ raw.reshape(len(raw), -1), axis=1)[:, None]
+    images = zero_sum @ raw.reshape(len(raw), -1)
+    square, vectors = np.linalg.eigh(images @ images.T)
+    kept = square > _SAME * square[-1]
+    mix = np.vstack([np.eye(1, len(raw)), (vectors[:, kept] / np.sqrt(square[kept])).T @ zero_sum])
+    return KernelBasis(raw_filters, mix)
+
+
+def default_sigmas(fwhm_wide: float, fwhm_narrow: float) -> tuple[float, float, float]:
+    """Return widths of the Gaussians for two seeings: 1/2, 1 and 2 times the width that takes one to the other.
+
+    For Gaussian stars this width is sqrt(FWHM_1^2 - FWHM_2^2) / 2.355 (Israel, Hessman & Schuh 2007, AN 328, 16). It is
+    kept above 1 pixel, so that the basis stays able to sharpen a little and to shift a fraction of a pixel.
+    """
+    sigma = max(1.0, np.sqrt(abs(fwhm_wide**2 - fwhm_narrow**2)) / np.sqrt(8 * np.log(2)))
+    return 0.5 * sigma, sigma, 2.0 * sigma
+
+
+def default_half_width(sigmas: tuple[float, ...], fwhm: float) -> int:
+    """Return half the kernel's width: room for the widest Gaussian and for the wings of the wider stars."""
+    return int(np.ceil(max(5.0, 2.5 * max(sigmas), 2.2 * fwhm)))

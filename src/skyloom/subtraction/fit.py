@@ -1,0 +1,333 @@
+"""Fit the matching kernel and the differential background to stamps, and drop the stamps that do not fit."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from skyloom._threads import map_bands
+from skyloom.convolution import Float32Array, convolve, exponents, monomials
+from skyloom.errors import TooFewStampsError
+from skyloom.exposure import BoolArray, FloatArray
+from skyloom.subtraction.basis import Float64Array, KernelBasis
+from skyloom.subtraction.kernel import SpatialKernel
+from skyloom.subtraction.normal import Model, assemble, chi_squares, local_coefficients, solve
+from skyloom.subtraction.options import AlardLuptonOptions
+from skyloom.subtraction.stamps import Candidate, Planes, cut
+
+log = logging.getLogger("skyloom.subtraction")
+
+_AUTO_ORDERS = (0, 1, 2, 3)
+_STAMPS_PER_TERM = 3  # a polynomial term is only tried with so many stamps for each
+_FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class FitInput:
+    """The two images of a fit, and its geometry.
+
+    Parameters
+    ----------
+    target : Planes
+        The image to be matched.
+    source : Planes
+        The image to be convolved; `usable` is False wherever the kernel would touch an unusable pixel.
+    basis : KernelBasis
+        Of the kernel.
+    half, core : int
+        Half widths in pixels of a stamp, and radius of the part of it on which it is judged.
+    """
+
+    target: Planes
+    source: Planes
+    basis: KernelBasis
+    half: int
+    core: int
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Middle of the field: where X = Y = 0."""
+        ny, nx = self.target.shape
+        return (nx - 1) / 2, (ny - 1) / 2
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Half the field: X and Y run from -1 to 1."""
+        ny, nx = self.target.shape
+        return nx / 2, ny / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Stamp:
+    """The pixels of one stamp, flattened.
+
+    Parameters
+    ----------
+    star : Candidate
+    design : ndarray, shape (m, n_pixels)
+        The source convolved with each basis function, then the background's monomials.
+    target, target_variance : ndarray, shape (n_pixels,)
+    source_variance : ndarray, shape (n + 2 half, n + 2 half)
+        Of the source around the stamp, still to be convolved.
+    usable, core : ndarray of bool, shape (n_pixels,)
+    """
+
+    star: Candidate
+    design: Float64Array
+    target: Float64Array
+    target_variance: Float64Array
+    source_variance: Float32Array
+    usable: BoolArray
+    core: BoolArray
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """A stamp's part of the normal equations for given weights, and how its residuals look."""
+
+    gram: Float64Array
+    moment: Float64Array
+    square: float
+    n_pixels: int
+
+
+@dataclass(frozen=True, eq=False)
+class KernelFit:
+    """Result of `fit_kernel`.
+
+    Parameters
+    ----------
+    kernel : SpatialKernel
+    background : ndarray
+        Coefficients of the background's monomials.
+    background_order : int
+    stars : list of Candidate
+        Stamps in the final fit.
+    chi2 : ndarray
+        Reduced chi2 of each of them, over its core.
+    rejected : list of Candidate
+        Stamps that were dropped.
+    systematic : float
+        eps: the residuals scatter by sqrt(variance + (eps model)^2).
+    """
+
+    kernel: SpatialKernel
+    background: Float64Array
+    background_order: int
+    stars: list[Candidate]
+    chi2: Float64Array
+    rejected: list[Candidate]
+    systematic: float
+
+
+def load_stamp(images: FitInput, star: Candidate, background_order: int) -> Stamp:
+    """Cut one stamp and convolve it with all basis functions."""
+    x, y, half, reach = star.x, star.y, images.half, images.half + images.basis.half
+    convolved = images.basis.convolve(cut(images.source.data, x, y, reach))
+    axis = np.arange(-half, half + 1)
+    columns, rows = np.broadcast_arrays(x + axis[None, :], y + axis[:, None])
+    background = monomials(columns, rows, background_order, images.centre, images.scale)
+    usable = cut(images.source.usable, x, y, half) & cut(images.target.usable, x, y, half)
+    return Stamp(
+        star=star,
+        design=np.concatenate([convolved, background]).reshape(len(convolved) + len(background), -1),
+        target=cut(images.target.data, x, y, half).astype(np.float64).ravel(),
+        target_variance=cut(images.target.variance, x, y, half).astype(np.float64).ravel(),
+        source_variance=cut(images.source.variance, x, y, reach).astype(np.float32),
+        usable=usable.ravel(),
+        core=(axis[None, :] ** 2 + axis[:, None] ** 2 <= images.core**2).ravel(),
+    )
+
+
+class _Fitter:
+    """The stamps in the fit and their weights; one `Stamp` for each cell of the field at a time."""
+
+    def __init__(self, images: FitInput, cells: list[list[Candidate]], options: AlardLuptonOptions) -> None:
+        self.images, self.options = images, options
+        self.max_background = max(_AUTO_ORDERS) if options.background_order == "auto" else options.background_order
+        self.waiting = [list(cell[options.stamps_per_tile :]) for cell in cells for _ in (0,)]
+        self.cell_of = {id(star): k for k, cell in enumerate(cells) for star in cell}
+        self.stamps = self._load([star for cell in cells for star in cell[: options.stamps_per_tile]])
+        self.rejected: list[Candidate] = []
+        self.systematic = 0.0
+        self._images = images.basis.images
+        order = 0 if options.spatial_order == "auto" else options.spatial_order
+        background = 0 if options.background_order == "auto" else options.background_order
+        self.model = Model(len(images.basis), order, background, self.max_background, options.vary_kernel_sum)
+        # before there is a kernel: one that keeps the flux ratio, as wide as the target's noise tells nothing about
+        self.variances = [stamp.target_variance + _inner(stamp.source_variance, images.basis.half) for stamp in self.stamps]
+        self.weights = [np.where(s.usable, 1 / v, 0.0) for s, v in zip(self.stamps, self.variances, strict=True)]
+        self.sums = map_bands(lambda k: _sums(self.stamps[k], self.weights[k]), range(len(self.stamps)))
+
+    def _load(self, stars: list[Candidate]) -> list[Stamp]:
+        return map_bands(lambda star: load_stamp(self.images, star, self.max_background), stars)
+
+    def terms(self, order: int) -> Float64Array:
+        x = np.array([stamp.star.x for stamp in self.stamps])
+        y = np.array([stamp.star.y for stamp in self.stamps])
+        return monomials(x, y, order, self.images.centre, self.images.scale).T
+
+    def stacked(self) -> tuple[Float64Array, Float64Array, Float64Array]:
+        return (np.array([s.gram for s in self.sums]), np.array([s.moment for s in self.sums]),
+                np.array([s.square for s in self.sums]))
+
+    def need_enough(self) -> None:
+        if len(self.stamps) < self.options.min_stamps:
+            raise TooFewStampsError(
+                f"Only {len(self.stamps)} good stamps are left to fit the kernel ({len(self.rejected)} were dropped because "
+                f"they do not fit); at least {self.options.min_stamps} are needed. Lower min_stamps, allow more with "
+                "stamps_per_tile, or check that the two images show the same stars and are aligned.",
+                n_stamps=len(self.stamps), n_rejected=len(self.rejected), needed=self.options.min_stamps)
+
+    def choose_orders(self) -> None:
+        """Set the orders that are free to those that predict unseen stamps best."""
+        if self.options.background_order == "auto":
+            orders = [n for n in _AUTO_ORDERS if _STAMPS_PER_TERM * len(exponents(n)) <= len(self.stamps)] or [0]
+            self.model = min((replace(self.model, background_order=n) for n in orders), key=self._held_out_chi2)
+        if self.options.spatial_order == "auto":
+            orders = [n for n in _AUTO_ORDERS if _STAMPS_PER_TERM * len(exponents(n)) <= len(self.stamps)] or [0]
+            self.model = min((replace(self.model, spatial_order=n) for n in orders), key=self._held_out_chi2)
+
+    def _held_out_chi2(self, model: Model) -> float:
+        """Sum of chi2 over stamps, each predicted from the other folds (k-fold cross-validation)."""
+        grams, moments, squares = self.stacked()
+        terms = self.terms(model.spatial_order)
+        folds = np.arange(len(terms)) % min(_FOLDS, len(terms))
+        total = 0.0
+        for fold in range(folds.max() + 1):
+            out = folds == fold
+            if out.all():
+                return 0.0
+            solution = solve(*assemble(model, terms[~out], grams[~out], moments[~out]))
+            total += chi_squares(model, solution, terms[out], grams[out], moments[out], squares[out]).sum()
+        log.debug("held-out chi2 of %s: %.6g", model, total)
+        return total
+
+    def solve(self) -> None:
+        """Fit, and look at the residuals."""
+        grams, moments, _ = self.stacked()
+        terms = self.terms(self.model.spatial_order)
+        self.solution = solve(*assemble(self.model, terms, grams, moments))
+        local = local_coefficients(self.model, self.solution, terms)
+        n = self.model.n_basis
+        self.signals = [c[:n] @ stamp.design[:n] for c, stamp in zip(local, self.stamps, strict=True)]
+        self.residuals = [stamp.target - c @ stamp.design for c, stamp in zip(local, self.stamps, strict=True)]
+        self.kernels = np.tensordot(local[:, :n], self._images, axes=1)
+
+    def reweight(self, clip_pixels: bool) -> None:
+        """Inverse variances with the kernel that was found, pixel clipping, and the systematic term."""
+        half = self.images.basis.half
+        self.variances = [
+            stamp.target_variance + _inner(convolve(stamp.source_variance, kernel**2), half)
+            for stamp, kernel in zip(self.stamps, self.kernels, strict=True)]
+        core = [stamp.usable & stamp.core for stamp in self.stamps]
+        self.systematic = systematic_fraction(
+            *(np.concatenate([plane[c] for plane, c in zip(planes, core, strict=True)])
+              for planes in (self.residuals, self.variances, self.signals)))
+        totals = [v + (self.systematic * s) ** 2 for v, s in zip(self.variances, self.signals, strict=True)]
+        good = [stamp.usable for stamp in self.stamps]
+        if clip_pixels:
+            good = [g & (r * r <= self.options.pixel_clip**2 * t)
+                    for g, r, t in zip(good, self.residuals, totals, strict=True)]
+        self.chi2 = np.array([np.mean((r * r / t)[c]) if c.any() else np.inf
+                              for r, t, c in zip(self.residuals, totals, core, strict=True)])
+        self.weights = [np.where(g, 1 / t, 0.0) for g, t in zip(good, totals, strict=True)]
+        self.sums = map_bands(lambda k: _sums(self.stamps[k], self.weights[k]), range(len(self.stamps)))
+
+    def drop_bad(self) -> int:
+        """Drop stamps with a chi2 far above the others', and bring in the next ones of their cells."""
+        centre = np.median(self.chi2)
+        spread = max(1.4826 * np.median(np.abs(self.chi2 - centre)), centre * np.sqrt(2 / self.stamps[0].core.sum()))
+        bad = ~(self.chi2 <= centre + self.options.stamp_clip * spread)
+        if not bad.any():
+            return 0
+        newcomers = []
+        for k in np.flatnonzero(bad):
+            star = self.stamps[k].star
+            self.rejected.append(star)
+            queue = self.waiting[self.cell_of[id(star)]]
+            if queue:
+                newcomers.append(queue.pop(0))
+        keep = np.flatnonzero(~bad)
+        fresh = self._load(newcomers)
+        half = self.images.basis.half
+        kernel = self.kernels.mean(axis=0)
+        for name in ("stamps", "variances", "weights", "sums"):
+            setattr(self, name, [getattr(self, name)[k] for k in keep])
+        for stamp in fresh:
+            variance = stamp.target_variance + _inner(convolve(stamp.source_variance, kernel**2), half)
+            self.stamps.append(stamp)
+            self.variances.append(variance)
+            self.weights.append(np.where(stamp.usable, 1 / variance, 0.0))
+            self.sums.append(_sums(stamp, self.weights[-1]))
+        return int(bad.sum())
+
+
+def fit_kernel(images: FitInput, cells: list[list[Candidate]], options: AlardLuptonOptions) -> KernelFit:
+    """Fit the kernel to the best stamp of each cell, replacing those that do not fit.
+
+    Weighted least squares (Alard & Lupton 1998, eq. 3) with weights 1 / (var_target + K^2 * var_source + (eps model)^2),
+    where eps is what the residuals of bright stars scatter beyond their noise: without it the few brightest stars alone
+    would decide. Stamps (variable stars, moving objects, blends with them) whose reduced chi2 stands out are replaced by the
+    next of their cell; single pixels that stand out get no weight. Orders left free are chosen by cross-validation.
+
+    Raises
+    ------
+    TooFewStampsError
+        Fewer than `options.min_stamps` are left.
+    """
+    fitter = _Fitter(images, cells, options)
+    fitter.need_enough()
+    for iteration in range(options.max_iterations):
+        if iteration in (1, 2):
+            fitter.choose_orders()
+        fitter.solve()
+        fitter.reweight(clip_pixels=iteration > 1)
+        log.debug("iteration %d: %d stamps, chi2 %.3f, eps %.4f, %s", iteration, len(fitter.stamps),
+                  np.median(fitter.chi2), fitter.systematic, fitter.model)
+        dropped = fitter.drop_bad() if iteration > 0 else 0
+        fitter.need_enough()
+        if iteration > 3 and not dropped:
+            break
+    fitter.solve()
+    fitter.reweight(clip_pixels=True)
+    coefficients, background = fitter.model.unpack(fitter.solution)
+    kernel = SpatialKernel(images.basis, coefficients, images.centre, images.scale)
+    return KernelFit(kernel, background, fitter.model.background_order, [stamp.star for stamp in fitter.stamps], fitter.chi2,
+                     fitter.rejected, fitter.systematic)
+
+
+def systematic_fraction(residual: Float64Array, variance: Float64Array, model: Float64Array) -> float:
+    """Return eps such that the residuals scatter robustly by sqrt(variance + (eps model)^2).
+
+    Only pixels with a model above 10 standard deviations take part; 0 when they scatter by their noise or less, or
+    when there are fewer than 50 of them.
+    """
+    bright = model > 10 * np.sqrt(variance)
+    if bright.sum() < 50:
+        return 0.0
+    r, v, m = np.abs(residual[bright]), variance[bright], model[bright]
+
+    def scatter(eps: float) -> float:
+        return 1.4826 * float(np.median(r / np.sqrt(v + (eps * m) ** 2)))
+
+    if scatter(0.0) <= 1.0:
+        return 0.0
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if scatter(middle) > 1 else (low, middle)
+    return high
+
+
+def _sums(stamp: Stamp, weight: Float64Array) -> Sums:
+    used = weight > 0
+    design, target, weight = stamp.design[:, used], stamp.target[used], weight[used]
+    weighted = design * weight
+    return Sums(weighted @ design.T, weighted @ target, float(weight @ (target * target)), int(used.sum()))
+
+
+def _inner(plane: FloatArray, border: int) -> Float64Array:
+    return plane[border:-border, border:-border].astype(np.float64).ravel()

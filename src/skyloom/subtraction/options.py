@@ -1,0 +1,97 @@
+"""What the user may choose about matching and subtracting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from skyloom.convolution import MAX_ORDER
+from skyloom.errors import InputError
+
+
+@dataclass(frozen=True)
+class AlardLuptonOptions:
+    """Options of `skyloom.subtraction.subtract`.
+
+    Parameters
+    ----------
+    convolve : {'auto', 'template', 'science'}
+        Which image to convolve; 'auto' takes the one with the narrower stars.
+    spatial_order : 'auto' or int
+        Order of the polynomial with which the kernel varies over the field, 0 to 4; 'auto' is the one of 0 to 3 that predicts
+        stamps best that the fit has not seen.
+    background_order : 'auto' or int
+        Order of the polynomial of the differential background, 0 to 4; 'auto' as above.
+    vary_kernel_sum : bool
+        Let the kernel's sum (the flux ratio of the two images) vary over the field like the rest of the kernel.
+    kernel_half_width : int, optional
+        Pixels from the kernel's centre to its edge; from the two FWHMs if not given.
+    gaussian_sigmas, gaussian_orders : tuple, optional
+        Widths (pixels) of the Gaussians of the basis and degrees of the polynomials on them; widths from the two FWHMs
+        if not given.
+    stamp_half_width : int, optional
+        Pixels from a stamp's centre to its edge; from the FWHMs if not given.
+    tiles : int, optional
+        Cells along the longer side of the field; stamps are spread evenly over the cells. From the image's size if not
+        given.
+    stamps_per_tile : int
+        So many stamps of each cell take part in the fit, the others wait as replacements.
+    candidates_per_tile : int
+        So many candidates of each cell are kept.
+    min_stamps : int
+        Fewer stamps than this are an error.
+    min_snr : float
+        Signal-to-noise ratio, in both images, of a star that may be a stamp.
+    stamp_clip : float
+        Stamps whose reduced chi2 lies so many robust standard deviations above the others' are dropped.
+    pixel_clip : float
+        Pixels of a stamp that lie so many standard deviations off the model are left out.
+    max_iterations : int
+        Of fitting and dropping.
+    max_lost : float
+        A pixel of the convolved image is unusable if more than this share of the kernel's weight fell on unusable pixels.
+
+    Raises
+    ------
+    InputError
+        A value is out of its range.
+    """
+
+    convolve: Literal["auto", "template", "science"] = "auto"
+    spatial_order: Literal["auto"] | int = "auto"
+    background_order: Literal["auto"] | int = "auto"
+    vary_kernel_sum: bool = False
+    kernel_half_width: int | None = None
+    gaussian_sigmas: tuple[float, ...] | None = None
+    gaussian_orders: tuple[int, ...] = (6, 4, 2)
+    stamp_half_width: int | None = None
+    tiles: int | None = None
+    stamps_per_tile: int = 1
+    candidates_per_tile: int = 4
+    min_stamps: int = 4
+    min_snr: float = 20.0
+    stamp_clip: float = 3.5
+    pixel_clip: float = 6.0
+    max_iterations: int = 10
+    max_lost: float = 0.03
+
+    def __post_init__(self) -> None:
+        if self.convolve not in ("auto", "template", "science"):
+            raise InputError(f"convolve is {self.convolve!r}; it must be 'auto', 'template' or 'science'.")
+        for what in ("spatial_order", "background_order"):
+            order = getattr(self, what)
+            if order != "auto" and order not in range(MAX_ORDER + 1):
+                raise InputError(f"{what} is {order!r}; it must be 'auto' or a whole number from 0 to {MAX_ORDER}.")
+        if self.gaussian_sigmas is not None and len(self.gaussian_sigmas) != len(self.gaussian_orders):
+            raise InputError(f"There are {len(self.gaussian_sigmas)} gaussian_sigmas and {len(self.gaussian_orders)} "
+                             "gaussian_orders; give one order for each width.")
+        if any(sigma <= 0 for sigma in self.gaussian_sigmas or ()) or not self.gaussian_orders:
+            raise InputError(f"gaussian_sigmas are {self.gaussian_sigmas}; at least one, all above 0, is needed.")
+        if any(order not in range(9) for order in self.gaussian_orders):
+            raise InputError(f"gaussian_orders are {self.gaussian_orders}; each must be a whole number from 0 to 8.")
+        limits = {"kernel_half_width": 1, "stamp_half_width": 3, "tiles": 1, "stamps_per_tile": 1, "candidates_per_tile": 1,
+                  "min_stamps": 1, "min_snr": 0, "stamp_clip": 1, "pixel_clip": 2, "max_iterations": 1, "max_lost": 0}
+        for what, low in limits.items():
+            value = getattr(self, what)
+            if value is not None and not value >= low:
+                raise InputError(f"{what} is {value}; it must be at least {low}.", **{what: value})

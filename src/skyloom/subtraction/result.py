@@ -1,0 +1,82 @@
+"""The result of a subtraction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from astropy.table import Table
+
+from skyloom.exposure import UNUSABLE, BoolArray, FloatArray
+from skyloom.subtraction.basis import Float64Array
+from skyloom.subtraction.kernel import SpatialKernel
+
+
+@dataclass(frozen=True, eq=False)
+class Subtraction:
+    """A difference image, and how it was made. All planes have the shape (ny, nx) of the science image.
+
+    Parameters
+    ----------
+    image : ndarray
+        Science minus matched template, on the science image's flux scale; 0 where unusable.
+    variance : ndarray
+        `variance_science` + `variance_template`; 0 where unusable.
+    variance_science, variance_template : ndarray
+        What each input contributes to the variance of a pixel of `image`. The one of the image that was convolved belongs
+        to correlated pixels, see `noise_kernel`.
+    mask : ndarray of uint32
+        Bits of `MaskBit`.
+    matched : ndarray
+        The convolved image, on the science image's scale and with its background: K * template + background, or
+        (K * science + background) / sum K.
+    kernel : SpatialKernel
+        The kernel as fitted: from the template to the science image, or the other way if `convolved` is 'science'.
+    background : ndarray
+        The differential background, in the unit of `image`: part of `matched`.
+    convolved : {'template', 'science'}
+        Which image was convolved.
+    stamps : Table
+        Stars of the fit: x, y, snr, chi2, used.
+    statistics : dict
+        Numbers that tell how well it went.
+    correlation_science, correlation_template : float
+        `Exposure.correlation` of the inputs: factor by which the noise of each grows, as a variance, on scales of many pixels.
+    """
+
+    image: FloatArray
+    variance: FloatArray
+    variance_science: FloatArray
+    variance_template: FloatArray
+    mask: npt.NDArray[np.uint32]
+    matched: FloatArray
+    kernel: SpatialKernel
+    background: FloatArray
+    convolved: Literal["template", "science"]
+    stamps: Table
+    statistics: dict[str, Any] = field(default_factory=dict)
+    correlation_science: float = 1.0
+    correlation_template: float = 1.0
+
+    @property
+    def usable(self) -> BoolArray:
+        """True where the difference may be used."""
+        return (self.mask & np.uint32(UNUSABLE)) == 0
+
+    def noise_kernel(self, x: float, y: float) -> Float64Array:
+        """Return the kernel through which the noise of the convolved image went, near pixel (x, y).
+
+        White noise of variance v in the convolved image has the autocovariance v (k correlated with k) in `image`, and the
+        variance v sum k^2 in `variance_template` (or `variance_science`). k is the matching kernel, divided by its sum
+        if the science image was convolved. The other image's noise is as it came.
+        """
+        kernel = self.kernel.image_at(x, y)
+        return kernel if self.convolved == "template" else kernel / kernel.sum()
+
+    def __repr__(self) -> str:
+        ny, nx = self.image.shape
+        s = self.statistics
+        return (f"<Subtraction {nx}x{ny} {self.convolved} convolved, order {s.get('spatial_order')}, "
+                f"{s.get('n_stamps')} stamps, chi2 {s.get('chi2', np.nan):.2f}, usable={self.usable.mean():.1%}>")

@@ -1,0 +1,185 @@
+"""Choose the stars, spread over the field, that the kernel is fitted to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sep
+from scipy import ndimage
+
+from skyloom.errors import TooFewStampsError
+from skyloom.exposure import BoolArray, FloatArray
+from skyloom.subtraction.basis import Float64Array
+
+_FLAG_BAD = 4 | 8  # SExtractor's bits for saturated and truncated sources
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A star that may become a stamp: its middle pixel, its cell, its rank there and its signal-to-noise ratio."""
+
+    x: int
+    y: int
+    tile: int
+    snr: float
+
+
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """What the fit sees of one image; data are 0 where unusable."""
+
+    data: FloatArray
+    variance: FloatArray
+    usable: BoolArray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape, (ny, nx)."""
+        return self.data.shape  # type: ignore[return-value]
+
+
+def find_sources(planes: Planes) -> Float64Array:
+    """Return positions (x, y) of sources above 5 sigma, brightest first, shape (N, 2)."""
+    data = np.ascontiguousarray(planes.data, np.float32)
+    mask = ~planes.usable
+    background = sep.Background(data, mask=mask)
+    noise = np.where(planes.usable, np.sqrt(planes.variance), 1).astype(np.float32)
+    # in a crowded field the background's scatter is mostly stars: the noise is that of the pixels
+    sep.set_extract_pixstack(max(300000, data.size // 2))
+    found = sep.extract(data - background.back(), 5.0, err=noise, mask=mask, minarea=5)
+    found = found[np.argsort(-found["flux"], kind="stable")]
+    return np.column_stack([found["x"], found["y"]])
+
+
+def source_positions(sources: Any) -> Float64Array:
+    """Return (x, y) of the sources of a table that are not saturated or cut, brightest first, shape (N, 2)."""
+    names = getattr(sources, "colnames", None) or sources.dtype.names
+    good = np.ones(len(sources), bool)
+    if "flag" in names:
+        good &= (np.asarray(sources["flag"]).astype(int) & _FLAG_BAD) == 0
+    xy = np.column_stack([np.asarray(sources["x"], np.float64), np.asarray(sources["y"], np.float64)])
+    good &= np.isfinite(xy).all(axis=1)
+    order = np.arange(len(sources))
+    if "flux" in names:
+        order = np.argsort(-np.nan_to_num(np.asarray(sources["flux"], np.float64), nan=-np.inf), kind="stable")
+    return xy[order[good[order]]]
+
+
+def cut(plane: npt.NDArray[Any], x: int, y: int, half: int) -> npt.NDArray[Any]:
+    """Return the box of 2 half + 1 pixels around (x, y); it must lie inside the plane."""
+    return plane[y - half : y + half + 1, x - half : x + half + 1]
+
+
+def find_candidates(
+    science: Planes, template: Planes, xy: Float64Array, *, half: int, core: int, reach: int, fwhm: float,
+    min_snr: float
+) -> tuple[list[tuple[int, int, float]], dict[str, int]]:
+    """Return (x, y, S/N) of the sources fit to be stamps, and how many were turned down for what reason.
+
+    A stamp needs its box and the kernel's reach inside of the image, a core without unusable pixels in both images, at
+    least 3/4 of its box usable, to be the brightest thing in its core, and enough S/N in both images.
+
+    Parameters
+    ----------
+    half, core, reach : int
+        Half widths in pixels of the stamp, of its core, and of the stamp together with the kernel.
+    fwhm : float
+        Of the wider image, pixels.
+    """
+    ny, nx = science.shape
+    counts = dict.fromkeys(("sources", "at the border", "unusable pixels", "not a peak", "low S/N"), 0)
+    counts["sources"] = len(xy)
+    usable = science.usable & template.usable
+    bad_sum = np.pad(np.cumsum(np.cumsum(~usable, axis=0, dtype=np.int64), axis=1), ((1, 0), (1, 0)))
+
+    def bad_in_box(x: int, y: int, h: int) -> int:
+        return int(bad_sum[y + h + 1, x + h + 1] - bad_sum[y - h, x + h + 1] - bad_sum[y + h + 1, x - h]
+                   + bad_sum[y - h, x - h])
+
+    accepted: list[tuple[int, int, float]] = []
+    taken = np.zeros((ny, nx), bool)
+    for x, y in np.rint(xy).astype(int):
+        if not (reach <= x < nx - reach and reach <= y < ny - reach):
+            counts["at the border"] += 1
+        elif bad_in_box(x, y, core) or bad_in_box(x, y, half) > 0.25 * (2 * half + 1) ** 2:
+            counts["unusable pixels"] += 1
+        elif taken[y, x]:
+            counts["not a peak"] += 1
+        else:
+            snr = min(_core_snr(planes, x, y, half, fwhm) for planes in (science, template))
+            if snr < min_snr:
+                counts["low S/N"] += 1
+                continue
+            cut(taken, x, y, core)[...] = True
+            accepted.append((int(x), int(y), snr))
+    return accepted, counts
+
+
+def _core_snr(planes: Planes, x: int, y: int, half: int, fwhm: float) -> float:
+    """Signal-to-noise ratio of the flux within one FWHM across, above the stamp's median."""
+    box, usable = cut(planes.data, x, y, half), cut(planes.usable, x, y, half)
+    sky = np.median(box[usable])
+    small = max(1, round(fwhm / 2))
+    core = cut(planes.data, x, y, small)
+    return float((core - sky).sum() / np.sqrt(cut(planes.variance, x, y, small).sum()))
+
+
+def spread(
+    accepted: list[tuple[int, int, float]], shape: tuple[int, int], tiles: int, per_tile: int
+) -> list[list[Candidate]]:
+    """Sort candidates into the cells of a grid, best first, `per_tile` at most in each; empty cells are left out.
+
+    `tiles` counts the cells along the longer side.
+    """
+    ny, nx = shape
+    side = max(ny, nx) / tiles
+    columns = int(np.ceil(nx / side))
+    cells: dict[int, list[Candidate]] = {}
+    for x, y, snr in sorted(accepted, key=lambda one: (-one[2], one[1], one[0])):
+        tile = int(y / side) * columns + int(x / side)
+        cell = cells.setdefault(tile, [])
+        if len(cell) < per_tile:
+            cell.append(Candidate(x, y, tile, snr))
+    return [cells[tile] for tile in sorted(cells)]
+
+
+def measure_fwhm(planes: Planes, positions: list[tuple[int, int, float]], half: int) -> float:
+    """Return the median FWHM (pixels) of stars, from their Gaussian-weighted second moments.
+
+    With a round weight of the star's own width s, a Gaussian star has the weighted second moment s^2 / 2 on each axis,
+    which is iterated (Bernstein & Jarvis 2002, AJ 123, 583, section 3).
+    """
+    axis = np.arange(-half, half + 1.0)
+    r2 = axis[None, :] ** 2 + axis[:, None] ** 2
+    widths = []
+    for x, y, _ in positions:
+        box = cut(planes.data, x, y, half).astype(np.float64)
+        usable = cut(planes.usable, x, y, half)
+        ring = usable & (r2 > (0.7 * half) ** 2)
+        signal = np.where(usable, box - np.median(box[ring]) if ring.any() else box, 0.0)
+        s2 = (0.25 * half) ** 2
+        for _ in range(50):
+            weight = np.exp(-r2 / (2 * s2)) * signal
+            cx, cy = (weight * axis[None, :]).sum() / weight.sum(), (weight * axis[:, None]).sum() / weight.sum()
+            new = (weight * r2).sum() / weight.sum() - cx * cx - cy * cy
+            if not (np.isfinite(new) and 0.05 < new < half**2):
+                s2 = np.nan
+                break
+            if abs(new - s2) < 1e-3 * s2:
+                break
+            s2 = new
+        widths.append(np.sqrt(8 * np.log(2) * s2))
+    if not np.isfinite(widths).any():
+        raise TooFewStampsError(f"None of {len(widths)} sources has a measurable width; give science_fwhm and "
+                                "template_fwhm, or better sources.", n_sources=len(widths))
+    return float(np.nanmedian(widths))
+
+
+def dilate(mask: BoolArray, half: int) -> BoolArray:
+    """Grow a mask by a square of 2 half + 1 pixels."""
+    if half == 0 or not mask.any():
+        return mask
+    return ndimage.maximum_filter(mask, size=2 * half + 1, mode="constant", cval=0)

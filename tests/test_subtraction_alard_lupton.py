@@ -1,0 +1,191 @@
+from functools import cache
+
+import numpy as np
+import pytest
+from simulate import simulate_pair
+
+from skyloom.errors import NoUsableDataError, ShapeError, TooFewStampsError
+from skyloom.exposure import Exposure, MaskBit
+from skyloom.subtraction import AlardLuptonOptions, subtract
+
+
+@cache
+def pair(seed=1, size=512, **options):
+    return simulate_pair(seed, size, **options)
+
+
+@cache
+def default_subtraction():
+    return subtract(pair().science, pair().template)
+
+
+def discs(shape, table, radius, flux=0.0):
+    """True within `radius` of the sources brighter than `flux`."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    inside = np.zeros(shape, bool)
+    for row in table[table["flux"] > flux]:
+        inside |= (x - row["x"]) ** 2 + (y - row["y"]) ** 2 <= radius**2
+    return inside
+
+
+def scatter(result, where):
+    where = where & result.usable
+    z = result.image[where] / np.sqrt(result.variance[where])
+    return float(z.mean()), float(z.std()), int(where.sum())
+
+
+def test_difference_scatters_as_its_variance_says():
+    result, truth = default_subtraction(), pair()
+    quiet = ~discs(result.image.shape, truth.transients, 15)
+    near = discs(result.image.shape, truth.stars, 3, 2e4)
+    mean, std, n = scatter(result, quiet & ~discs(result.image.shape, truth.stars, 20))
+    # the relative error of a scatter of n independent pixels is 1 / sqrt(2 n); 4 times that, and 1 % for the systematics
+    assert abs(std - 1) < 0.01 + 4 / np.sqrt(2 * n)
+    assert abs(mean) < 0.05
+    _, std, n = scatter(result, quiet & near)
+    assert std < 1.08 + 2 / np.sqrt(2 * n)
+
+
+def test_transients_keep_their_flux():
+    result, truth = default_subtraction(), pair()
+    pulls = []
+    for source in truth.transients:
+        x, y, half = round(source["x"]), round(source["y"]), 8
+        box = np.s_[y - half : y + half + 1, x - half : x + half + 1]
+        psf = truth.science_psf.profile(source["x"], source["y"], source["x"] - x, source["y"] - y, half)
+        flux = (psf * result.image[box]).sum() / (psf**2).sum()
+        error = np.sqrt((psf**2 * result.variance[box]).sum()) / (psf**2).sum()
+        # 1 % of systematics on top of the noise
+        pulls.append((flux - source["flux"]) / np.hypot(error, 0.01 * source["flux"]))
+    assert len(pulls) == 5
+    assert np.max(np.abs(pulls)) < 4
+
+
+def test_kernel_sum_is_the_flux_ratio():
+    kernel = default_subtraction().kernel
+    assert kernel.sum_at(100.0, 400.0) * pair().flux_ratio == pytest.approx(1, abs=0.01)
+    assert kernel.image_at(100.0, 400.0).sum() == pytest.approx(kernel.sum_at(100.0, 400.0), rel=1e-9)
+
+
+def test_bookkeeping():
+    result, truth = default_subtraction(), pair()
+    assert result.convolved == "template"
+    np.testing.assert_array_equal(result.variance, result.variance_science + result.variance_template)
+    ok = result.usable
+    for plane in (result.image, result.variance, result.matched, result.background):
+        assert plane.dtype == truth.science.data.dtype
+        assert plane.shape == truth.science.shape
+        assert np.isfinite(plane).all()
+    assert (result.image[~ok] == 0).all()
+    assert (result.variance[ok] > 0).all()
+    np.testing.assert_allclose((truth.science.data - result.matched)[ok], result.image[ok], atol=0.02)
+    assert result.stamps["used"].sum() == result.statistics["n_stamps"] >= 10
+
+
+def test_wider_template_means_that_the_science_image_is_convolved():
+    swapped = subtract(pair().template, pair().science)
+    assert swapped.convolved == "science"
+    assert swapped.statistics["science_fwhm"] < swapped.statistics["template_fwhm"]
+    where = ~discs(swapped.image.shape, pair().stars, 20) & ~discs(swapped.image.shape, pair().transients, 15)
+    _, std, n = scatter(swapped, where)
+    assert abs(std - 1) < 0.01 + 4 / np.sqrt(2 * n)
+    # on the flux scale of the science image: a transient of the template is negative, times the flux ratio
+    bright = pair().transients[np.argmax(pair().transients["flux"])]
+    ratio = default_subtraction().image[round(bright["y"]), round(bright["x"])] * pair().flux_ratio
+    assert swapped.image[round(bright["y"]), round(bright["x"])] == pytest.approx(-ratio, rel=0.1)
+    assert swapped.noise_kernel(200, 200).sum() == pytest.approx(1)
+
+
+def test_identical_images_leave_nothing():
+    science = pair().science
+    result = subtract(science, science)
+    # the Gaussians represent a spike to some 1e-4
+    assert np.abs(result.image).max() < 1e-3 * science.data.max()
+    assert np.std(result.image) < 0.02 * np.sqrt(np.median(science.variance))
+
+
+@pytest.mark.parametrize(("factor", "offset"), [(2.5, 0.0), (1.0, 1e4), (1e-3, -50.0)])
+def test_scale_and_offset_of_the_template_do_not_matter(factor, offset):
+    template = pair().template
+    other = Exposure(template.data * factor + offset, template.variance * factor**2)
+    result = subtract(pair().science, other)
+    expected = default_subtraction()
+    assert result.statistics["kernel_sum"] * factor == pytest.approx(expected.statistics["kernel_sum"], rel=1e-3)
+    ok = result.usable & expected.usable
+    # float32 holds data of 1e4 to 1e-3
+    noise = np.sqrt(np.median(expected.variance[ok]))
+    assert np.std((result.image - expected.image)[ok]) < 0.02 * noise
+
+
+def test_unusable_pixels_stay_local():
+    science, template = pair().science, pair().template
+    data, mask = template.data.copy(), np.zeros(template.shape, np.uint32)
+    data[100:140, 200:240] = np.nan
+    data[300, 300], mask[300, 300] = 1e6, MaskBit.COSMIC_RAY
+    data[50:60, 400:420], mask[50:60, 400:420] = 1e5, MaskBit.SATURATED
+    science_mask = np.zeros(science.shape, np.uint32)
+    science_mask[250, 100:150] = MaskBit.BAD
+    damaged = subtract(science.replace(mask=science_mask), Exposure(data, template.variance, mask))
+    expected = default_subtraction()
+    ok = damaged.usable & expected.usable
+    noise = np.sqrt(np.median(expected.variance[ok]))
+    assert np.percentile(np.abs(damaged.image - expected.image)[ok], 99.9) < 1.5 * noise
+    assert np.abs(damaged.image - expected.image)[ok].max() < 8 * noise
+    assert (damaged.mask[105:135, 205:235] & (MaskBit.NO_DATA | MaskBit.TEMPLATE) == MaskBit.NO_DATA | MaskBit.TEMPLATE).all()
+    assert damaged.mask[300, 300] & (MaskBit.COSMIC_RAY | MaskBit.TEMPLATE) == MaskBit.COSMIC_RAY | MaskBit.TEMPLATE
+    assert damaged.mask[55, 410] & MaskBit.SATURATED
+    assert (damaged.mask[250, 100:150] & (MaskBit.BAD | MaskBit.TEMPLATE) == MaskBit.BAD).all()
+    assert (damaged.mask & MaskBit.SPREAD).any()
+    assert damaged.mask[200, 50] == 0
+
+
+@pytest.mark.parametrize("shape", [(333, 512), (512, 401)])
+def test_any_shape(shape):
+    box = np.s_[: shape[0], : shape[1]]
+    images = [Exposure(image.data[box], image.variance[box]) for image in (pair().science, pair().template)]
+    result = subtract(*images)
+    assert result.image.shape == shape
+    empty = ~discs(shape, pair().stars, 20) & ~discs(shape, pair().transients, 15)
+    _, std, n = scatter(result, empty)
+    assert abs(std - 1) < 0.01 + 4 / np.sqrt(2 * n)
+
+
+def test_too_few_stars_is_said_with_counts():
+    rng = np.random.default_rng(1)
+    noise = [Exposure(rng.normal(100, 5, (128, 128)), np.full((128, 128), 25.0)) for _ in range(2)]
+    with pytest.raises(TooFewStampsError, match=r"0 sources.*at least"):
+        subtract(*noise, science_fwhm=4.0, template_fwhm=3.0)
+    with pytest.raises(TooFewStampsError, match="stamps are needed"):
+        subtract(*noise)
+
+
+def test_no_common_pixel_and_other_shapes_are_errors():
+    science = pair().science
+    left, right = np.zeros(science.shape, bool), np.zeros(science.shape, bool)
+    left[:, :256] = True
+    right[:, 256:] = True
+    with pytest.raises(NoUsableDataError, match="usable"):
+        subtract(science.replace(mask=left), pair().template.replace(mask=right))
+    with pytest.raises(ShapeError, match="same grid"):
+        subtract(science, Exposure(science.data[:-1]))
+
+
+def test_sources_and_fixed_orders_are_taken():
+    stars = pair().stars[pair().stars["flux"] > 5e3]
+    result = subtract(pair().science, pair().template, AlardLuptonOptions(spatial_order=1, background_order=2),
+                      sources=stars, science_fwhm=4.2, template_fwhm=3.0)
+    assert (result.statistics["spatial_order"], result.statistics["background_order"]) == (1, 2)
+    assert result.statistics["n_sources"] == len(stars)
+    distance = np.hypot(result.stamps["x"][:, None] - stars["x"], result.stamps["y"][:, None] - stars["y"]).min(axis=1)
+    assert distance.max() < 1
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch):
+    box = np.s_[:300, :300]
+    images = [Exposure(image.data[box], image.variance[box]) for image in (pair().science, pair().template)]
+    results = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("SKYLOOM_NUM_THREADS", threads)
+        results.append(subtract(*images))
+    np.testing.assert_array_equal(results[0].image, results[1].image)
+    np.testing.assert_array_equal(results[0].variance, results[1].variance)
