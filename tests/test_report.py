@@ -188,8 +188,8 @@ def test_numbers_agree_with_the_inputs(difference, candidates, html):
     assert facts["Kernel sum"] == "1.2340"
     assert facts["Stamps used"] == "35 of 40"
     assert facts["Run time"] == "2.25 s"
-    assert facts["FWHM of the PSF"] == f"{FWHM:.2f} px"
-    assert facts["FWHM, template"] == "2.90 px"
+    assert facts["FWHM"] == f"{FWHM:.2f} px"
+    assert facts["Template FWHM"] == "2.90 px"
     usable = difference.mask & ~np.uint32(MaskBit.TEMPLATE | MaskBit.SPREAD) == 0
     pull = (difference.image / np.sqrt(difference.variance))[usable]
     # robust and plain deviation of N Gaussian values agree to a few times 1.2 / sqrt(N)
@@ -396,6 +396,22 @@ def test_table_values_masks_and_types():
     assert columns["id"]["values"] == [1, 2, 3]
     assert not made.flagged.any()
     np.testing.assert_array_equal(made.xy[:, 0], [2, 1, 3])
+
+
+def test_flags_are_readable():
+    names = ["", "edge", "edge bright_residual", "Not a Flag_name", "masked not_psf_like"]
+    table = Table({"x": np.arange(5.0), "y": np.arange(5.0), "flag_text": names})
+    made = candidate_list(table)
+    column = next(column for column in made.columns if column["key"] == "flag_text")
+    assert column["values"] == ["", "edge", "edge, bright residual", "Not a Flag_name", "masked, not psf like"]
+    np.testing.assert_array_equal(made.flagged, [False, True, True, True, True])
+
+
+def test_diagnostics_of_the_pipeline_go_first(difference):
+    known = SimpleNamespace(**{**vars(difference), "diagnostics": {"noise_std": 1.0625, "score_std": 1.25}})
+    numbers = summary.summarize(known, candidate_list(None), collect(known))
+    assert (numbers.pull_std, numbers.score_std) == (1.0625, 1.25)
+    assert any("1.250" in one.text and "underestimated" in one.text for one in summary.judge(numbers))
 
 
 def test_written_whole_or_not_at_all(tmp_path, difference):

@@ -13,7 +13,7 @@ from skyloom.exposure import Exposure, MaskBit
 SIGMA_PSF = 1.5
 FWHM = 2.3548 * SIGMA_PSF
 SKY, GAIN = 200.0, 2.0
-FLAG_WORDS = {0: "", 1: "near a saturated star", 2: "dipole", 3: "near a saturated star, dipole"}
+FLAG_WORDS = {0: "", 1: "saturated", 2: "bright_residual", 3: "saturated bright_residual"}
 
 
 def tan_wcs(shape, *, ra=359.99, dec=-30.0, scale=0.8):
@@ -137,7 +137,7 @@ def make_difference(
         stamps=stamps,
         wcs=sky,
         parameters={"method": "auto"},
-        diagnostics={"fwhm_science": 3.5, "fwhm_template": 2.9, "timings": timings},
+        diagnostics={"template_fwhm": 2.9, "convolved": "template", "timings": timings},
         truth=np.column_stack([tx, ty]),
     )
 

@@ -134,7 +134,7 @@ def test_filters(opened, candidates):
     assert all(value < 0 for value in column(opened, "snr"))
     type_into(opened, "sign", "")
     type_into(opened, "snr", 0)
-    type_into(opened, "search", "DIPOLE saturated")
+    type_into(opened, "search", "RESIDUAL saturated")
     assert shown(opened) == int((candidates["flags"] == 3).sum())
     type_into(opened, "search", "no such thing")
     assert shown(opened) == 0

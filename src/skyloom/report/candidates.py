@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy.typing as npt
 
 FIRST = ("id", "snr", "flux", "flux_err", "x", "y", "ra", "dec", "real", "flag_text", "sign", "flags")
 """Columns that come first, in this order."""
-HIDDEN = ("sign", "flags")
-"""Of these, the ones that the table need not show: they repeat others."""
+HIDDEN = ("real", "sign", "flags")
+"""Of these, the ones that stand with the details only: they repeat others."""
 DIGITS = {"id": 0, "snr": 2, "x": 2, "y": 2, "ra": 6, "dec": 6, "sign": 0, "flags": 0}
 LABELS = {
     "id": "ID",
@@ -117,6 +118,8 @@ def _column(name: str, column: Any, order: npt.NDArray[np.intp]) -> dict[str, An
         digits = 0
         convert = bool if kind == "flag" else _word
         plain = [None if missing[i] else convert(values.data[i]) for i in order]
+        if name == "flag_text":
+            plain = [None if word is None else _flag_words(word) for word in plain]
     return {
         "key": name,
         "label": LABELS.get(name, name),
@@ -131,6 +134,15 @@ def _column(name: str, column: Any, order: npt.NDArray[np.intp]) -> dict[str, An
 
 def _word(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _flag_words(text: str) -> str:
+    """Turn names of flags (``edge bright_residual``) into words to read; leave other texts alone."""
+    return (
+        text.replace(" ", ", ").replace("_", " ")
+        if re.fullmatch(r"[a-z]+(_[a-z]+)*( [a-z]+(_[a-z]+)*)*", text)
+        else text
+    )
 
 
 def _digits(numbers: npt.NDArray[np.float64]) -> int:

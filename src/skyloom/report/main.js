@@ -72,6 +72,7 @@ function start() {
     }
     if (data.ra && data.ra[i] !== null && data.dec[i] !== null) {
       const pair = list.appendChild(document.createElement("div"));
+      pair.className = "wide";
       pair.appendChild(document.createElement("dt")).textContent = "RA, Dec";
       pair.appendChild(document.createElement("dd")).textContent =
         `${sexagesimal(data.ra[i], true)} ${sexagesimal(data.dec[i], false)}`;

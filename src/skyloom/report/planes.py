@@ -74,10 +74,11 @@ def collect(difference: DifferenceLike) -> dict[str, View]:
         else View("template", "Matched template", _plane(matched), template.usable & np.isfinite(matched), unit),
         View("difference", "Difference", _plane(difference.image), usable & np.isfinite(difference.image), unit),
     ]
-    significance = significance_of(getattr(difference, "score", None))
+    score = getattr(difference, "score", None)
+    significance = significance_of(score)
     if significance is not None:
-        # where there is no score, it is exactly 0
-        scored = usable & np.isfinite(significance) & (significance != 0)
+        # a plain array is exactly 0 where there is no score
+        scored = usable & np.isfinite(significance) & np.asarray(getattr(score, "valid", significance != 0))
         views.append(View("score", "Score", _plane(significance), scored, "σ"))
     return {view.key: view for view in views}
 

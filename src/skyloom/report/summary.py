@@ -45,7 +45,8 @@ class Summary:
     ----------
     candidates, flagged : int
     pull_std, score_std : float or None
-        Standard deviation of D/sigma and of the score, from the median absolute deviation of all usable pixels.
+        Standard deviation of D/sigma and of the score: the diagnostics' `noise_std` and `score_std` or, without them,
+        from the median absolute deviation of all usable pixels.
     n_matched : int or None
     rms_px, rms_arcsec, pixel_scale : float or None
         Registration residual, and arcsec per pixel.
@@ -85,11 +86,13 @@ def summarize(difference: DifferenceLike, candidates: CandidateList, views: Mapp
     used = stamps_used(getattr(difference, "stamps", None))
     timings = _timings(difference)
     matched = number(getattr(registration, "n_matched", None))
+    diagnostics = getattr(difference, "diagnostics", None) or {}
+    score = views.get("score")
     return Summary(
         candidates=len(candidates),
         flagged=int(candidates.flagged.sum()),
-        pull_std=_std(view.values / sigma_of(difference), view.usable),
-        score_std=_std(views["score"].values, views["score"].usable) if "score" in views else None,
+        pull_std=_known(diagnostics, "noise_std", view.values / sigma_of(difference), view.usable),
+        score_std=_known(diagnostics, "score_std", score.values, score.usable) if score is not None else None,
         n_matched=None if matched is None else int(matched),
         rms_px=rms,
         rms_arcsec=rms * scale if rms is not None and scale is not None else None,
@@ -112,7 +115,13 @@ def number(value: Any) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _std(values: npt.NDArray[np.floating], usable: npt.NDArray[np.bool_]) -> float | None:
+def _known(
+    diagnostics: Mapping[str, Any], name: str, values: npt.NDArray[np.floating], usable: npt.NDArray[np.bool_]
+) -> float | None:
+    """Return a standard deviation from the diagnostics, else that of the usable values."""
+    known = number(diagnostics.get(name))
+    if known is not None:
+        return known
     good = values[usable & np.isfinite(values)]
     return float(robust_location(good)[1]) if good.size else None
 
@@ -220,26 +229,26 @@ def facts(summary: Summary, difference: DifferenceLike) -> list[Fact]:
     diagnostics = getattr(difference, "diagnostics", None) or {}
     s = summary
     rms = None if s.rms_px is None else f"{s.rms_px:.3f} px"
-    arcsec = "" if s.rms_arcsec is None else f"{s.rms_arcsec:.3f}″"
     stamps = None if s.stamps is None else f"{s.stamps_used} of {s.stamps}"
-    fwhms = [(name, number(diagnostics.get(f"fwhm_{name}"))) for name in ("science", "template")]
+    template_fwhm = number(diagnostics.get("template_fwhm"))
+    convolved = diagnostics.get("convolved")
     rows = [
         ("Matched stars", None if s.n_matched is None else f"{s.n_matched:,}", ""),
-        ("Registration rms", rms, arcsec),
-        ("Kernel sum", _text(s.kernel_sum, "{:.4f}"), "flux scale, template to science"),
-        (
-            "FWHM of the PSF",
-            _text(s.fwhm, "{:.2f} px"),
-            f"{s.fwhm * s.pixel_scale:.2f}″" if s.fwhm and s.pixel_scale else "",
-        ),
-        *((f"FWHM, {name}", _text(value, "{:.2f} px"), "") for name, value in fwhms),
-        ("Stamps used", stamps, "for the matching kernel"),
+        ("Registration rms", rms, "" if s.rms_arcsec is None else f"{s.rms_arcsec:.3f}″"),
+        ("Kernel sum", _text(s.kernel_sum, "{:.4f}"), f"{convolved} convolved" if convolved else ""),
+        ("FWHM", _text(s.fwhm, "{:.2f} px"), _arcsec(s.fwhm, s)),
+        ("Template FWHM", _text(template_fwhm, "{:.2f} px"), _arcsec(template_fwhm, s)),
+        ("Stamps used", stamps, "kernel fit"),
         ("Std of D/σ", _text(s.pull_std, "{:.3f}"), "1 is perfect"),
         ("Std of the score", _text(s.score_std, "{:.3f}"), "1 is perfect"),
         ("Usable pixels", f"{s.usable:.1%}", ""),
         ("Run time", _text(s.seconds, "{:.2f} s"), ""),
     ]
     return [Fact(label, text, note) for label, text, note in rows if text is not None]
+
+
+def _arcsec(pixels: float | None, summary: Summary) -> str:
+    return f"{pixels * summary.pixel_scale:.2f}″" if pixels and summary.pixel_scale else ""
 
 
 def _text(value: float | None, form: str) -> str | None:
