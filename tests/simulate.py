@@ -8,12 +8,14 @@ Pixel coordinates are 0-based; a source at (x, y) has its centre on the centre o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 from astropy.table import Table
 from scipy.signal import fftconvolve
 
 from skyloom.exposure import Exposure
+from skyloom.psf.analytic import Profile
 
 # nodes and weights of a 3-point Gauss-Legendre rule over one pixel: integrates a PSF of FWHM > 1.5 px to 1e-4
 NODES, WEIGHTS = (values / 2 for values in np.polynomial.legendre.leggauss(3))
@@ -257,3 +259,38 @@ def _observe(model, epoch, rng, saturation):
         read_noise=epoch.read_noise,
         saturation=saturation,
     )
+
+
+class ConstantKernel:
+    """A matching kernel that is the same everywhere."""
+
+    def __init__(self, image):
+        self.image, self.half = image, image.shape[0] // 2
+
+    def image_at(self, x, y):
+        return self.image
+
+    def convolve(self, plane, power=1):
+        """Convolve a plane with the kernel (or its square); the border counts as continued."""
+        return fftconvolve(np.pad(np.asarray(plane, float), self.half, mode="edge"), self.image**power, mode="valid")
+
+
+def ideal_subtraction(seed=1, size=256, *, science=SCIENCE, template=TEMPLATE, **options):
+    """Return a pair with constant Gaussian PSFs, and its subtraction with the true kernel and the true background.
+
+    For round Gaussians the kernel is a Gaussian too, with the difference of their variances.
+    """
+    science, template = replace(science, shear=(0, 0)), replace(template, shear=(0, 0))
+    pair = simulate_pair(seed, size, vary=0.0, beta=None, science=science, template=template, **options)
+    width = np.sqrt(science.fwhm**2 - template.fwhm**2)
+    kernel = ConstantKernel(Profile(width).stamp(int(np.ceil(5 * width))) / pair.flux_ratio)
+    Y, X = np.mgrid[0:size, 0:size] / (size - 1) * 2 - 1
+    sky = science.sky + science.tilt[0] * X + science.tilt[1] * Y - template.sky * kernel.image.sum()
+    matched = kernel.convolve(pair.template.data) + sky
+    variance_template = kernel.convolve(pair.template.variance, power=2)
+    return pair, SimpleNamespace(
+        image=pair.science.data - matched, matched=matched, variance=pair.science.variance + variance_template,
+        variance_science=pair.science.variance, variance_template=variance_template,
+        mask=pair.science.mask | pair.template.mask, kernel=kernel, convolved="template",
+        science=pair.science, template=pair.template, wcs=None,
+    )  # fmt: skip

@@ -143,8 +143,8 @@ def score(
     subtraction: SubtractionLike,
     psf: Psf,
     *,
-    correlation_science: float = 1.0,
-    correlation_template: float = 1.0,
+    correlation_science: float | None = None,
+    correlation_template: float | None = None,
     threads: int | None = None,
 ) -> Score:
     """Filter a difference with its PSF, and give flux and significance of a point source on every pixel.
@@ -155,8 +155,9 @@ def score(
         With image, variance_science, variance_template, mask, kernel and convolved.
     psf : Psf
         PSF of the science image, before any convolution.
-    correlation_science, correlation_template : float
-        `Exposure.correlation` of the images: 1 for pixels that were never resampled.
+    correlation_science, correlation_template : float, optional
+        `Exposure.correlation` of the images: 1 for pixels that were never resampled. Default: the attributes of that
+        name of the subtraction, or 1.
     threads : int, optional
         Number of threads; the result does not depend on it.
 
@@ -178,15 +179,10 @@ def score(
     white, correlated = (
         np.asarray(plane, float) for plane in (subtraction.variance_science, subtraction.variance_template)
     )
-    factor_white, factor_correlated = correlation_science, correlation_template
+    factor_white, factor_correlated = _correlations(subtraction, correlation_science, correlation_template)
     if convolved == "science":
         psf = ConvolvedPsf(psf, kernel)
         white, correlated, factor_white, factor_correlated = correlated, white, factor_correlated, factor_white
-    if not (factor_white > 0 and factor_correlated > 0):
-        raise InputError(
-            f"The correlations of science and template are {correlation_science} and "
-            f"{correlation_template}; they must be above 0 (1 for independent pixels)."
-        )
     grid = Grid(white.shape)
     gain = grid.plane(grid.sample(lambda x, y: noise_gain(psf.stamp(x, y), kernel.image_at(x, y))))
     effective = factor_white * white + factor_correlated * gain * correlated
@@ -194,6 +190,18 @@ def score(
     return filter_image(
         np.asarray(subtraction.image), white + correlated, usable, psf, effective_variance=effective, threads=threads
     )
+
+
+def _correlations(subtraction: SubtractionLike, science: float | None, template: float | None) -> tuple[float, float]:
+    """Return the noise correlation of both images, as given or as the subtraction knows it."""
+    science = float(getattr(subtraction, "correlation_science", 1.0) if science is None else science)
+    template = float(getattr(subtraction, "correlation_template", 1.0) if template is None else template)
+    if not (science > 0 and template > 0):
+        raise InputError(
+            f"The correlations of science and template are {science} and {template}; they must be above 0 (1 for "
+            "independent pixels)."
+        )
+    return science, template
 
 
 def filter_image(

@@ -199,7 +199,7 @@ def _choose_order(stars: StarStamps, profile: Profile, shape: tuple[int, int]) -
     """Choose the degree of the variation by four-fold cross-validation on the stars.
 
     A higher degree is taken unless it predicts the cores of stars that were left out of the fit (their flux and
-    position are free) worse, by more than the standard error: the priors keep a needless term small, while a
+    position are free) worse, by more than two standard errors: the priors keep a needless term small, while a
     missing one is a systematic error of all fluxes in a part of the image.
     """
     core = _core(stars.data.shape[-1] // 2, profile.fwhm)
@@ -215,7 +215,7 @@ def _choose_order(stars: StarStamps, profile: Profile, shape: tuple[int, int]) -
             chi2[out] = _free_chi2(stars.select(out), basis, terms[out], core)
         if best_chi2 is not None:
             gain = np.sqrt(best_chi2) - np.sqrt(chi2)  # roots, so that no single star decides
-            if gain.mean() < -gain.std() / np.sqrt(gain.size):
+            if gain.mean() < -2 * gain.std() / np.sqrt(gain.size):
                 continue
         best, best_chi2 = order, chi2
     return best
