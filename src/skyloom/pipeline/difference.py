@@ -240,7 +240,8 @@ def difference(
     with clock.stage("matching and subtracting"):
         result = subtract(science, aligned, options.subtraction, sources=sources, science_fwhm=psf.fwhm())
     with clock.stage("scoring"):
-        scored = score(result, psf)
+        scored = score(result, psf, correlation_science=result.correlation_science,
+                       correlation_template=result.correlation_template)
     from skyloom.pipeline.diagnose import diagnose
 
     diagnostics = diagnose(result, scored, psf, alignments)

@@ -80,7 +80,7 @@ def write_difference(
     }
     kernel = result.kernel.polynomial
     tables = [
-        _cube("KERNEL", kernel.images, kernel.centre, kernel.scale),
+        _cube("KERNEL", kernel.planes, kernel.centre, kernel.scale),
         _psf_cube(result.psf, result.shape),
         fits.BinTableHDU(result.stamps, name="STAMPS"),
     ]
