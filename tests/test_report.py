@@ -20,7 +20,7 @@ from hypothesis.extra.numpy import arrays
 from browser.report_scene import FWHM, make_candidates, make_difference, tan_wcs
 from skyloom.errors import WriteError
 from skyloom.exposure import Exposure, MaskBit
-from skyloom.report import images, page, summary, write_report
+from skyloom.report import images, page, plots, summary, write_report
 from skyloom.report.candidates import candidate_list
 from skyloom.report.planes import SPRITE_PIXELS, collect, cutout_size
 
@@ -411,7 +411,44 @@ def test_diagnostics_of_the_pipeline_go_first(difference):
     known = SimpleNamespace(**{**vars(difference), "diagnostics": {"noise_std": 1.0625, "score_std": 1.25}})
     numbers = summary.summarize(known, candidate_list(None), collect(known))
     assert (numbers.pull_std, numbers.score_std) == (1.0625, 1.25)
-    assert any("1.250" in one.text and "underestimated" in one.text for one in summary.judge(numbers))
+    said = next(one for one in summary.judge(numbers) if one.text.startswith("Noise"))
+    assert said.state == "poor"
+    assert "single pixels are right (D/σ 1.062)" in said.text
+    assert "1.250" in said.text
+
+
+def test_ranked_candidates_come_in_that_order():
+    table = Table({"x": np.arange(4.0), "y": np.arange(4.0), "snr": [9.0, 8.0, 7.0, 6.0], "rank": [3, 1, 4, 2]})
+    np.testing.assert_array_equal(candidate_list(table).xy[:, 0], [1, 3, 0, 2])
+
+
+def test_stars_with_large_errors_do_not_make_the_map(difference):
+    """One half of the stars is good and shifted by 0.1 px to the right; the other is bad and all over the place."""
+    rng = np.random.default_rng(2)
+    matched = difference.registration.matched.copy()
+    good = np.arange(len(matched)) % 2 == 0
+    matched["sigma"] = np.where(good, 0.01, 1.0)
+    matched["dx"] = np.where(good, 0.1, rng.normal(0, 1, len(matched)))
+    matched["dy"] = np.where(good, 0.0, rng.normal(0, 1, len(matched)))
+    changed = SimpleNamespace(
+        **{**vars(difference), "registration": SimpleNamespace(n_matched=150, rms=0.1, matched=matched)}
+    )
+    views = collect(changed)
+    subject = plots.Subject(changed, views, summary.summarize(changed, candidate_list(None), views))
+    assert "a typical one (0.100 px)" in plots.astrometry_map(subject).caption
+    x, y, dx, dy = (np.asarray(matched[name])[good] for name in ("x_source", "y_source", "dx", "dy"))
+    means = plots._cell_means(difference.image.shape, x, y, dx, dy)
+    assert 10 <= len(means) <= 25
+    np.testing.assert_allclose(means[:, 2:], [[0.1, 0.0]] * len(means), atol=1e-12)
+    assert "circle is the rms of the fit, 0.1000 px" in plots.astrometry(subject).caption
+
+
+def test_kernels_are_cut_to_what_can_be_seen():
+    tile = np.zeros((23, 23))
+    tile[11, 11], tile[11, 16], tile[2, 2] = 1.0, 0.02, 0.005
+    (((cut,),), side) = plots._core([[tile]])
+    assert side == 11
+    np.testing.assert_array_equal(cut, tile[6:17, 6:17])
 
 
 def test_written_whole_or_not_at_all(tmp_path, difference):

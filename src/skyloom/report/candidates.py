@@ -27,12 +27,13 @@ LABELS = {
     "real": "Real?",
     "flag_text": "Flags",
     "flags": "Flag bits",
+    "rank": "Rank",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateList:
-    """Candidates, the most significant first.
+    """Candidates, the best first.
 
     Attributes
     ----------
@@ -52,12 +53,14 @@ class CandidateList:
 
 
 def candidate_list(table: Any) -> CandidateList:
-    """Turn a table (or None: no candidates) into plain columns, sorted by falling absolute S/N."""
+    """Turn a table (or None: no candidates) into plain columns, the best first: by rank, else by absolute S/N."""
     if table is None or len(table) == 0:
         return CandidateList([], np.empty((0, 2)), np.zeros(0, bool))
     names = list(table.colnames)
     order = np.arange(len(table))
-    if "snr" in names:
+    if "rank" in names:
+        order = np.argsort(filled(table["rank"]), kind="stable")
+    elif "snr" in names:
         snr = filled(table["snr"])
         order = np.argsort(np.where(np.isfinite(snr), -np.abs(snr), np.inf), kind="stable")
     first = [name for name in FIRST if name in names]
@@ -122,7 +125,7 @@ def _column(name: str, column: Any, order: npt.NDArray[np.intp]) -> dict[str, An
             plain = [None if word is None else _flag_words(word) for word in plain]
     return {
         "key": name,
-        "label": LABELS.get(name, name),
+        "label": LABELS.get(name, name.replace("_", " ")),
         "unit": str(getattr(column, "unit", None) or ""),
         "description": str(getattr(column, "description", None) or ""),
         "kind": kind,

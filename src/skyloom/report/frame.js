@@ -135,7 +135,7 @@ class FrameView {
 
   drawCircles() {
     const context = this.context;
-    const radius = Math.max(7, Math.min(3 * this.zoom * (this.data.fwhm || 3), 60));
+    const radius = Math.max(7, Math.min(2 * this.zoom * (this.data.fwhm || 3), 60));
     const order = [...this.data.x.keys()].filter((i) => this.hooks.isShown(i) && i !== this.selected);
     if (this.selected >= 0) order.push(this.selected);
     for (const i of order) {

@@ -1,6 +1,6 @@
 // Grey levels of the embedded pictures: to colours for the eye, and back to pixel values for the read-out.
 
-const UNUSABLE_COLOUR = [122, 84, 170];
+const UNUSABLE_COLOUR = [96, 70, 138];
 
 // Three anchors of the diverging map: fainter, unchanged, brighter.
 const DIVERGING = [[33, 102, 172], [247, 247, 247], [178, 24, 43]];

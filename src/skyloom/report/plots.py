@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from skyloom.exposure import BoolArray
 from skyloom.report.candidates import filled
 from skyloom.report.images import robust_location
 from skyloom.report.planes import DifferenceLike, View, sigma_of
@@ -20,6 +21,7 @@ MAX_POINTS = 1500
 """Points in one scatter plot: an SVG point is some 80 bytes. More are thinned evenly, and the caption says so."""
 
 Array = npt.NDArray[np.float64]
+POINTS: dict[str, Any] = {"markersize": 4, "alpha": 0.6, "markeredgewidth": 0}
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,8 @@ def noise(subject: Subject) -> Plot | None:
         "noise",
         "Noise",
         svg,
-        f"Standard deviation: {stds} (1 is perfect). Part of the pixels beyond 5: {beyond}; Gaussian noise has "
-        "5.7e-07, sources that changed come on top.",
+        f"Robust standard deviation of all usable pixels: {stds}. Part of the pixels beyond 5: {beyond}; Gaussian noise "
+        "has 5.7e-07, sources that changed come on top.",
     )
 
 
@@ -146,7 +148,7 @@ def star_residuals(subject: Subject) -> Plot | None:
         axes = figure.add_subplot()
         axes.grid(visible=True)
         axes.axhline(1, color=INK, linestyle="--", linewidth=1)
-        axes.plot(flux[part], chi[part], ".", color=BLUE, markersize=4, alpha=0.6, markeredgewidth=0)
+        axes.plot(flux[part], chi[part], ".", color=BLUE, **POINTS)
         middle, median = _running_median(flux, chi)
         axes.plot(middle, median, color=ORANGE, linewidth=1.8)
         axes.set(xscale="log", yscale="log", xlabel="flux of the star", ylabel="rms of D/σ under the star")
@@ -194,70 +196,85 @@ def _running_median(x: Array, y: Array) -> tuple[Array, Array]:
     return np.array([np.median(x[g]) for g in groups]), np.array([np.median(y[g]) for g in groups])
 
 
+def _residuals(subject: Subject, *columns: str) -> tuple[list[Array], BoolArray] | None:
+    """Return columns of the matched stars, and which of them are the half with the smaller errors."""
+    stars = subject.matched(*columns, "sigma")
+    if stars is None:
+        stars = subject.matched(*columns)
+        return None if stars is None else (stars, np.ones(stars[0].size, bool))
+    *values, sigma = stars
+    return values, sigma <= np.median(sigma)
+
+
 def astrometry(subject: Subject) -> Plot | None:
     """Draw the residuals of the registration against each other."""
-    stars = subject.matched("dx", "dy")
-    if stars is None:
+    found = _residuals(subject, "dx", "dy")
+    if found is None:
         return None
-    dx, dy = stars
+    (dx, dy), better = found
     part, thinned = _thin(dx.size)
-    rms = float(np.sqrt(np.mean(dx**2 + dy**2)))
-    limit = 1.1 * max(float(np.percentile(np.hypot(dx, dy), 99)), 1.5 * rms, 1e-6)
+    plain = float(np.sqrt(np.mean(dx**2 + dy**2)))
+    rms = plain if subject.summary.rms_px is None else subject.summary.rms_px
+    limit = 1.1 * max(float(np.percentile(np.hypot(dx, dy), 98)), 1.5 * rms, 1e-6)
     angle = np.linspace(0, 2 * np.pi, 73)
     with drawing(3.1, 2.9) as figure:
         axes = figure.add_subplot()
         axes.grid(visible=True)
         axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.axvline(0, color=MUTED, linewidth=0.8)
-        axes.plot(dx[part], dy[part], ".", color=BLUE, markersize=4, alpha=0.6, markeredgewidth=0)
+        for these, colour in ((~better, MUTED), (better, BLUE)):
+            axes.plot(dx[part][these[part]], dy[part][these[part]], ".", color=colour, **POINTS)
         axes.plot(rms * np.cos(angle), rms * np.sin(angle), color=ORANGE, linewidth=1.5)
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="Δx [px]", ylabel="Δy [px]")
         svg = to_svg(figure, "astrometry")
+    halves = "" if better.all() else " Grey: the half with the larger errors."
     return Plot(
         "astrometry",
         "Astrometric residuals",
         svg,
-        f"{dx.size:,} matched stars; mean ({dx.mean():+.4f}, {dy.mean():+.4f}) px, std ({dx.std():.4f}, "
-        f"{dy.std():.4f}) px. The circle is the rms, {rms:.4f} px.{thinned}",
+        f"{dx.size:,} matched stars; mean ({dx.mean():+.4f}, {dy.mean():+.4f}) px, unweighted rms {plain:.4f} px. The "
+        f"circle is the rms of the fit, {rms:.4f} px.{halves}{thinned}",
     )
 
 
 def astrometry_map(subject: Subject) -> Plot | None:
-    """Draw the residuals of the registration as arrows on the field."""
-    stars = subject.matched(*_on_science("x", "y"), "dx", "dy")
-    if stars is None:
+    """Draw the residuals of the registration as arrows on the field, and their means in 5 x 5 cells."""
+    found = _residuals(subject, *_on_science("x", "y"), "dx", "dy")
+    if found is None:
         return None
-    step = -(-stars[0].size // 400)
-    x, y, dx, dy = (values[::step] for values in stars)
+    stars, better = found
+    x, y, dx, dy = (values[better] for values in stars)
     typical = float(np.median(np.hypot(dx, dy)))
+    if not typical > 0:
+        return None
     length = max(subject.shape) / 25
+    step = -(-x.size // 400)
+    arrow = {"angles": "xy", "scale_units": "xy", "scale": typical / length}
     with drawing(3.1, 2.9) as figure:
         axes = figure.add_subplot()
         _field(axes, subject.shape)
-        axes.plot(x, y, ".", color=MUTED, markersize=2)
-        if typical > 0:
-            arrows = axes.quiver(
-                x,
-                y,
-                dx,
-                dy,
-                color=BLUE,
-                angles="xy",
-                scale_units="xy",
-                scale=typical / length,
-                width=0.0045,
-                headwidth=3.5,
-            )
-            arrows.set_clip_on(True)
+        axes.quiver(*(v[::step] for v in (x, y, dx, dy)), color=BLUE, width=0.0045, headwidth=3.5, alpha=0.5, **arrow)
+        means = _cell_means(subject.shape, x, y, dx, dy)
+        if len(means):
+            axes.quiver(*means.T, color=ORANGE, width=0.009, headwidth=3, **arrow)
         svg = to_svg(figure, "astrometry-map")
+    some = "" if better.all() else " of the half with the smaller errors"
     return Plot(
         "astrometry-map",
         "Residuals on the field",
         svg,
-        f"Arrows are the residuals, a typical one ({typical:.3f} px) drawn {length:.0f} px long. Arrows that "
-        "agree with their neighbours mean distortion that was not fitted."
+        f"Residuals{some}, a typical one ({typical:.3f} px) drawn {length:.0f} px long; the bold arrows are the means "
+        "of 5 × 5 cells. Long bold arrows mean distortion that was not fitted."
         + ("" if step == 1 else f" One star in {step} is drawn."),
     )
+
+
+def _cell_means(shape: tuple[int, int], *columns: Array) -> Array:
+    """Return the means of columns (x, y, ...) in those of 5 x 5 cells of the field that hold 3 stars or more."""
+    stars = np.column_stack(columns)
+    cell = np.floor(5 * (stars[:, :2] + 0.5) / shape[::-1]).astype(int) @ (1, 10)
+    members = [stars[cell == one] for one in np.unique(cell)]
+    return np.array([group.mean(axis=0) for group in members if len(group) >= 3])
 
 
 def photometry(subject: Subject) -> Plot | None:
@@ -277,7 +294,7 @@ def photometry(subject: Subject) -> Plot | None:
         axes = figure.add_subplot()
         axes.grid(visible=True)
         axes.axhline(middle, color=INK, linestyle="--", linewidth=1)
-        axes.plot(flux[part], ratio[part], ".", color=BLUE, markersize=4, alpha=0.6, markeredgewidth=0)
+        axes.plot(flux[part], ratio[part], ".", color=BLUE, **POINTS)
         axes.plot(*_running_median(flux, ratio), color=ORANGE, linewidth=1.8)
         axes.set(
             xscale="log",
@@ -306,16 +323,9 @@ def kernel(subject: Subject) -> Plot | None:
     ]
     sums = np.array([[tile.sum() for tile in row] for row in tiles])
     size = tiles[0][0].shape[0]
-    gap = np.full((size + 2, size + 2), np.nan)
-    rows = []
-    for row in tiles:
-        padded = []
-        for tile in row:
-            cell = gap.copy()
-            cell[1:-1, 1:-1] = tile
-            padded.append(cell)
-        rows.append(np.concatenate(padded, axis=1))
-    mosaic = np.concatenate(rows)
+    tiles, inner = _core(tiles)
+    framed = [[np.pad(tile, 1, constant_values=np.nan) for tile in row] for row in tiles]
+    mosaic = np.concatenate([np.concatenate(row, axis=1) for row in framed])
     peak = float(np.nanmax(np.abs(mosaic))) or 1.0
     with drawing(3.3, 2.9) as figure:
         axes = figure.add_subplot()
@@ -329,9 +339,19 @@ def kernel(subject: Subject) -> Plot | None:
         "kernel",
         "Matching kernel",
         svg,
-        f"At the corners, the sides and the middle of the field ({size} × {size} px each). Sum {sums[1, 1]:.4f} "
-        f"in the middle; it changes by {change:.2%} over the field.",
+        f"At the corners, the sides and the middle of the field: the inner {inner} × {inner} of {size} × {size} px. "
+        f"Sum {sums[1, 1]:.4f} in the middle; it changes by {change:.2%} over the field.",
     )
+
+
+def _core(tiles: list[list[Array]]) -> tuple[list[list[Array]], int]:
+    """Cut kernels to the smallest centred square outside of which all are below 1 % of the peak; and its side."""
+    strength = np.max(np.abs([tile for row in tiles for tile in row]), axis=0)
+    half = strength.shape[0] // 2
+    oy, ox = np.nonzero(strength > 0.01 * strength.max())
+    keep = max(int(np.max(np.abs([oy - half, ox - half]), initial=0)), min(3, half))
+    inside = slice(half - keep, half + keep + 1)
+    return [[tile[inside, inside] for tile in row] for row in tiles], 2 * keep + 1
 
 
 def _three(length: int) -> Array:

@@ -194,6 +194,12 @@ def _judge_noise(summary: Summary) -> Judgement:
     facts = f"the {name} has a standard deviation of {std:.3f}"
     if std < low:
         return Judgement("fair", f"Noise overestimated: {facts}, so real signal-to-noise is higher than quoted.")
+    if std > high and summary.pull_std is not None and low <= summary.pull_std <= high:
+        return Judgement(
+            "poor",
+            f"Noise underestimated for sources: single pixels are right (D/σ {summary.pull_std:.3f}), but {facts}. "
+            "Neighbours are correlated or carry residuals, so expect false candidates.",
+        )
     if std > high:
         return Judgement("poor", f"Noise underestimated: {facts}, so expect false candidates.")
     return Judgement("good", f"Noise calibrated: {facts} (1 is perfect).")

@@ -23,7 +23,8 @@ class CandidateTable {
     this.marked = true;           // ticks around the candidates in the cutouts
     this.rows = new Map();
     this.sheets = new Map();
-    this.sort = { key: "snr", down: true };
+    const ranked = data.columns.some((column) => column.key === "rank");
+    this.sort = ranked ? { key: "rank", down: false } : { key: "snr", down: true };
     this.filter = { text: "", snr: 0, sign: "", mark: "", hideFlagged: false };
     this.selected = -1;
     this.searchable = data.id.map((_, i) =>
@@ -86,7 +87,7 @@ class CandidateTable {
   // Numbers start with the largest, texts and ids with the first; a second click turns the order round.
   sortBy(key, down) {
     const column = this.data.columns.find((one) => one.key === key);
-    const first = key === "mark" || (column && column.kind === "number" && !["id", "x", "y", "ra", "dec"].includes(key));
+    const first = key === "mark" || (column && column.kind === "number" && !["id", "rank", "x", "y", "ra", "dec"].includes(key));
     this.sort = { key, down: down ?? (this.sort.key === key ? !this.sort.down : first) };
     this.update();
     this.scroller.scrollTop = 0;
