@@ -200,8 +200,8 @@ def _transients(rng, count, size, *, galaxies, psf, snr):
         [margin < g["x"] < size - 1 - margin and margin < g["y"] < size - 1 - margin for g in galaxies]
     )
     table["host"] = np.full(count, -1)
-    for row in table[::2] if len(inside) else ():
-        row["host"] = rng.choice(inside)
+    for row, index in zip(table[::2], rng.permutation(inside), strict=False):  # no galaxy hosts two
+        row["host"] = index
         host = galaxies[row["host"]]
         for axis in ("x", "y"):
             row[axis] = np.clip(host[axis] + rng.normal(0, host["radius"]), margin, size - 1 - margin)
