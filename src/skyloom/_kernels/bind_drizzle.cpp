@@ -1,5 +1,158 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
+
+#include <array>
+#include <optional>
+#include <stdexcept>
+
+#include "drizzle_square.hpp"
 
 namespace nb = nanobind;
+using namespace nb::literals;
+using namespace skyloom::drizzle;
 
-void bind_drizzle(nb::module_& m) { (void)m; }
+namespace {
+
+using ReadPlane = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
+using WritePlane = nb::ndarray<nb::ndim<2>, nb::device::cpu>;
+using ReadBits = nb::ndarray<const uint32_t, nb::ndim<2>, nb::device::cpu>;
+using WriteBits = nb::ndarray<uint32_t, nb::ndim<2>, nb::device::cpu>;
+using Context = nb::ndarray<int32_t, nb::ndim<2>, nb::device::cpu>;
+using Map = nb::ndarray<const double, nb::ndim<3>, nb::device::cpu>;
+using Queue = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Counts = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void need(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+template <class Array>
+Plane plane_of(const Array& a, size_t ny, size_t nx) {
+  need(a.shape(0) == ny && a.shape(1) == nx, "the planes of a drizzle differ in shape");
+  const bool is_double = a.dtype() == nb::dtype<double>();
+  need(is_double || a.dtype() == nb::dtype<float>(), "float32 or float64 planes are needed");
+  return {const_cast<void*>(static_cast<const void*>(a.data())), a.stride(0), a.stride(1), is_double};
+}
+
+template <class T, class Array>
+IntPlane<T> bits_of(Array& a, size_t ny, size_t nx) {
+  need(a.shape(0) == ny && a.shape(1) == nx, "the planes of a drizzle differ in shape");
+  return {a.data(), a.stride(0), a.stride(1)};
+}
+
+// The arrays stay alive as long as these objects: Python hands them to every thread.
+struct BoundFootprint : Footprint {
+  Map array;
+  BoundFootprint(Map pixmap, const PixelMap& map, const Window& window, double half, double margin, int64_t ny, int64_t nx)
+      : Footprint(map, window, half, margin, ny, nx), array(std::move(pixmap)) {}
+};
+
+struct BoundInput : Input {
+  std::vector<ReadPlane> planes;
+  std::optional<ReadBits> bits;
+};
+
+struct BoundOutput : Output {
+  std::vector<WritePlane> planes;
+  std::optional<WriteBits> bits;
+  std::optional<Context> context_plane;
+};
+
+void make_footprint(BoundFootprint* self, Map pixmap, std::array<int64_t, 4> window, std::array<int64_t, 2> frame,
+                    double half, double margin, double unit) {
+  need(pixmap.shape(2) == 2, "a pixel map has the shape (ny, nx, 2)");
+  const int64_t ny = int64_t(pixmap.shape(0)), nx = int64_t(pixmap.shape(1));
+  const Window w{window[0], window[1], window[2], window[3]};
+  need(w.x0 >= 0 && w.x0 < w.x1 && w.x1 <= nx && w.y0 >= 0 && w.y0 < w.y1 && w.y1 <= ny, "the window leaves the image");
+  need(frame[0] > 0 && frame[1] > 0 && frame[0] < (1 << 28) && frame[1] < (1 << 28), "the frame has no usable size");
+  const PixelMap map{pixmap.data(), ny, nx, pixmap.stride(0), pixmap.stride(1), pixmap.stride(2), unit};
+  new (self) BoundFootprint(std::move(pixmap), map, w, half, margin, frame[0], frame[1]);
+}
+
+void find(BoundFootprint& self, Queue queue) {
+  std::atomic_ref<int64_t> next(*queue.data());
+  nb::gil_scoped_release release;
+  for (int64_t b = next.fetch_add(1); b < self.block_rows(); b = next.fetch_add(1)) self.find(b);
+}
+
+void make_input(BoundInput* self, ReadPlane data, std::optional<ReadPlane> weight, std::vector<ReadPlane> squares,
+                std::optional<ReadBits> dq, double data_scale, double square_scale, double weight_scale) {
+  new (self) BoundInput();
+  const size_t ny = data.shape(0), nx = data.shape(1);
+  self->data = plane_of(data, ny, nx);
+  if (weight) self->weight = plane_of(*weight, ny, nx);
+  for (auto& s : squares) self->squares.push_back(plane_of(s, ny, nx));
+  if (dq) self->dq = bits_of<const uint32_t>(*dq, ny, nx);
+  self->data_scale = data_scale;
+  self->square_scale = square_scale;
+  self->weight_scale = weight_scale;
+  self->ny = int64_t(ny);
+  self->nx = int64_t(nx);
+  self->planes = std::move(squares);
+  self->planes.push_back(std::move(data));
+  if (weight) self->planes.push_back(std::move(*weight));
+  self->bits = std::move(dq);
+}
+
+void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, std::vector<WritePlane> squares,
+                 std::vector<WritePlane> square_weights, std::optional<WriteBits> dq, std::optional<Context> context,
+                 int64_t context_bit, std::optional<double> fill, std::optional<double> fill_squares) {
+  new (self) BoundOutput();
+  const size_t ny = mean.shape(0), nx = mean.shape(1);
+  self->ny = int64_t(ny);
+  self->nx = int64_t(nx);
+  self->mean = plane_of(mean, ny, nx);
+  self->weight = plane_of(weight, ny, nx);
+  need(squares.size() == square_weights.size(), "each square plane needs its weights");
+  for (auto& s : squares) self->squares.push_back(plane_of(s, ny, nx));
+  for (auto& s : square_weights) self->square_weights.push_back(plane_of(s, ny, nx));
+  bool same = self->weight.is_double == self->mean.is_double;
+  for (const auto& planes : {self->squares, self->square_weights})
+    for (const Plane& p : planes) same = same && p.is_double == self->mean.is_double;
+  need(same, "all output planes must be of one type");
+  if (dq) self->dq = bits_of<uint32_t>(*dq, ny, nx);
+  if (context) self->context = bits_of<int32_t>(*context, ny, nx);
+  self->context_bit = int32_t(uint32_t(1) << (context_bit & 31));
+  self->fill = fill.has_value();
+  self->fill_value = fill.value_or(0);
+  self->fill_squares = fill_squares.has_value();
+  self->fill_square_value = fill_squares.value_or(0);
+  self->planes = std::move(squares);
+  for (auto& s : square_weights) self->planes.push_back(std::move(s));
+  self->planes.push_back(std::move(mean));
+  self->planes.push_back(std::move(weight));
+  self->bits = std::move(dq);
+  self->context_plane = std::move(context);
+}
+
+void square(const BoundFootprint& footprint, const BoundInput& input, const BoundOutput& output, int64_t tile_edge,
+            Counts row_hits, Queue queue) {
+  need(input.ny == footprint.map.ny && input.nx == footprint.map.nx, "the image and its pixel map differ in shape");
+  need(output.ny == footprint.frame_ny && output.nx == footprint.frame_nx, "the footprint is of another frame");
+  need(input.squares.size() == output.squares.size(), "as many square planes are needed as go in");
+  need((input.dq.data == nullptr) == (output.dq.data == nullptr), "dq planes must be given on both sides");
+  need(int64_t(row_hits.shape(0)) == footprint.rows() && queue.shape(0) == 1, "a counter has the wrong size");
+  need(tile_edge >= 16, "tiles must be at least 16 cells wide");
+  std::atomic_ref<int64_t> next(*queue.data());
+  nb::gil_scoped_release release;
+  drizzle_square(footprint, input, output, tile_edge, row_hits.data(), next);
+}
+
+}  // namespace
+
+void bind_drizzle(nb::module_& m) {
+  nb::class_<BoundFootprint>(m, "DrizzleFootprint", "Which output cells each piece of an image may reach.")
+      .def("__init__", &make_footprint, "pixmap"_a, "window"_a, "frame"_a, nb::kw_only(), "half"_a, "margin"_a, "unit"_a)
+      .def("find", &find, "queue"_a, "Find the reach of the rows of blocks that the queue hands out.");
+  nb::class_<BoundInput>(m, "DrizzleInput", "The planes of one image that are drizzled together.")
+      .def("__init__", &make_input, "data"_a, "weight"_a.none(), "squares"_a, "dq"_a.none(), nb::kw_only(),
+           "data_scale"_a, "square_scale"_a, "weight_scale"_a);
+  nb::class_<BoundOutput>(m, "DrizzleOutput", "Running weighted means, and what goes with them.")
+      .def("__init__", &make_output, "mean"_a, "weight"_a, "squares"_a, "square_weights"_a, "dq"_a.none(),
+           "context"_a.none(), nb::kw_only(), "context_bit"_a, "fill"_a.none(), "fill_squares"_a.none());
+  m.def("drizzle_square", &square, "footprint"_a, "image"_a, "output"_a, "tile_edge"_a, "row_hits"_a, "queue"_a,
+        "Drizzle, with the square kernel, the output tiles that the queue hands out.");
+}

@@ -1,0 +1,43 @@
+// Which cells of the output each piece of an image may reach: found once for each image, so that a tile of the output
+// reads only what belongs to it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "drizzle_map.hpp"
+
+namespace skyloom::drizzle {
+
+constexpr int kBlockRows = 32;  // a block is one batch wide and this many rows high
+
+// Cells of the output, half open, cut to the frame.
+struct Reach {
+  int32_t x0, x1, y0, y1;
+  bool empty() const { return x0 >= x1 || y0 >= y1; }
+};
+
+// The part of the input image that is used, half open.
+struct Window {
+  int64_t x0, x1, y0, y1;
+};
+
+struct Footprint {
+  PixelMap map;
+  Window window;
+  double half;                  // half of a drop's size, in input pixels
+  double margin;                // what a kernel reaches beyond its drop, in output pixels
+  int64_t frame_ny, frame_nx;
+  std::vector<Reach> batches;   // of each batch: [row - window.y0][batch]
+  std::vector<Reach> blocks;    // of each block: [block of rows][batch]
+
+  Footprint(const PixelMap& map, const Window& window, double half, double margin, int64_t frame_ny, int64_t frame_nx);
+  int64_t across() const { return (window.x1 - window.x0 + kBatch - 1) / kBatch; }
+  int64_t rows() const { return window.y1 - window.y0; }
+  int64_t block_rows() const { return (rows() + kBlockRows - 1) / kBlockRows; }
+  int batch_start(int64_t batch, int64_t& i0) const;  // first column; returns the number of columns
+  // Find the reaches of one row of blocks.
+  void find(int64_t block);
+};
+
+}  // namespace skyloom::drizzle

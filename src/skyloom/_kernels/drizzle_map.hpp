@@ -1,0 +1,57 @@
+// Where the corners of a drop fall: a pixel map (output position of every input pixel's centre), interpolated.
+//
+// Inside the image the corner at (i +- h, j +- h) is the bilinear interpolation of the four pixel centres around
+// it; at the border the map is continued linearly. A pixel without a finite map value is lost itself, and only
+// itself: its neighbours take their corners from the finite pixels on their other side.
+#pragma once
+
+#include <cstdint>
+
+namespace skyloom::drizzle {
+
+constexpr int kBatch = 64;                   // drops that are worked on together: a piece of one input row
+constexpr double kFarAway = 268435456.0;     // positions beyond 2^28 pixels count as undefined
+
+struct PixelMap {
+  const double* xy;
+  int64_t ny, nx;                            // of the input image
+  int64_t row, col, axis;                    // strides, in elements
+  double unit;                               // output pixels per input pixel where a lone pixel tells nothing
+};
+
+// One row of the map for the columns of one batch, with the values interpolated half a drop to either side.
+struct MapRow {
+  alignas(64) double left_x[kBatch], left_y[kBatch], right_x[kBatch], right_y[kBatch];
+  bool finite;                               // all values that the row needs are finite
+};
+
+// Corners in the order (-h,+h), (+h,+h), (+h,-h), (-h,-h) of the input pixel.
+struct Corners {
+  alignas(64) double x[4][kBatch], y[4][kBatch];
+};
+
+// The rows j-1, j, j+1 of the map for the columns [i0, i0 + n), read once each as j moves up.
+class RowWindow {
+ public:
+  RowWindow(const PixelMap& map, double half) : map_(map), half_(half) {}
+  void start(int64_t i0, int n);
+  // Corners of the drops of row j. `lost[k]` is set where a drop has none. True if all drops are regular.
+  bool corners(int64_t j, Corners& c, uint8_t* lost);
+  // Bounds {x_min, x_max, y_min, y_max} of all corners of row j; false if no drop has corners.
+  bool bounds(int64_t j, double box[4]);
+
+ private:
+  const MapRow& row(int64_t j);
+  const PixelMap& map_;
+  double half_;
+  int64_t i0_ = 0;
+  int n_ = 0;
+  MapRow rows_[3];
+  double extent_[3][4];
+  int64_t held_[3] = {-9, -9, -9};
+};
+
+// Corners of one drop from whatever finite map values are near. False if its own is not finite.
+bool corners_near_gaps(const PixelMap& map, double half, int64_t j, int64_t i, double x[4], double y[4]);
+
+}  // namespace skyloom::drizzle

@@ -1,0 +1,39 @@
+// Overlap areas of drops (quadrilaterals) with the cells of the output grid, by Green's theorem.
+//
+// For a closed polygon, area{x < X, y < Y} = -sum over edges of the integral of (X - x) dy along the piece of the edge
+// that lies in {x < X, y < Y}. A straight edge a + t (b - a) is inside of x < X on one interval of t and inside of y < Y
+// on another, so the piece is an interval whose ends are found with clamps instead of branches. Cell areas are second
+// differences of these sums. Errors stay near 1e-15 for any direction of the edges: a t that is badly determined
+// belongs to an edge that barely moves across the line.
+#pragma once
+
+#include <cstdint>
+
+#include "drizzle_map.hpp"
+
+namespace skyloom::drizzle {
+
+constexpr int kMaxSpan = 5;  // the widest drop, in cells, of the vectorised paths
+
+// Areas below this are rounding errors of the sums above, for corners within kMaxSpan cells.
+constexpr double kAreaNoise = 2e-14;
+
+// What a batch of drops is to the output grid.
+struct Placement {
+  alignas(64) double area[kBatch];                // signed; 0 where there is no proper quadrilateral
+  alignas(64) int32_t x[kBatch], y[kBatch];       // the first cell that the drop reaches
+  alignas(64) int32_t width[kBatch], height[kBatch];  // cells that it spans
+  alignas(64) int32_t valid[kBatch];              // 1 if the drop has an area
+};
+
+// Find cells and areas, and move the corners to coordinates in which cell (x, y) covers [0, 1) x [0, 1).
+void place(Corners& c, Placement& p);
+
+// share[j * n + i][k]: the fraction of drop k in cell (i, j) of the n x n cells from its first; exactly 0 where it
+// does not reach. n is 2 ... kMaxSpan.
+void overlap_shares(int n, const Corners& c, const double* area, double share[][kBatch]);
+
+// Area of one drop within x < X for each of the n + 1 abscissae 0, 1, ... n, within the rows [y, y + 1).
+void areas_in_row(const double cx[4], const double cy[4], double y, int n, double* below);
+
+}  // namespace skyloom::drizzle

@@ -1,0 +1,86 @@
+// Views of the planes that a drizzle reads and writes, and the sums that it keeps for one tile of the output.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "drizzle_map.hpp"
+
+namespace skyloom::drizzle {
+
+// A plane of float32 or float64 numbers with any strides (in elements). data is null for a plane that is not given.
+struct Plane {
+  void* data = nullptr;
+  int64_t row = 0, col = 1;
+  bool is_double = false;
+};
+
+template <class T>
+struct IntPlane {
+  T* data = nullptr;
+  int64_t row = 0, col = 1;
+};
+
+// What is drizzled. Pixels with a weight that is not finite and above 0, or with any value that is not finite, count
+// for nothing.
+struct Input {
+  int64_t ny = 0, nx = 0;
+  Plane data, weight;
+  std::vector<Plane> squares;  // planes that are averaged with squared weights: variances
+  IntPlane<const uint32_t> dq;
+  double data_scale = 1, square_scale = 1, weight_scale = 1;
+};
+
+// Where it goes: running weighted means.
+struct Output {
+  int64_t ny = 0, nx = 0;
+  Plane mean, weight;
+  std::vector<Plane> squares;          // one for each plane of Input::squares
+  std::vector<Plane> square_weights;   // the sums of weights that these means belong to
+  IntPlane<uint32_t> dq;
+  IntPlane<int32_t> context;
+  int32_t context_bit = 0;
+  bool fill = false, fill_squares = false;   // set pixels without weight to these values
+  double fill_value = 0, fill_square_value = 0;
+};
+
+constexpr int kMargin = 4;  // cells that a drop of the vectorised paths can stick out of a tile
+
+// Sums over the drops that reach one tile. Each cell holds sum(w d), sum(w), then sum(w^2 v) of each square plane,
+// padded to pairs. A margin around the tile takes the cells of drops that stick out, so that nothing needs clipping.
+struct Tile {
+  int64_t x0, y0, nx, ny;
+  int64_t stride;       // cells in a row, with margins
+  int per_cell;         // numbers in a cell
+  double* sums;         // cell (y0, x0)
+  uint32_t* dq;         // null if not wanted
+
+  bool reaches(int64_t x, int64_t y, int64_t width, int64_t height) const {
+    return x < x0 + nx && y < y0 + ny && x + width > x0 && y + height > y0;
+  }
+};
+
+inline int numbers_per_cell(std::size_t squares) { return 2 + 2 * int((squares + 1) / 2); }
+
+// Memory of a tile, used for one tile after another.
+class TileMemory {
+ public:
+  TileMemory(int64_t edge, int per_cell, bool with_dq);
+  Tile& reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny);
+
+ private:
+  std::vector<double> sums_;
+  std::vector<uint32_t> dq_;
+  Tile tile_;
+};
+
+// Values of one batch, interleaved as in a cell: {w d, w, w^2 v, ...}. usable: 1 where the weight is above 0; where it
+// is not, the pixel counts for nothing and its values are 0.
+void load_batch(const Input& input, int64_t j, int64_t i0, int n, int per_cell, double* values, int32_t* usable,
+                uint32_t* dq);
+
+// Merge the sums of a tile into the running means.
+void merge_tile(const Tile& tile, const Output& output);
+
+}  // namespace skyloom::drizzle
