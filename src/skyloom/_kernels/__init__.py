@@ -1,8 +1,12 @@
 """Numerical loops, compiled from C++: pure functions on array views, which release the GIL and hold no state."""
 
 from skyloom._kernels._ext import (
+    DrizzleFootprint,
+    DrizzleInput,
+    DrizzleOutput,
     clean_windows,
     convolve_varying,
+    drizzle_square,
     expand_grid,
     interpolate,
     pixel_area_ratio,
@@ -10,8 +14,12 @@ from skyloom._kernels._ext import (
 )
 
 __all__ = [
+    "DrizzleFootprint",
+    "DrizzleInput",
+    "DrizzleOutput",
     "clean_windows",
     "convolve_varying",
+    "drizzle_square",
     "expand_grid",
     "interpolate",
     "pixel_area_ratio",

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -6,6 +8,54 @@ from skyloom.exposure import FloatArray
 def simd_level() -> str: ...
 
 # drizzle
+class DrizzleFootprint:
+    def __init__(
+        self,
+        pixmap: npt.NDArray[np.float64],
+        window: Sequence[int],
+        frame: Sequence[int],
+        *,
+        half: float,
+        margin: float,
+        unit: float,
+    ) -> None: ...
+    def find(self, queue: npt.NDArray[np.int64]) -> None: ...
+
+class DrizzleInput:
+    def __init__(
+        self,
+        data: FloatArray,
+        weight: FloatArray | None,
+        squares: Sequence[FloatArray | None],
+        dq: npt.NDArray[np.uint32] | None,
+        *,
+        data_scale: float,
+        square_scale: float,
+        weight_scale: float,
+    ) -> None: ...
+
+class DrizzleOutput:
+    def __init__(
+        self,
+        mean: FloatArray,
+        weight: FloatArray,
+        squares: Sequence[FloatArray],
+        dq: npt.NDArray[np.uint32] | None,
+        context: npt.NDArray[np.int32] | None,
+        *,
+        context_bit: int,
+        fill: float | None,
+        fill_squares: float | None,
+    ) -> None: ...
+
+def drizzle_square(
+    footprint: DrizzleFootprint,
+    image: DrizzleInput,
+    output: DrizzleOutput,
+    tile_edge: int,
+    row_hits: npt.NDArray[np.int32],
+    queue: npt.NDArray[np.int64],
+) -> None: ...
 
 # convolve
 def convolve_varying(

@@ -78,27 +78,28 @@ void find(BoundFootprint& self, Queue queue) {
   for (int64_t b = next.fetch_add(1); b < self.block_rows(); b = next.fetch_add(1)) self.find(b);
 }
 
-void make_input(BoundInput* self, ReadPlane data, std::optional<ReadPlane> weight, std::vector<ReadPlane> squares,
+void make_input(BoundInput* self, ReadPlane data, std::optional<ReadPlane> weight, std::vector<std::optional<ReadPlane>> squares,
                 std::optional<ReadBits> dq, double data_scale, double square_scale, double weight_scale) {
   new (self) BoundInput();
   const size_t ny = data.shape(0), nx = data.shape(1);
   self->data = plane_of(data, ny, nx);
   if (weight) self->weight = plane_of(*weight, ny, nx);
-  for (auto& s : squares) self->squares.push_back(plane_of(s, ny, nx));
+  for (auto& s : squares) self->squares.push_back(s ? plane_of(*s, ny, nx) : Plane{});
   if (dq) self->dq = bits_of<const uint32_t>(*dq, ny, nx);
   self->data_scale = data_scale;
   self->square_scale = square_scale;
   self->weight_scale = weight_scale;
   self->ny = int64_t(ny);
   self->nx = int64_t(nx);
-  self->planes = std::move(squares);
+  for (auto& s : squares)
+    if (s) self->planes.push_back(std::move(*s));
   self->planes.push_back(std::move(data));
   if (weight) self->planes.push_back(std::move(*weight));
   self->bits = std::move(dq);
 }
 
 void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, std::vector<WritePlane> squares,
-                 std::vector<WritePlane> square_weights, std::optional<WriteBits> dq, std::optional<Context> context,
+                 std::optional<WriteBits> dq, std::optional<Context> context,
                  int64_t context_bit, std::optional<double> fill, std::optional<double> fill_squares) {
   new (self) BoundOutput();
   const size_t ny = mean.shape(0), nx = mean.shape(1);
@@ -106,12 +107,9 @@ void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, std::vec
   self->nx = int64_t(nx);
   self->mean = plane_of(mean, ny, nx);
   self->weight = plane_of(weight, ny, nx);
-  need(squares.size() == square_weights.size(), "each square plane needs its weights");
   for (auto& s : squares) self->squares.push_back(plane_of(s, ny, nx));
-  for (auto& s : square_weights) self->square_weights.push_back(plane_of(s, ny, nx));
   bool same = self->weight.is_double == self->mean.is_double;
-  for (const auto& planes : {self->squares, self->square_weights})
-    for (const Plane& p : planes) same = same && p.is_double == self->mean.is_double;
+  for (const Plane& p : self->squares) same = same && p.is_double == self->mean.is_double;
   need(same, "all output planes must be of one type");
   if (dq) self->dq = bits_of<uint32_t>(*dq, ny, nx);
   if (context) self->context = bits_of<int32_t>(*context, ny, nx);
@@ -121,7 +119,6 @@ void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, std::vec
   self->fill_squares = fill_squares.has_value();
   self->fill_square_value = fill_squares.value_or(0);
   self->planes = std::move(squares);
-  for (auto& s : square_weights) self->planes.push_back(std::move(s));
   self->planes.push_back(std::move(mean));
   self->planes.push_back(std::move(weight));
   self->bits = std::move(dq);
@@ -151,7 +148,7 @@ void bind_drizzle(nb::module_& m) {
       .def("__init__", &make_input, "data"_a, "weight"_a.none(), "squares"_a, "dq"_a.none(), nb::kw_only(),
            "data_scale"_a, "square_scale"_a, "weight_scale"_a);
   nb::class_<BoundOutput>(m, "DrizzleOutput", "Running weighted means, and what goes with them.")
-      .def("__init__", &make_output, "mean"_a, "weight"_a, "squares"_a, "square_weights"_a, "dq"_a.none(),
+      .def("__init__", &make_output, "mean"_a, "weight"_a, "squares"_a, "dq"_a.none(),
            "context"_a.none(), nb::kw_only(), "context_bit"_a, "fill"_a.none(), "fill_squares"_a.none());
   m.def("drizzle_square", &square, "footprint"_a, "image"_a, "output"_a, "tile_edge"_a, "row_hits"_a, "queue"_a,
         "Drizzle, with the square kernel, the output tiles that the queue hands out.");

@@ -57,7 +57,11 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
   alignas(64) double v[kBatch];
   std::fill_n(v, kBatch, 0.0);
   for (int s = 0; s < n_squares; ++s) {
-    read_row_body(input.squares[s], j, i0, n, v);
+    if (input.squares[size_t(s)].data != nullptr) {
+      read_row_body(input.squares[size_t(s)], j, i0, n, v);
+    } else {
+      std::fill_n(v, kBatch, 0.0);
+    }
     for (int k = 0; k < kBatch; ++k) {
       v[k] *= input.square_scale;
       w[k] = std::fabs(v[k]) <= huge ? w[k] : 0.0;
@@ -105,20 +109,18 @@ template <class T>
 SKYLOOM_INLINE void merge_squares(const Tile& tile, int64_t y, const Output& out, int s) {
   const double* __restrict sums = tile.sums + y * tile.stride * tile.per_cell;
   const int64_t step = tile.per_cell, j = tile.y0 + y;
-  const Plane &plane = out.squares[s], &weights = out.square_weights[s];
-  T* mean = static_cast<T*>(plane.data) + j * plane.row + tile.x0 * plane.col;
-  T* weight = static_cast<T*>(weights.data) + j * weights.row + tile.x0 * weights.col;
+  const Plane& plane = out.squares[size_t(s)];
+  T* __restrict mean = static_cast<T*>(plane.data) + j * plane.row + tile.x0 * plane.col;
+  const T* __restrict weight = static_cast<const T*>(out.weight.data) + j * out.weight.row + tile.x0 * out.weight.col;
   const T fill = T(out.fill_square_value);
   const bool fills = out.fill_squares;
-  const bool own_weight = weights.data != out.weight.data;
   for (int64_t x = 0; x < tile.nx; ++x) {
     const double wwv = sums[x * step + 2 + s], w = sums[x * step + 1];
-    const double before = double(weight[x * weights.col]), total = before + w;
+    const double before = double(weight[x * out.weight.col]), total = before + w;
     const T old = mean[x * plane.col];
     const double kept = before == 0.0 ? 0.0 : double(old) * before * before;
     const T fresh = T((kept + wwv) / (total == 0.0 ? 1.0 : total * total));
     mean[x * plane.col] = w != 0.0 && total != 0.0 ? fresh : (fills && total == 0.0 ? fill : old);
-    if (own_weight) weight[x * weights.col] = T(total);
   }
 }
 

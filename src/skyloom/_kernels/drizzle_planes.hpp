@@ -27,7 +27,7 @@ struct IntPlane {
 struct Input {
   int64_t ny = 0, nx = 0;
   Plane data, weight;
-  std::vector<Plane> squares;  // planes that are averaged with squared weights: variances
+  std::vector<Plane> squares;  // planes that are averaged with squared weights: variances. One without data is all 0
   IntPlane<const uint32_t> dq;
   double data_scale = 1, square_scale = 1, weight_scale = 1;
 };
@@ -37,7 +37,6 @@ struct Output {
   int64_t ny = 0, nx = 0;
   Plane mean, weight;
   std::vector<Plane> squares;          // one for each plane of Input::squares
-  std::vector<Plane> square_weights;   // the sums of weights that these means belong to
   IntPlane<uint32_t> dq;
   IntPlane<int32_t> context;
   int32_t context_bit = 0;

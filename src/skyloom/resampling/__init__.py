@@ -1,5 +1,6 @@
 """Bring pixels onto another grid, once, with every plane."""
 
+from skyloom.resampling.drizzle import Drizzle, decode_context
 from skyloom.resampling.maps import (
     SampledMap,
     compose,
@@ -12,8 +13,10 @@ from skyloom.resampling.output_wcs import output_wcs_from
 from skyloom.resampling.resample import resample
 
 __all__ = [
+    "Drizzle",
     "SampledMap",
     "compose",
+    "decode_context",
     "invert_map",
     "output_wcs_from",
     "pixel_area_ratio",

@@ -1,0 +1,126 @@
+"""What a drizzle accepts for its planes, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.errors import InputError, ShapeError
+from skyloom.exposure import FloatArray
+
+
+class DtypeError(InputError, TypeError):
+    """A plane of bits has a type that does not fit into 32 bits."""
+
+
+def fill_text(value: Any, given: bool) -> str:
+    """Return a fill value as its property shows it: 'INDEF' (leave pixels as they are), 'NaN' or a number as text.
+
+    Parameters
+    ----------
+    value : float, str or None
+        What the caller asked for. None, '' and 'INDEF' are the same.
+    given : bool
+        Whether the plane to fill came from the caller; a new plane starts as NaN where there is nothing to leave.
+    """
+    text = "INDEF" if value is None else str(value).strip()
+    if text.upper() in ("", "INDEF"):
+        return "INDEF" if given else "NaN"
+    try:
+        float(text)
+    except ValueError as error:
+        raise InputError(str(error), fillval=value) from None
+    return text
+
+
+def fill_number(text: str) -> float | None:
+    """Return the number of `fill_text`, or None for 'INDEF'."""
+    return None if text == "INDEF" else float(text)
+
+
+def real_plane(array: Any, what: str) -> FloatArray:
+    """Return `array` as float32 or float64, without a copy where it is one of these already.
+
+    float64 and integers that float32 cannot hold become float64. A row stride is kept; all else that is not
+    plain memory order is copied.
+    """
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"'{what}' is of type {array.dtype}; real numbers are needed.", dtype=str(array.dtype))
+    wide = array.dtype.itemsize > (4 if array.dtype.kind == "f" else 2)
+    array = array.astype(np.float64 if wide else np.float32, copy=False)
+    return strided(array)
+
+
+def strided(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return `array` in native memory whose strides are whole elements."""
+    itemsize = array.dtype.itemsize
+    if array.flags.aligned and all(stride % itemsize == 0 for stride in array.strides):
+        return array
+    return np.ascontiguousarray(array)
+
+
+def bit_plane(array: Any, what: str) -> npt.NDArray[np.uint32]:
+    """Return `array` as uint32 bits; signed values keep their bits."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "iu" or array.dtype.itemsize > 4:
+        raise DtypeError(
+            f"'{what}' must be of an unsigned integer type with itemsize of 4 bytes or less. Found {array.dtype}: "
+            f"convert it with .astype(numpy.uint32) if its values fit.",
+            dtype=str(array.dtype),
+        )
+    return strided(array.astype(np.uint32, copy=False))
+
+
+def same_shape(array: npt.NDArray[Any], shape: tuple[int, ...], what: str, noun: str = "shape") -> None:
+    """Raise if a plane of the input image differs in shape from its data."""
+    if array.shape != shape:
+        raise ShapeError(f"'{what}' {noun} is not consistent with 'data' shape.", found=array.shape, needed=shape)
+
+
+def output_plane(array: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return a plane that can be written in place: the caller's own array if it is of this type and writeable."""
+    array = np.asarray(array, dtype=dtype)
+    usable = array.flags.writeable and array.flags.aligned and array.dtype.isnative
+    usable = usable and all(stride % array.dtype.itemsize == 0 for stride in array.strides)
+    return array if usable else np.array(array, dtype=dtype, order="C")
+
+
+def positive(value: Any, what: str) -> float:
+    """Return a finite number above 0."""
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise InputError(f"'{what}' is {value}; it must be a finite number above 0.", **{what: value})
+    return number
+
+
+def window_bounds(
+    shape: tuple[int, int], xmin: float | None, xmax: float | None, ymin: float | None, ymax: float | None
+) -> tuple[int, int, int, int]:
+    """Return the part of the image to use as half-open bounds (x0, x1, y0, y1).
+
+    The arguments are inclusive pixel indices; a maximum of None or 0 means no limit.
+    """
+    bounds: list[int] = []
+    for axis, size, low, high in (("x", shape[1], xmin, xmax), ("y", shape[0], ymin, ymax)):
+        first = 0 if low is None else max(0, math.ceil(low))
+        last = size - 1 if high is None or high <= 0 else min(size - 1, math.floor(high))
+        if first > last:
+            raise InputError(
+                f"No pixel lies between {axis}min = {low} and {axis}max = {high} in an image of {size} pixels along "
+                f"{axis}; bounds are pixel indices from 0 to {size - 1}.",
+                low=low,
+                high=high,
+                size=size,
+            )
+        bounds += [first, last + 1]
+    return bounds[0], bounds[1], bounds[2], bounds[3]
+
+
+def unshared(array: npt.NDArray[Any], outputs: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return `array`, or a copy if it shares memory with one of the outputs."""
+    return array.copy() if any(np.may_share_memory(array, out) for out in outputs) else array

@@ -1,0 +1,478 @@
+"""`Drizzle`: co-add images by variable-pixel linear reconstruction (Fruchter & Hook 2002, PASP 114, 144).
+
+Every input pixel is shrunk to a drop and rained onto the output grid. With overlap a of a drop with an output pixel,
+weight w and value d of the input pixel (eqs. 4 and 5 there; the data may be rescaled by ``iscale`` before):
+
+    W' = W + a w
+    I' = (I W + a w d) / W'
+
+Planes that come as variances are averaged with squared weights in the same pass: V' = (V W^2 + (a w)^2 v) / W'^2.
+The sums over one image are kept in float64 and merged once into the running means.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom import _kernels
+from skyloom.errors import InputError, ShapeError
+from skyloom.exposure import FloatArray
+from skyloom.resampling._drizzle_kernels import KERNELS, Placing
+from skyloom.resampling._drizzle_planes import (
+    bit_plane,
+    fill_number,
+    fill_text,
+    output_plane,
+    positive,
+    real_plane,
+    same_shape,
+    strided,
+    unshared,
+    window_bounds,
+)
+
+SUPPORTED_DRIZZLE_KERNELS = ["square", "gaussian", "point", "turbo", "lanczos2", "lanczos3"]
+CTX_PLANE_BITS = 32
+
+_NOT_GIVEN: Final = object()
+_MIXED_SHAPES = (
+    "Inconsistent data shapes specified: 'out_shape' and the output arrays that are given must be of one shape; "
+    "found {}."
+)
+
+
+class Drizzle:
+    """Resample and co-add images onto one output grid.
+
+    Parameters
+    ----------
+    kernel : {'square', 'point', 'turbo', 'gaussian', 'lanczos2', 'lanczos3'}
+        How the flux of a pixel is spread. The gaussian and Lanczos kernels do not conserve flux.
+    fillval, fillval2 : float or str, optional
+        Value of pixels of `out_img` (`out_img2`) that no image has reached. None, '' and 'INDEF' leave the values of an
+        array that was given, and mean NaN in a new one.
+    out_shape : tuple of int, optional
+        Shape (ny, nx) of the output. Without it and without output arrays the first image defines it: the output
+        then just holds that image, and the origin of all pixel maps is moved to its lower left corner.
+    out_img, out_wht : ndarray of float32 or float64, shape (ny, nx), optional
+        Earlier results to go on with, changed in place. float64 is float64 from end to end. An array that cannot be
+        written in place (of another type, or read-only) is copied; the properties always hold the result.
+    out_ctx : ndarray of int32, shape (ny, nx) or (planes, ny, nx), optional
+        Bit k of plane p is set where image 32 p + k has contributed.
+    out_img2 : ndarray or sequence of ndarray, shape (ny, nx), optional
+        Earlier results for the planes that are averaged with squared weights.
+    out_dq : ndarray of uint32, shape (ny, nx), optional
+        Earlier OR-combined data-quality bits.
+    exptime : float
+        Exposure time of the earlier results, s.
+    begin_ctx_id, max_ctx_id : int
+        Number of the first image in the context, and the largest number that is expected (to allocate planes once).
+    disable_ctx : bool
+        Keep no context.
+
+    Raises
+    ------
+    InputError
+        An option makes no sense, or earlier results contradict each other.
+    """
+
+    def __init__(  # noqa: PLR0917  the reference's signature
+        self,
+        kernel: str = "square",
+        fillval: float | str | None = None,
+        fillval2: float | str | None = None,
+        out_shape: tuple[int, ...] | None = None,
+        out_img: FloatArray | None = None,
+        out_wht: FloatArray | None = None,
+        out_ctx: npt.NDArray[np.int32] | None = None,
+        out_img2: Any = None,
+        out_dq: npt.NDArray[np.uint32] | None = None,
+        exptime: float = 0.0,
+        begin_ctx_id: int = 0,
+        max_ctx_id: int | None = None,
+        disable_ctx: bool = False,
+    ) -> None:
+        if kernel.lower() not in SUPPORTED_DRIZZLE_KERNELS:
+            raise InputError(f"Kernel '{kernel}' is not supported.", kernel=kernel, known=SUPPORTED_DRIZZLE_KERNELS)
+        if kernel.lower() not in KERNELS:
+            raise InputError(f"Kernel '{kernel}' is not available yet; use 'square'.", kernel=kernel)
+        if disable_ctx:
+            out_ctx = None
+        else:
+            if begin_ctx_id < 0:
+                raise InputError("Invalid context image ID", begin_ctx_id=begin_ctx_id)
+            if max_ctx_id is not None and max_ctx_id < begin_ctx_id:
+                raise InputError("'max_ctx_id' cannot be smaller than 'begin_ctx_id'.", max_ctx_id=max_ctx_id)
+        _check_exptime(exptime, out_img, out_wht, out_ctx)
+
+        self._kernel = kernel
+        self._fillval = fill_text(fillval, out_img is not None)
+        self._fillval2 = fill_text(fillval2, out_img2 is not None)
+        self._texptime = float(exptime)
+        self._ctx_id: int | None = None if disable_ctx else begin_ctx_id
+        self._last_ctx_id = max(begin_ctx_id, max_ctx_id or 0)
+        self._n_images = 0
+        self._origin = (0, 0)
+        self._dtype: npt.DTypeLike = _output_dtype(out_img, out_wht)
+
+        self._out_img: FloatArray | None = None if out_img is None else output_plane(out_img, self._dtype)
+        self._out_wht: FloatArray | None = None if out_wht is None else output_plane(out_wht, self._dtype)
+        self._out_ctx: npt.NDArray[np.int32] | None = None
+        if out_ctx is not None:
+            if np.ndim(out_ctx) not in (2, 3):
+                raise InputError("'out_ctx' must be either a 2D or 3D array.", found=np.shape(out_ctx))
+            ctx = output_plane(out_ctx, np.int32)
+            self._out_ctx = ctx[None] if ctx.ndim == 2 else ctx
+        self._out_dq: npt.NDArray[np.uint32] | None = None
+        if out_dq is not None:
+            bit_plane(out_dq, "out_dq")
+            self._out_dq = output_plane(out_dq, np.uint32)
+        self._out_img2: list[Any] | None = None
+        if out_img2 is not None:
+            planes = [out_img2] if isinstance(out_img2, np.ndarray) else list(out_img2)
+            self._out_img2 = [None if p is None else output_plane(p, self._dtype) for p in planes]
+
+        shapes = {tuple(int(n) for n in out_shape)} if out_shape is not None else set()
+        shapes |= {a.shape for a in (self._out_img, self._out_wht, self._out_dq) if a is not None}
+        shapes |= {a.shape for a in self._out_img2 or () if a is not None}
+        if self._out_ctx is not None:
+            shapes.add(self._out_ctx.shape[1:])
+        if len(shapes) > 1 or any(len(s) != 2 or 0 in s for s in shapes):
+            raise ShapeError(_MIXED_SHAPES.format(sorted(shapes)), found=sorted(shapes))
+        self._shape: tuple[int, ...] | None = next(iter(shapes), None)
+        only_squares = self._out_img is None and self._out_wht is None and self._out_ctx is None and out_shape is None
+        if self._shape is not None and not (only_squares and self._out_dq is None):
+            self._allocate(check_context=self._out_wht is not None or self._out_ctx is not None)
+
+    @property
+    def fillval(self) -> str:
+        """Fill value for pixels of `out_img` without contributions, as text."""
+        return self._fillval
+
+    @property
+    def fillval2(self) -> str:
+        """Fill value for pixels of `out_img2` without contributions, as text."""
+        return self._fillval2
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's name."""
+        return self._kernel
+
+    @property
+    def ctx_id(self) -> int | None:
+        """Number (from 0) of the next image in the context; None without a context."""
+        return self._ctx_id
+
+    @property
+    def out_img(self) -> FloatArray | None:
+        """Weighted mean of the images, shape (ny, nx); None before the shape is known."""
+        return self._out_img
+
+    @property
+    def out_wht(self) -> FloatArray | None:
+        """Sum of weights, shape (ny, nx)."""
+        return self._out_wht
+
+    @property
+    def out_ctx(self) -> npt.NDArray[np.int32] | None:
+        """Which images have contributed: bits, int32, shape (planes, ny, nx)."""
+        return self._out_ctx
+
+    @property
+    def out_img2(self) -> list[Any] | None:
+        """Planes averaged with squared weights, a list of arrays of shape (ny, nx)."""
+        return self._out_img2
+
+    @property
+    def out_dq(self) -> npt.NDArray[np.uint32] | None:
+        """Bits of all contributing pixels combined by OR, uint32, shape (ny, nx)."""
+        return self._out_dq
+
+    @property
+    def total_exptime(self) -> float:
+        """Exposure time of all images, s."""
+        return self._texptime
+
+    def add_image(  # noqa: PLR0917  the reference's signature
+        self,
+        data: Any,
+        exptime: float,
+        pixmap: Any,
+        data2: Any = None,
+        dq: Any = None,
+        scale: Any = _NOT_GIVEN,
+        iscale: float = 1.0,
+        pixel_scale_ratio: float | None = 1.0,
+        weight_map: Any = None,
+        wht_scale: float = 1.0,
+        pixfrac: float = 1.0,
+        in_units: str = "cps",
+        xmin: float | None = None,
+        xmax: float | None = None,
+        ymin: float | None = None,
+        ymax: float | None = None,
+    ) -> tuple[int, int]:
+        """Resample one image and add it to the output.
+
+        A pixel counts for nothing if its weight is 0 or not finite, or if its value in `data` or `data2` is not
+        finite. A pixel whose position in `pixmap` is not finite is lost, its neighbours are not. All arguments are
+        checked before anything is changed: a call that fails leaves no trace.
+
+        Parameters
+        ----------
+        data : array_like, shape (ny, nx)
+            The image.
+        exptime : float
+            Its exposure time, s.
+        pixmap : array_like of float, shape (ny, nx, 2)
+            Output position (X, Y) of the centre of each input pixel.
+        data2 : array_like or sequence of (array_like or None), optional
+            Planes in squared units of `data` (variances) to be averaged with squared weights: one for each of
+            `out_img2`. A plane that is None adds nothing to the sum of its output, whose norm is that of all images.
+        dq : array_like of int, shape (ny, nx), optional
+            Data-quality bits, at most 32.
+        scale : float, optional
+            Deprecated: sets `iscale` to its square and `pixel_scale_ratio` to itself.
+        iscale : float
+            `data` are multiplied by this, `data2` by its square.
+        pixel_scale_ratio : float or None
+            Side of an output pixel in units of an input pixel; sets the size of all kernels but square and point.
+            None: estimated from `pixmap`.
+        weight_map : array_like, shape (ny, nx), optional
+            Weight of each pixel, not negative; 1 without it.
+        wht_scale : float
+            Factor on all weights.
+        pixfrac : float
+            Side of a drop in units of an input pixel.
+        in_units : {'cps', 'counts'}
+            Counts are divided by `exptime` (and `data2` by its square).
+        xmin, xmax, ymin, ymax : float, optional
+            Use only pixels within these indices (inclusive, from 0). A maximum of 0 means no limit.
+
+        Returns
+        -------
+        nmiss : int
+            Pixels within the bounds that contributed nothing to the output.
+        nskip : int
+            Rows within the bounds of which no pixel contributed.
+
+        Raises
+        ------
+        InputError
+            An argument cannot be used; `ShapeError` if planes differ in shape.
+        """
+        if scale is not _NOT_GIVEN:
+            warnings.warn(
+                "'scale' is deprecated: give iscale=scale**2 and pixel_scale_ratio=scale instead.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            iscale, pixel_scale_ratio = scale * scale, scale
+        image = real_plane(np.ma.getdata(data), "data")
+        if image.ndim != 2 or 0 in image.shape:
+            raise ShapeError(f"'data' has the shape {image.shape}; a 2D image is needed.", found=image.shape)
+        squares = self._check_squares(data2, image.shape)
+        weight = _weights(data, weight_map, image.shape)
+        positions = strided(np.asarray(pixmap, dtype=np.float64))
+        same_shape(positions[..., 0] if positions.ndim == 3 else positions, image.shape, "pixmap")
+        if positions.shape[2] != 2:
+            raise ShapeError("'pixmap' must have the shape (ny, nx, 2).", found=positions.shape)
+        bits = None if dq is None else bit_plane(dq, "dq")
+        if bits is not None:
+            same_shape(bits, image.shape, "dq")
+        window = window_bounds((image.shape[0], image.shape[1]), xmin, xmax, ymin, ymax)
+        ratio = None if pixel_scale_ratio is None else positive(pixel_scale_ratio, "pixel_scale_ratio")
+        iscale, wht_scale = positive(iscale, "iscale"), positive(wht_scale, "wht_scale")
+        if not (math.isfinite(exptime) and exptime > 0):
+            raise InputError("'exptime' *must* be a strictly positive number.", exptime=exptime)
+        if in_units not in ("cps", "counts"):
+            raise InputError(f"Unknown unit type '{in_units}'; 'cps' or 'counts' is needed.", in_units=in_units)
+        if not math.isfinite(pixfrac):
+            raise InputError(f"'pixfrac' is {pixfrac}; a finite number is needed.", pixfrac=pixfrac)
+        if in_units == "counts":
+            iscale = iscale / exptime
+
+        positions = self._prepare_output(positions, len(squares), bits is not None)
+        assert self._out_img is not None
+        assert self._out_wht is not None
+        outputs = [self._out_img, self._out_wht, *(self._out_img2 or [])]
+        source = _kernels.DrizzleInput(
+            unshared(image, outputs),
+            None if weight is None else unshared(weight, outputs),
+            [None if s is None else unshared(s, outputs) for s in squares],
+            bits,
+            data_scale=iscale,
+            square_scale=iscale * iscale,
+            weight_scale=wht_scale,
+        )
+        plane, bit = divmod(self._ctx_id or 0, CTX_PLANE_BITS)
+        target = _kernels.DrizzleOutput(
+            self._out_img,
+            self._out_wht,
+            self._out_img2 or [],
+            self._out_dq if bits is not None else None,
+            None if self._out_ctx is None else self._out_ctx[plane],
+            context_bit=bit,
+            fill=fill_number(self._fillval),
+            fill_squares=fill_number(self._fillval2),
+        )
+        placing = Placing(positions, window, self._out_img.shape, pixfrac, ratio, len(squares))
+        hits = KERNELS[self._kernel.lower()](source, target, placing)
+        if (
+            not hits.any()
+            and not np.isfinite(positions[window[2] : window[3], window[0] : window[1]]).all(axis=2).any()
+        ):
+            raise InputError("No or too few valid pixels in the pixel map: none within the bounds is finite.")
+        self._texptime += exptime
+        self._n_images += 1
+        if self._ctx_id is not None:
+            self._ctx_id += 1
+        pixels = (window[1] - window[0]) * (window[3] - window[2])
+        return pixels - int(hits.sum()), int(np.count_nonzero(hits == 0))
+
+    def _check_squares(self, data2: Any, shape: tuple[int, ...]) -> list[FloatArray | None]:
+        """Return the planes of `data2`, of which there must be as many as the output has."""
+        if data2 is None:
+            squares: list[FloatArray | None] = []
+        elif isinstance(data2, np.ndarray) and data2.ndim == 2:
+            squares = [real_plane(data2, "data2")]
+            same_shape(squares[0], shape, "data2")  # type: ignore[arg-type]
+        else:
+            squares = [None if p is None or np.size(p) == 0 else real_plane(p, "data2") for p in data2]
+            for square in squares:
+                if square is not None:
+                    same_shape(square, shape, "data2", "shape(s)")
+        known = len(self._out_img2) if self._out_img2 is not None else 0 if self._n_images else len(squares)
+        if len(squares) != known:
+            raise InputError(
+                f"Mismatch between the number of 'out_img2' images ({known}) and the number of 'data2' images "
+                f"({len(squares)}); it must be the same in every call.",
+                found=len(squares),
+                needed=known,
+            )
+        return squares
+
+    def _prepare_output(self, pixmap: npt.NDArray[np.float64], n_squares: int, with_dq: bool) -> Any:
+        """Allocate what is missing; return the map in the frame of the output."""
+        if self._shape is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # an all-NaN map is an error below
+                low = np.floor(np.nanmin(pixmap, axis=(0, 1)))
+                high = np.ceil(np.nanmax(pixmap, axis=(0, 1)))
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
+                raise InputError(
+                    "No or too few valid pixels in the pixel map: it has no finite range that could give the output "
+                    "shape. Give 'out_shape', and positions that are finite."
+                )
+            self._origin = (int(low[0]), int(low[1]))
+            self._shape = (int(high[1] - low[1]) + 1, int(high[0] - low[0]) + 1)
+        if self._out_img is None or self._out_wht is None:
+            self._allocate(check_context=False)
+        shape = self._shape
+        if n_squares and self._out_img2 is None:
+            self._out_img2 = [None] * n_squares
+        if self._out_img2 is not None:
+            number = fill_number(self._fillval2)
+            value = np.nan if number is None else number
+            self._out_img2 = [np.full(shape, value, self._dtype) if p is None else p for p in self._out_img2]
+        if with_dq and self._out_dq is None:
+            self._out_dq = np.zeros(shape, np.uint32)
+        if self._out_ctx is not None and self._ctx_id is not None:
+            missing = self._ctx_id // CTX_PLANE_BITS + 1 - len(self._out_ctx)
+            if missing > 0:
+                self._out_ctx = np.concatenate([self._out_ctx, np.zeros((missing, *shape), np.int32)])
+        return pixmap if self._origin == (0, 0) else pixmap - self._origin
+
+    def _allocate(self, check_context: bool) -> None:
+        """Make the arrays that were not given, and compare those that were."""
+        assert self._shape is not None
+        if self._out_wht is None:
+            self._out_wht = np.zeros(self._shape, self._dtype)
+        if self._ctx_id is not None and self._out_ctx is None:
+            planes = self._last_ctx_id // CTX_PLANE_BITS + 1
+            self._out_ctx = np.zeros((planes, *self._shape), np.int32)
+        if check_context and self._out_ctx is not None and np.any((self._out_wht != 0) != self._out_ctx.any(axis=0)):
+            raise InputError(
+                "Inconsistent values of supplied 'out_wht' and 'out_ctx' arrays: pixels with a weight must have a "
+                "context and the other way round. Give both of them, or disable_ctx=True."
+            )
+        if self._out_img is None:
+            self._out_img = np.full(self._shape, fill_number(self._fillval) or 0.0, self._dtype)
+
+
+def decode_context(context: npt.ArrayLike, x: npt.ArrayLike, y: npt.ArrayLike) -> list[npt.NDArray[np.intp]]:
+    """List the images that have contributed to given pixels.
+
+    Parameters
+    ----------
+    context : array_like of int, shape (planes, ny, nx)
+        A context image, as `Drizzle.out_ctx`.
+    x, y : int or array_like of int, shape (n,)
+        Pixel indices.
+
+    Returns
+    -------
+    list of ndarray of int
+        For each pixel the numbers (from 0) of the images, in rising order.
+
+    Raises
+    ------
+    InputError
+        The context is not three-dimensional, or `x` and `y` are not integers of one shape.
+    """
+    bits = np.asarray(context)
+    if bits.ndim != 3 or bits.dtype.kind not in "iu" or bits.dtype.itemsize != 4:
+        raise InputError(
+            f"'context' must be a 3D array of 32-bit integers; found {bits.ndim}D of {bits.dtype}.", found=bits.shape
+        )
+    xs, ys = np.atleast_1d(x), np.atleast_1d(y)
+    if xs.shape != ys.shape or xs.ndim != 1 or xs.dtype.kind not in "iu" or ys.dtype.kind not in "iu":
+        raise InputError("'x' and 'y' must be integers, or 1D arrays of integers of equal length.")
+    shifts = np.arange(CTX_PLANE_BITS, dtype=np.uint32)
+    is_set = (bits.view(bits.dtype.str.replace("i", "u"))[:, ys, xs].T[..., None] >> shifts) & 1
+    return [np.flatnonzero(pixel) for pixel in is_set.reshape(len(xs), -1)]
+
+
+def _check_exptime(exptime: float, out_img: Any, out_wht: Any, out_ctx: Any) -> None:
+    """Earlier results and their exposure time come together or not at all."""
+    if not (math.isfinite(exptime) and exptime >= 0):
+        raise InputError("Exposure time must be non-negative.", exptime=exptime)
+    if exptime > 0 and out_img is None and out_ctx is None and out_wht is None:
+        raise InputError(
+            "Exposure time must be 0.0 for the first resampling: no earlier output arrays are given.", exptime=exptime
+        )
+    if exptime == 0 and (np.any(0 if out_ctx is None else out_ctx) or np.any(0 if out_wht is None else out_wht)):
+        raise InputError(
+            "Inconsistent exposure time and context and/or weight images: these are not 0, so 'exptime' must be the "
+            "exposure time that went into them."
+        )
+
+
+def _output_dtype(out_img: Any, out_wht: Any) -> npt.DTypeLike:
+    """Return float64 if the caller gave a float64 image (or weights), else float32."""
+    first = out_img if out_img is not None else out_wht
+    wide = isinstance(first, np.ndarray) and first.dtype.kind == "f" and first.dtype.itemsize == 8
+    return np.float64 if wide else np.float32
+
+
+def _weights(data: Any, weight_map: Any, shape: tuple[int, ...]) -> FloatArray | None:
+    """Return the weights, 0 where `data` is a masked array and masked."""
+    weight = None
+    if weight_map is not None:
+        weight = real_plane(weight_map, "weight_map")
+        same_shape(weight, shape, "weight_map")
+        if np.fmin.reduce(weight, axis=None) < 0:
+            raise InputError(
+                f"The smallest value of 'weight_map' is {np.nanmin(weight)}; weights must not be negative.",
+                smallest=float(np.nanmin(weight)),
+            )
+    if np.ma.is_masked(data):
+        used = ~np.ma.getmaskarray(data)
+        weight = used.astype(np.float32) if weight is None else np.where(used, weight, weight.dtype.type(0))
+    return weight
