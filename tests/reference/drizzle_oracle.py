@@ -55,7 +55,7 @@ def drop_corners(pixmap, half):
     return corners
 
 
-def drizzle_square(data, weight, pixmap, shape, squares=(), dq=None, pixfrac=1.0):
+def drizzle_square(data, weight, pixmap, shape, *, squares=(), dq=None, pixfrac=1.0):
     """Sums over one image: (sum w d, sum w, [sum w^2 v], OR of dq, number of pixels that reach each row)."""
     wd, w = np.zeros(shape), np.zeros(shape)
     wwv = [np.zeros(shape) for _ in squares]
