@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,13 +90,13 @@ def estimate_background(exposure: Exposure, *, box: int | None = None) -> Backgr
     )
 
 
-def _sources(residual: npt.NDArray[np.floating], noise: float, usable: BoolArray) -> BoolArray:
+def _sources(residual: npt.NDArray[Any], noise: float, usable: BoolArray) -> BoolArray:
     """Return the pixels of sources: 2 sigma above the background after smoothing over 5x5 pixels, grown by 4 pixels."""
     from scipy import ndimage
 
     smooth = ndimage.uniform_filter(np.where(usable, residual, 0).astype(np.float32), 5, mode="nearest")
-    scatter = MAD_TO_SIGMA * float(np.median(np.abs(smooth[usable] - np.median(smooth[usable]))))
-    above = smooth > np.median(smooth[usable]) + 2 * max(noise / 5, scatter)
+    middle = float(np.median(smooth[usable]))
+    above = smooth > middle + 2 * max(noise / 5, _deviation(smooth[usable]))
     # single noise peaks stay: what is left after an opening is connected
     return ndimage.binary_dilation(ndimage.binary_opening(above, iterations=1), iterations=4)
 
@@ -183,7 +184,7 @@ def _box_sum(data: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
 
 
-def _deviation(values: npt.NDArray[np.float64]) -> float:
+def _deviation(values: npt.NDArray[Any]) -> float:
     """Return a robust standard deviation: from the median absolute deviation, else the plain one."""
     mad = MAD_TO_SIGMA * float(np.median(np.abs(values - np.median(values))))
     return mad if mad > 0 else float(np.std(values))

@@ -196,9 +196,9 @@ def _real_plane(array: Any, shape: tuple[int, ...] | None, what: str) -> Any:
 
 def _needs_double(array: npt.NDArray[Any]) -> bool:
     """Whether float32 would lose what the array holds: double precision, or whole numbers of more than 24 bits."""
-    if array.dtype.itemsize < 4 or array.dtype == np.float32:
-        return False
-    return array.dtype.kind == "f" or bool(max(abs(int(array.min())), abs(int(array.max()))) > 2**24)
+    if array.dtype.kind == "f":
+        return array.dtype.itemsize > 4
+    return array.dtype.itemsize >= 4 and max(abs(int(array.min())), abs(int(array.max()))) > 2**24
 
 
 def _mask_plane(mask: Any, shape: tuple[int, ...], what: str) -> npt.NDArray[np.uint32]:

@@ -224,5 +224,3 @@ def _window_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _warn(message: str) -> None:
     warnings.warn(message, SkyloomWarning, stacklevel=4)
-
-

@@ -8,7 +8,7 @@ import numpy as np
 
 from skyloom.errors import InputError
 from skyloom.exposure import UNUSABLE, Exposure
-from skyloom.io.keywords import detector_values
+from skyloom.io.keywords import detector_values, unit_text
 
 
 def from_ccddata(ccd: Any) -> Exposure:
@@ -35,7 +35,7 @@ def ccddata_fields(ccd: Any) -> dict[str, Any]:
     """Return the fields of the `Exposure` that an NDData object becomes."""
     header = dict(ccd.meta.items()) if ccd.meta is not None else {}
     if ccd.unit is not None:
-        header["BUNIT"] = ccd.unit.to_string("fits")
+        header["BUNIT"] = unit_text(ccd.unit)
     mask = ccd.mask if ccd.mask is not None and np.ndim(ccd.mask) else None
     if mask is not None and np.asarray(mask).dtype.kind not in "biu":
         mask = np.asarray(mask) != 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,6 +46,7 @@ class FitsFile:
         self.verify = verify
         self._verified: dict[int, bool] = {}
         self._stream: Any = None
+        self._size = 0
         if isinstance(source, Path):
             self._open(source)
         else:
@@ -57,6 +59,7 @@ class FitsFile:
         try:
             self._stream = decompressed(file, self.name, memory_size())
             self.layouts = scan(self._stream, self.name)
+            self._size = self._stream.seek(0, os.SEEK_END)
             self._stream.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -88,13 +91,19 @@ class FitsFile:
             self._file.close()
 
     def check_extensions(self, complete: bool) -> None:
-        """Compare the number of extensions with NEXTEND.
+        """Raise if the file may have lost extensions: it ends within a block, or NEXTEND promises more.
 
         Cut-outs often keep the number of the file they come from, so that a difference is an error only if the
         convention of the file excludes that (`complete`), or a valid CHECKSUM vouches for the header.
         """
         if not self.verify or self.layouts is None:
             return
+        if card(self.layouts[0].header, "EXTEND") is True and self.layouts[-1].end > self._size:
+            raise ReadError(
+                f"{self.name} ends in the middle of a block of 2880 bytes, behind {self.layouts[-1].label}: what "
+                "follows may have been cut off. Fetch it again, or read it with verify=False.",
+                path=self.name,
+            )
         promised = card(self.layouts[0].header, "NEXTEND")
         found = len(self.layouts) - 1
         if not isinstance(promised, int) or promised <= found:
@@ -107,6 +116,11 @@ class FitsFile:
                 path=self.name,
             )
         warnings.warn(f"{message}: it is cut short, or a cut-out of a larger file.", SkyloomWarning, stacklevel=3)
+
+    def check_sums(self, indices: Iterable[int]) -> None:
+        """Raise if one of these HDUs does not match its checksums."""
+        for index in indices:
+            self._verify_hdu(index)
 
     def plane(self, index: int) -> npt.NDArray[Any]:
         """Return the pixels of an image HDU, shape (ny, nx), scaled to physical values, blank pixels NaN."""

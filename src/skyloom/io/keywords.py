@@ -103,6 +103,16 @@ def split_unit(unit: str) -> tuple[str | None, bool]:
     return ("adu", rate) if text in COUNTS else (None, rate)
 
 
+def unit_text(unit: Any) -> str:
+    """Return the FITS spelling of an astropy unit, else its own; "adu" for none and for dimensionless."""
+    if unit is None:
+        return "adu"
+    try:
+        return unit.to_string("fits") or "adu"
+    except ValueError:  # electrons, for one
+        return unit.to_string()
+
+
 def lookup(
     headers: tuple[Mapping[str, Any], ...],
     spellings: tuple[tuple[str, ...], ...],

@@ -17,8 +17,8 @@ from skyloom.errors import InputError, NoUsableDataError, ReadError, SkyloomWarn
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.io.ccddata import ccddata_fields
 from skyloom.io.fits_file import FitsFile, describe, image_shape
-from skyloom.io.keywords import detector_values, hdu_name, hdu_version
-from skyloom.io.profiles import GENERIC, Profile, mask_bits, profile_for
+from skyloom.io.keywords import as_number, detector_values, hdu_name, hdu_version, unit_text
+from skyloom.io.profiles import GENERIC, SKYLOOM, Profile, mask_bits, profile_for
 from skyloom.io.wcs import wcs_from_asdf_extension, wcs_from_header
 
 logger = logging.getLogger("skyloom.io")
@@ -137,7 +137,7 @@ def _fields_of_array(source: Any) -> dict[str, Any]:
         data = source if isinstance(source, np.ma.MaskedArray) else np.asarray(getattr(source, "value", source))
     except (TypeError, ValueError) as error:
         raise InputError(f"A {type(source).__name__} cannot be read as an image: {error}.") from error
-    return {"data": data, "unit": "adu" if unit is None else unit.to_string("fits") or "adu", "name": "array"}
+    return {"data": data, "unit": unit_text(unit), "name": "array"}
 
 
 def _fields_of_path(path: Path, ext: Any, verify: bool) -> dict[str, Any]:
@@ -156,6 +156,9 @@ def _fields_of_file(file: FitsFile, ext: Any, path: Path | None) -> dict[str, An
     profile = profile_for(tuple(hdu.header for hdu in hdulist[:2]))
     file.check_extensions(profile.complete)
     index = _find(file, ext) if ext is not None else _choose(file, profile)
+    # The keywords of the primary HDU are used, too. And a file of one image is checked as a whole: the name of an
+    # extension may be what is damaged.
+    file.check_sums(range(len(hdulist)) if ext is None else {0, index})
     header = merged_header(hdulist[index].header, primary)
     data = file.plane(index)
     planes = _companions(file, index, profile)
@@ -164,6 +167,8 @@ def _fields_of_file(file: FitsFile, ext: Any, path: Path | None) -> dict[str, An
     values = detector_values((hdulist[index].header, primary))
     if values["saturation"] is None and "quality" not in planes:
         values["saturation"] = pile_up_level(data)
+    if profile is SKYLOOM:
+        values["correlation"] = as_number(primary, "CORRFAC") or 1.0
     return {
         "data": data,
         "variance": _variance(planes, file.name),
