@@ -178,8 +178,10 @@ class FrameView {
     const text = `${+length.toPrecision(1)}${name}`;
     const y = this.height - 14;
     const lines = [[14, y, 14 + length * unit, y]];
-    const [x0, y0] = [this.width - 40, this.height - 40];
     const compass = Object.entries(this.data.compass || {});
+    // the middle of the two arrows stays in the corner, whichever way they point
+    const x0 = this.width - 38 - compass.reduce((sum, [, [dx]]) => sum + 15 * dx, 0);
+    const y0 = this.height - 38 + compass.reduce((sum, [, [, dy]]) => sum + 15 * dy, 0);
     for (const [, [dx, dy]] of compass) lines.push([x0, y0, x0 + 22 * dx, y0 - 22 * dy]);
     for (const [stroke, width] of [["rgba(0, 0, 0, 0.75)", 5], ["#fff", 2]]) {
       context.beginPath();

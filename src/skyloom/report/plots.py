@@ -130,8 +130,8 @@ def noise(subject: Subject) -> Plot | None:
         "noise",
         "Noise",
         svg,
-        f"Robust standard deviation of all usable pixels: {stds}. Part of the pixels beyond 5: {beyond}; Gaussian noise "
-        "has 5.7e-07, sources that changed come on top.",
+        f"Robust standard deviation of all usable pixels: {stds}. Part of the pixels beyond 5: {beyond}; Gaussian "
+        "noise has 5.7e-07, sources that changed come on top.",
     )
 
 
