@@ -66,7 +66,7 @@ def bright_sources(science: npt.NDArray, usable: npt.NDArray[np.bool_], score: S
     if x.size < FEWEST:
         return BrightSources(flux.astype(np.float32), UNKNOWN)
     # mean square of the difference's flux within a core, the noise taken out
-    reach = max(1, round(fwhm / 2))
+    reach = max(1, round(0.75 * fwhm))
     offsets = np.argwhere(disc(reach, reach)) - reach
     ny, nx = flux.shape
     square = np.zeros(x.size)

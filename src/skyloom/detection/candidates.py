@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.table import Column, Table
 
-from skyloom.background import estimate_background
+from skyloom.background import MAD_TO_SIGMA, estimate_background
 from skyloom.detection.bright import BrightSources, bright_sources
 from skyloom.detection.flags import CandidateFlag, flag_text
 from skyloom.detection.peaks import CORE, Source, deblend, disc, local_maxima
@@ -30,6 +30,10 @@ MAX_CANDIDATES = 5000
 """More peaks than that are no list of transients; the most significant are kept, with a warning."""
 RESIDUAL_SIGMA = 3.0
 """A candidate must exceed so many times the fraction of the star's flux that bright stars leave."""
+PSF_ERROR = 0.03
+"""Error of the PSF model relative to itself that the shape of a candidate allows for."""
+WELL_CALIBRATED = 1.03
+"""A score as wide as that needs no larger errors: its own scatter explains it."""
 DIPOLE_REACH = 2.0
 """The two sides of a dipole are no farther apart than that, FWHM."""
 
@@ -47,6 +51,7 @@ class _Context:
     border: npt.NDArray[np.bool_]
     saturated: npt.NDArray[np.bool_]
     fwhm: float
+    noise_ratio: float
 
 
 def find_candidates(
@@ -54,6 +59,7 @@ def find_candidates(
     *,
     threshold: float = 5.0,
     both_signs: bool = True,
+    calibrate: bool = True,
     score: Score | None = None,
 ) -> Table:
     """Find the sources that differ between science image and template.
@@ -70,6 +76,9 @@ def find_candidates(
         Least significance, in standard deviations.
     both_signs : bool
         Find what faded, too.
+    calibrate : bool
+        Where the score scatters more than its noise model says, measure significance and errors in units of that
+        scatter: in crowded fields what matching leaves under thousands of stars adds to the noise.
     score : Score, optional
         Default: ``difference.score``.
 
@@ -77,7 +86,8 @@ def find_candidates(
     -------
     table : Table
         One row for each candidate, the most significant first; units and descriptions are in the columns. ``real``
-        is True without any flag. ``meta`` holds threshold, FWHM and the fraction of bright sources that remains.
+        is True without any flag. ``meta`` holds threshold, FWHM, the factor on all errors (``error_scale``) and the
+        fraction of bright sources that remains (``bright_residual``).
 
     Raises
     ------
@@ -91,6 +101,8 @@ def find_candidates(
     score = difference.score if score is None else score
     if not score.valid.any():
         raise NoUsableDataError("The difference has no usable pixel, so nothing can be found in it; check the masks.")
+    scale = score.width if calibrate and score.width > WELL_CALIBRATED else 1.0
+    score = score.rescaled(scale)
     ny, nx = score.significance.shape
     fwhm = stamp_fwhm(score.psf.stamp((nx - 1) / 2, (ny - 1) / 2))
     pixels = Pixels.of(difference, score)
@@ -100,7 +112,12 @@ def find_candidates(
     rows = [row for source in sources if (row := _judge(source, context)) is not None]
     rows.sort(key=lambda row: (-abs(row["snr"]), row["y"], row["x"]))
     table = _table(rows, difference)
-    table.meta = {"threshold": float(threshold), "fwhm": fwhm, "bright_residual": context.bright.fraction}
+    table.meta = {
+        "threshold": float(threshold),
+        "fwhm": fwhm,
+        "error_scale": scale,
+        "bright_residual": context.bright.fraction,
+    }
     logger.info("%d candidates, %d of them without flags", len(table), int(np.sum(table["real"])))
     return table
 
@@ -133,8 +150,10 @@ def _context(difference: DifferenceLike, score: Score, pixels: Pixels, residual:
         if exposure is not None and exposure.mask.shape == mask.shape:
             saturated |= (exposure.mask & np.uint32(MaskBit.SATURATED)) != 0
     border = (mask & np.uint32(MaskBit.NO_DATA | MaskBit.EDGE)) != 0
+    inside = pixels.weight > 0
+    ratio = MAD_TO_SIGMA * float(np.median(np.abs(pixels.image[inside] * np.sqrt(pixels.weight[inside]))))
     opposite = {sign: np.column_stack(local_maxima(-sign * score.significance, 3.0, fwhm)) for sign in (1, -1)}
-    return _Context(difference, score, pixels, residual, opposite, bright, border, saturated, fwhm)
+    return _Context(difference, score, pixels, residual, opposite, bright, border, saturated, fwhm, max(ratio, 1.0))
 
 
 def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
@@ -147,9 +166,16 @@ def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
     if flux is None:
         return None
     core = disc(score.psf.half, CORE * fwhm)
-    shape = measure_shape(data, weight, source.model, core, flux=flux.flux, fwhm=fwhm)
+    # what the PSF model and the residuals of the star below do not describe is no sign of another shape
+    systematic = np.hypot(PSF_ERROR * flux.flux, context.bright.fraction * _star_flux(context, source.ix, source.iy))
+    soft = weight / (context.noise_ratio**2 + weight * (systematic * source.model) ** 2)
+    shape = measure_shape(data, soft, source.model, core, flux=flux.flux, fwhm=fwhm)
     coverage = float((source.model**2)[weight > 0].sum() / (source.model**2).sum())
-    flags = _flags(source, data, context, flux=flux, shape=shape, coverage=coverage)
+    flags = _flags(source, context, flux=flux, shape=shape, coverage=coverage)
+    kernel = getattr(context.difference, "kernel", None)
+    kernel_image = None if kernel is None else np.asarray(kernel.image_at(source.x, source.y), float)
+    if is_sharper(data, soft, source.model, core, kernel_image):
+        flags |= CandidateFlag.TOO_SHARP
     science_flux = float(context.bright.flux[source.iy, source.ix])
     return {
         "x": source.x,
@@ -170,13 +196,8 @@ def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
     }
 
 
-def _flags(
-    source: Source, data: Array, context: _Context, *, flux: PsfFlux, shape: Shape, coverage: float
-) -> CandidateFlag:
+def _flags(source: Source, context: _Context, *, flux: PsfFlux, shape: Shape, coverage: float) -> CandidateFlag:
     x, y, fwhm = source.ix, source.iy, context.fwhm
-    pixels, half = context.pixels, context.score.psf.half
-    weight = pixels.weight[pixels.box(x, y)]
-    core = disc(half, CORE * fwhm)
     found = CandidateFlag(0)
     if _touches(context.border, x, y, fwhm, outside=True):
         found |= CandidateFlag.EDGE
@@ -189,10 +210,7 @@ def _flags(
     # 8 sigma of a chi-square of independent pixels: matching correlates them, which makes it scatter more
     if shape.chi2 > max(2.0, 1 + 8 * np.sqrt(2 / shape.dof)):
         found |= CandidateFlag.NOT_PSF_LIKE
-    kernel = getattr(context.difference, "kernel", None)
-    kernel_image = None if kernel is None else np.asarray(kernel.image_at(float(x), float(y)), float)
-    narrow = shape.width_snr < -5 and shape.fwhm < 0.7 * fwhm
-    if narrow or is_sharper(data, weight, source.model, core, kernel_image):
+    if shape.width_snr < -5 and shape.fwhm < 0.7 * fwhm:
         found |= CandidateFlag.TOO_SHARP
     if _in_dipole(source, flux, context):
         found |= CandidateFlag.DIPOLE

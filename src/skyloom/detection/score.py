@@ -24,6 +24,7 @@ images of equal depth.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import fftconvolve
 
+from skyloom.background import MAD_TO_SIGMA
 from skyloom.detection.filters import Grid, VaryingFilter, correlate
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import UNUSABLE
@@ -92,6 +94,22 @@ class Score:
     def valid(self) -> npt.NDArray[np.bool_]:
         """True where there is a score."""
         return self.flux_variance > 0
+
+    @property
+    def width(self) -> float:
+        """Robust standard deviation of the significance (from its median absolute value): 1 if all noise is known."""
+        values = self.significance[self.valid]
+        return float(MAD_TO_SIGMA * np.median(np.abs(values))) if values.size else 1.0
+
+    def rescaled(self, factor: float) -> Score:
+        """Return the score with all errors larger by `factor`."""
+        square = np.float32(factor) ** 2
+        return dataclasses.replace(
+            self,
+            significance=self.significance / np.float32(factor),
+            flux_variance=self.flux_variance * square,
+            effective_variance=self.effective_variance * square,
+        )
 
     def __repr__(self) -> str:
         ny, nx = self.significance.shape

@@ -11,8 +11,6 @@ from skyloom.psf import shift_stamp
 
 Array = npt.NDArray[np.float64]
 
-PSF_ERROR = 0.03
-"""Error of the PSF model relative to itself that the chi-square allows for."""
 BETTER = 16.0
 """An alternative is taken when its chi-square is smaller by so much: 4 sigma for one more parameter."""
 SIGMA_TO_FWHM2 = 8 * np.log(2)
@@ -55,7 +53,7 @@ def measure_shape(
     Parameters
     ----------
     data, weight : ndarray, shape (n, n)
-        Difference without neighbours, and 1 / variance.
+        Difference without neighbours, and 1 / variance, systematic errors included.
     model : ndarray, shape (n, n)
         PSF at the fitted position, unit sum.
     core : ndarray of bool, shape (n, n)
@@ -69,7 +67,7 @@ def measure_shape(
     -------
     shape : Shape
     """
-    w = weight[core] / (1 + weight[core] * (PSF_ERROR * flux * model[core]) ** 2)
+    w = weight[core]
     dof = max(int(np.count_nonzero(w)) - 3, 1)
     chi2 = float((w * (data - flux * model)[core] ** 2).sum()) / dof
     gy, gx = np.gradient(model)
