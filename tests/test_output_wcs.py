@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_maps import tan
 
 from skyloom.errors import InputError, WcsError
 from skyloom.exposure import Exposure
 from skyloom.resampling import output_wcs_from, wcs_map
+from test_maps import tan
 
 SHAPE = (30, 40)
 

@@ -27,8 +27,8 @@ def output_wcs_from(
 ) -> tuple[Any, tuple[int, int]]:
     """Return a WCS and a shape that hold all exposures.
 
-    The projection is TAN (gnomonic; Calabretta & Greisen 2002, section 5.1.3) in ICRS, with its tangent point at the mean
-    of the exposures' centres, square pixels, and east to the left of north.
+    The projection is TAN (gnomonic; Calabretta & Greisen 2002, section 5.1.3) in ICRS, with its tangent point at the
+    mean of the exposures' centres, square pixels, and east to the left of north.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ def output_wcs_from(
     Raises
     ------
     WcsError
-        An exposure has no celestial WCS; they span half of the sky; or the grid would be absurd: more than `max_pixels`, or
-        nearly all of it empty. Raised before anything is allocated.
+        An exposure has no celestial WCS; they span half of the sky; or the grid would be absurd: more than
+        `max_pixels`, or nearly all of it empty. Raised before anything is allocated.
     InputError
         No exposures, or a pixel scale or rotation that makes no sense.
     """
