@@ -44,8 +44,8 @@ class Exposure:
     """One image: data, variance, mask and what is known of the detector and the sky.
 
     Data and variance are finite everywhere: a NaN or infinite pixel becomes 0 with the mask bit `MaskBit.NO_DATA`, a
-    variance that is not a positive finite number becomes 0 with `MaskBit.BAD`. Arrays are native-endian, contiguous
-    and read-only; the caller's arrays are never changed.
+    variance that is not a positive finite number becomes 0, with `MaskBit.BAD` if the mask held no reason yet. Arrays
+    are native-endian, contiguous and read-only; the caller's arrays are never changed.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class Exposure:
                 variance = variance.astype(data.dtype, copy=False)
             bad = ~(np.isfinite(variance) & (variance > 0))
             if bad.any():
-                mask[bad] |= np.uint32(MaskBit.BAD)
+                mask[bad & (mask & np.uint32(UNUSABLE) == 0)] |= np.uint32(MaskBit.BAD)
                 variance = np.where(bad, variance.dtype.type(0), variance)
         for what, plane in (("data", data), ("variance", variance), ("mask", mask)):
             object.__setattr__(self, what, None if plane is None else _read_only(plane))

@@ -1,20 +1,19 @@
 """Bring pixels onto another grid, once, with every plane."""
 
+from skyloom.resampling.coadd import Coadd, CoaddOptions, coadd
 from skyloom.resampling.drizzle import Drizzle, decode_context
-from skyloom.resampling.maps import (
-    SampledMap,
-    compose,
-    invert_map,
-    pixel_area_ratio,
-    sample_map,
-    wcs_map,
-)
+from skyloom.resampling.maps import SampledMap, compose, invert_map, pixel_area_ratio, sample_map, wcs_map
+from skyloom.resampling.outliers import RejectionOptions
 from skyloom.resampling.output_wcs import output_wcs_from
 from skyloom.resampling.resample import resample
 
 __all__ = [
+    "Coadd",
+    "CoaddOptions",
     "Drizzle",
+    "RejectionOptions",
     "SampledMap",
+    "coadd",
     "compose",
     "decode_context",
     "invert_map",

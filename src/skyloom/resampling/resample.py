@@ -94,7 +94,7 @@ def resample(
     if method == "area":
         from skyloom.resampling.overlap import resample_by_area
 
-        result = resample_by_area(exposure, out_to_in, sampled.shape, conserve=conserve, tolerance=tolerance)
+        result = resample_by_area(exposure, sampled, conserve=conserve, max_lost=max_lost)
     else:
         result = _interpolate(exposure, sampled, method, conserve, max_lost)
     if not result.usable.any():
@@ -132,7 +132,7 @@ def _interpolate(exposure: Exposure, sampled: SampledMap, method: str, conserve:
     variance = None if exposure.variance is None else np.empty((ny, nx), exposure.data.dtype)
     mask = np.empty((ny, nx), np.uint32)
     table = polynomial_table(method, exposure.data.dtype)
-    in_mask, clean = _clean_plane(exposure.mask, table.shape[1])
+    in_mask, clean = clean_plane(exposure.mask, table.shape[1])
 
     def fill(band: tuple[int, int]) -> tuple[float, int]:
         start, stop = band
@@ -175,7 +175,7 @@ def _interpolate(exposure: Exposure, sampled: SampledMap, method: str, conserve:
     )
 
 
-def _clean_plane(
+def clean_plane(
     mask: npt.NDArray[np.uint32], taps: int
 ) -> tuple[npt.NDArray[np.uint32] | None, npt.NDArray[np.uint8] | None]:
     """Return the mask and the plane of clean footprints, or neither if nothing is masked."""

@@ -1,0 +1,158 @@
+"""Resampling by area overlap: each input pixel is shared among the output pixels that it covers."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.exposure import UNUSABLE, Exposure, MaskBit
+from skyloom.resampling.drizzle import Drizzle
+from skyloom.resampling.maps import SampledMap, XYArray, invert_map, pixel_area_ratio, sample_map
+
+_ROUNDING = 1e-3  # part of an output pixel's area that the curvature of a map can make appear lost
+
+
+def resample_by_area(exposure: Exposure, sampled: SampledMap, *, conserve: str, max_lost: float) -> Exposure:
+    """Resample by area overlap; see `skyloom.resampling.resample`, which calls this for ``method='area'``.
+
+    An output pixel is the mean of the usable input pixels weighted by their overlap with it: square drizzle with
+    pixfrac 1 (Fruchter & Hook 2002, section 2), all planes in one pass. The lost part of a pixel is 1 minus the overlap
+    with usable pixels over the area of the output pixel.
+
+    Parameters
+    ----------
+    exposure : Exposure
+        The image.
+    sampled : SampledMap
+        From output pixels to pixels of the image.
+    conserve : {'flux', 'surface brightness'}
+        Whether to multiply by the area of the output pixel, in input pixels.
+    max_lost : float
+        Largest lost part of an output pixel that is still used.
+
+    Returns
+    -------
+    Exposure
+        On the output grid, without WCS; all pixels unusable if there is no overlap.
+    """
+    ny, nx = sampled.shape
+    pixmap_out = sample_rows(sampled)
+    area = pixel_area_ratio(pixmap_out)
+    empty = exposure.replace(
+        data=np.zeros((ny, nx), exposure.data.dtype),
+        variance=None if exposure.variance is None else np.ones((ny, nx), exposure.data.dtype),
+        mask=np.full((ny, nx), MaskBit.NO_DATA, np.uint32),
+        psf=None,
+        saturation=None,
+    )
+    window = _window(pixmap_out, exposure.shape)
+    if window is None:
+        return empty
+    rows, columns = window
+    corner = np.array([columns.start, rows.start], np.float64)
+    inverse = invert_map(sampled.map, sampled.shape)
+    part = exposure.data[window]
+    pixmap = sample_map(lambda xy: inverse(xy + corner), part.shape)
+    usable = exposure.usable[window]
+    if not reaches(pixmap, (ny, nx))[usable].any():
+        return empty
+    drizzle = Drizzle(kernel="square", out_shape=(ny, nx), fillval=0.0, disable_ctx=True)
+    ones = np.ones(part.shape, np.float32)
+    variance = ones if exposure.variance is None else np.ascontiguousarray(exposure.variance[window], np.float32)
+    drizzle.add_image(
+        part,
+        exptime=1.0,
+        pixmap=pixmap,
+        weight_map=usable.astype(np.float32),
+        data2=[variance, ones],
+        dq=np.where(usable, exposure.mask[window], np.uint32(0)),
+    )
+    culprits = spread_bits(exposure.mask[window], pixmap, (ny, nx))
+    scale = area if conserve == "flux" else np.ones((ny, nx))
+    return _result(empty, drizzle, area, scale=scale, max_lost=max_lost, culprits=culprits)
+
+
+def _result(
+    empty: Exposure,
+    drizzle: Drizzle,
+    area: npt.NDArray[np.float64],
+    *,
+    scale: npt.NDArray[np.float64],
+    max_lost: float,
+    culprits: npt.NDArray[np.uint32],
+) -> Exposure:
+    weight = np.asarray(drizzle.out_wht, np.float64)
+    variance, squares = drizzle.out_img2
+    area = np.where(np.isfinite(area), area, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lost = np.where(area > 0, 1 - weight / area, 1.0)
+    used = (weight > 0) & (lost <= max_lost)
+    mask = np.where(used, np.asarray(drizzle.out_dq, np.uint32), culprits)
+    mask[used & (lost > _ROUNDING)] |= np.uint32(MaskBit.SPREAD)
+    mask[~used & (weight == 0)] |= np.uint32(MaskBit.NO_DATA)
+    mask[~used & (mask & np.uint32(UNUSABLE) == 0)] |= np.uint32(MaskBit.EDGE)
+    scale = np.where(used, scale, 0.0)
+    # sum_i a_i^2 / W^2 for equal variances, against 1 / W of independent shares
+    gain = (np.asarray(squares, np.float64) * weight)[used & (lost <= _ROUNDING)]
+    return empty.replace(
+        data=(scale * drizzle.out_img).astype(empty.data.dtype),
+        variance=None if empty.variance is None else (scale**2 * variance).astype(empty.data.dtype),
+        mask=mask,
+        correlation=empty.correlation / min(float(gain.mean()), 1.0) if len(gain) else empty.correlation,
+    )
+
+
+def sample_rows(sampled: SampledMap) -> XYArray:
+    """Return all rows of a sampled map."""
+    return sampled.rows(0, sampled.shape[0])
+
+
+def _window(pixmap: XYArray, shape: tuple[int, int]) -> tuple[slice, slice] | None:
+    """Return the part of an image that a pixmap into it can reach, with a margin; None if there is none."""
+    xy = pixmap[np.isfinite(pixmap).all(axis=2)]
+    if not len(xy):
+        return None
+    steps = np.abs(np.diff(pixmap, axis=1))
+    margin = 2 + float(np.nanmax(steps)) if np.isfinite(steps).any() else 2.0
+    low = np.maximum(np.floor(xy.min(axis=0) - margin), 0).astype(int)
+    high = np.minimum(np.ceil(xy.max(axis=0) + margin) + 1, shape[::-1]).astype(int)
+    if (low >= high).any():
+        return None
+    return slice(low[1], high[1]), slice(low[0], high[0])
+
+
+def reaches(pixmap: XYArray, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return which pixels of a pixmap fall into an image of some shape, to within one pixel."""
+    x, y = pixmap[..., 0], pixmap[..., 1]
+    return (x > -1.5) & (x < shape[1] + 0.5) & (y > -1.5) & (y < shape[0] + 0.5)
+
+
+def spread_bits(mask: npt.NDArray[np.uint32], pixmap: XYArray, shape: tuple[int, int]) -> npt.NDArray[np.uint32]:
+    """Carry the bits of unusable pixels to the output pixels around them.
+
+    Parameters
+    ----------
+    mask : ndarray of uint32, shape (ny, nx)
+        Bits of an image.
+    pixmap : ndarray of float64, shape (ny, nx, 2)
+        Its pixels' positions on the output grid.
+    shape : (int, int)
+        Shape of the output.
+
+    Returns
+    -------
+    ndarray of uint32, of shape `shape`
+        The bits of every unusable pixel, on the 2 x 2 pixels around its position.
+    """
+    bits = np.zeros(shape, np.uint32)
+    y, x = np.nonzero(mask & np.uint32(UNUSABLE))
+    xy = pixmap[y, x]
+    near = reaches(xy, shape)
+    corner = np.floor(xy[near]).astype(int)
+    values = mask[y, x][near]
+    for dy in (0, 1):
+        for dx in (0, 1):
+            i, j = corner[:, 0] + dx, corner[:, 1] + dy
+            inside = (i >= 0) & (i < shape[1]) & (j >= 0) & (j < shape[0])
+            np.bitwise_or.at(bits, (j[inside], i[inside]), values[inside])
+    return bits
