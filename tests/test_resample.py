@@ -109,6 +109,52 @@ def test_noise_is_what_is_said(method, angle, scale):
     assert np.mean(block) == pytest.approx(result.correlation * np.mean(said), rel=0.2)
 
 
+@pytest.mark.parametrize(("scale", "angle"), [(2.0, 23), (1.3, -50), (3.0, 0.3)])
+def test_area_overlap_of_large_pixels(scale, angle):
+    """What 'auto' does when output pixels are larger: exact flux, white-noise variance, and its correlation."""
+    n = 120
+    rng = np.random.default_rng(5)
+    image, xy = star_field(4.0)
+    out_to_in, in_to_out = rotation(angle, scale, centre=(60, 60), shift=(140.3, 140.1))
+    mask = np.zeros((N, N), np.uint32)
+    mask[200, 200] = MaskBit.SATURATED
+    result = resample(Exposure(image + 50, np.ones((N, N)), mask), out_to_in, (n, n))
+    there = in_to_out(xy)
+    there = there[((there > 20) & (there < n - 20)).all(axis=1)]
+    flux = aperture_flux(np.where(result.usable, result.data, 50 * scale**2) - 50 * scale**2, there, 16 / scale)
+    # float32 sums over some hundred pixels
+    np.testing.assert_allclose(flux[np.hypot(*(there - in_to_out(np.array([[200, 200]]))).T) > 12], 1e5, rtol=1e-5)
+    x, y = np.floor(in_to_out(np.array([[200, 200]]))[0] + 0.5).astype(int)
+    assert result.mask[y, x] & int(MaskBit.SATURATED | MaskBit.SPREAD)
+    pixel, block = [], []
+    for _ in range(6):
+        noise = resample(Exposure(rng.normal(0, 1, (N, N)), np.ones((N, N))), out_to_in, (n, n), method="area")
+        cut = noise.data[30:90, 30:90]
+        pixel.append(np.mean(cut**2) / noise.variance[30:90, 30:90].mean())
+        block.append(np.mean(cut.reshape(6, 10, 6, 10).mean(axis=(1, 3)) ** 2) * 100 / noise.variance[30:90, 30:90].mean())
+    # 6 * 60^2 pixels, some of them alike: 1.5 %; 216 blocks: 10 %, and edges of blocks of 10 pixels lose 5 %
+    assert np.mean(pixel) == pytest.approx(1, abs=0.05)
+    assert np.mean(block) == pytest.approx(noise.correlation, rel=0.3)
+
+
+def test_area_and_interpolation_agree_on_levels_and_edges():
+    exposure = Exposure(np.full((60, 60), 7.0), np.ones((60, 60)))
+    out_to_in, _ = rotation(30, 1.0, centre=(40, 40), shift=(-10, -10))
+    area, lanczos = (resample(exposure, out_to_in, (80, 80), method=m) for m in ("area", "lanczos3"))
+    np.testing.assert_allclose(area.data[area.usable], 7, rtol=1e-5)
+    # both end where the image ends, a pixel or two apart
+    assert abs(int(area.usable.sum()) - int(lanczos.usable.sum())) < 4 * 60
+    inside = lanczos.mask == 0
+    assert area.usable[inside].mean() > 0.999
+    assert set(np.unique(area.mask)) <= {0, 32, int(MaskBit.NO_DATA), int(MaskBit.EDGE)}
+
+
+def test_area_without_overlap():
+    for map_ in (lambda xy: xy + 500, lambda xy: 2 * xy - 500, lambda xy: xy * np.nan):
+        with pytest.raises(NoOverlapError):
+            resample(Exposure(np.ones((40, 40))), map_, (50, 50), method="area")
+
+
 def test_correlation_of_raw_pixels_stays_after_a_whole_shift():
     exposure = Exposure(np.ones((50, 60)), correlation=1.7)
     result = resample(exposure, lambda xy: xy + 5, (40, 40))
