@@ -110,7 +110,9 @@ def test_fruchter_and_hook_correlation():
     p, s = 0.8, 1.0
     exposures = [Exposure(np.ones((60, 60), np.float32), variance=np.ones((60, 60))) for _ in range(150)]
     shifts = rng.uniform(0, 1, (150, 2))
-    result = coadd(exposures, CoaddOptions(p, background="none", reject=False), maps=[lambda xy, d=d: xy + d for d in shifts])
+    result = coadd(
+        exposures, CoaddOptions(p, background="none", reject=False), maps=[lambda xy, d=d: xy + d for d in shifts]
+    )
     ratio = p / s
     expected = 1 / (1 - ratio / 3) ** 2 if ratio <= 1 else (ratio / (1 - 1 / (3 * ratio))) ** 2
     # 150 dithers: the mean of squared overlaps is known to a few per cent
@@ -158,7 +160,8 @@ def test_cosmic_rays_go_and_stars_stay():
 def test_different_seeing_does_not_look_like_cosmic_rays():
     rng = np.random.default_rng(2)
     exposures = [
-        observe(wcs, rng, fwhm=fwhm, flux=30000.0) for wcs, fwhm in zip(pointings(5), [3, 3.6, 4.2, 3.2, 3.9], strict=True)
+        observe(wcs, rng, fwhm=fwhm, flux=30000.0)
+        for wcs, fwhm in zip(pointings(5), [3, 3.6, 4.2, 3.2, 3.9], strict=True)
     ]
     result = coadd(exposures, CoaddOptions(background="none"), wcs=GRID, shape=SHAPE)
     assert sum(result.n_rejected) < 1e-3 * 5 * SHAPE[0] * SHAPE[1]
@@ -238,9 +241,7 @@ def test_context_names_and_times():
 
 
 def test_weights_are_inverse_variances():
-    exposures = [
-        Exposure(np.ones(SHAPE, np.float32), np.full(SHAPE, v), wcs=GRID) for v in (1.0, 4.0)
-    ]
+    exposures = [Exposure(np.ones(SHAPE, np.float32), np.full(SHAPE, v), wcs=GRID) for v in (1.0, 4.0)]
     result = coadd(exposures, PLAIN, wcs=GRID, shape=SHAPE)
     np.testing.assert_allclose(result.weight[5:-5, 5:-5], 1.25, rtol=1e-5)
     np.testing.assert_allclose(result.exposure.variance[5:-5, 5:-5], 0.8, rtol=1e-4)

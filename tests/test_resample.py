@@ -131,7 +131,9 @@ def test_area_overlap_of_large_pixels(scale, angle):
         noise = resample(Exposure(rng.normal(0, 1, (N, N)), np.ones((N, N))), out_to_in, (n, n), method="area")
         cut = noise.data[30:90, 30:90]
         pixel.append(np.mean(cut**2) / noise.variance[30:90, 30:90].mean())
-        block.append(np.mean(cut.reshape(6, 10, 6, 10).mean(axis=(1, 3)) ** 2) * 100 / noise.variance[30:90, 30:90].mean())
+        block.append(
+            np.mean(cut.reshape(6, 10, 6, 10).mean(axis=(1, 3)) ** 2) * 100 / noise.variance[30:90, 30:90].mean()
+        )
     # 6 * 60^2 pixels, some of them alike: 1.5 %; 216 blocks: 10 %, and edges of blocks of 10 pixels lose 5 %
     assert np.mean(pixel) == pytest.approx(1, abs=0.05)
     assert np.mean(block) == pytest.approx(noise.correlation, rel=0.3)

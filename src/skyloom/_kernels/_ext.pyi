@@ -1,3 +1,5 @@
+from typing import Any
+
 from collections.abc import Sequence
 
 import numpy as np

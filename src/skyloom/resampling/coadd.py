@@ -85,7 +85,7 @@ class Coadd:
     exposure : Exposure
         The image on the output grid, on the flux scale (and with the `zeropoint`, `exptime` and `unit`) of the first
         exposure; with variance, mask, wcs, and the noise correlation that drizzling brings.
-    weight : ndarray of float32, shape (ny, nx)
+    weight : ndarray of float, shape (ny, nx)
         Sum of weights; 0 where there are no data. For 'ivm' the inverse of the variance that independent sky pixels
         would have.
     context : ndarray of int32, shape (planes, ny, nx)
@@ -103,7 +103,7 @@ class Coadd:
     """
 
     exposure: Exposure
-    weight: npt.NDArray[np.float32]
+    weight: npt.NDArray[Any]
     context: npt.NDArray[np.int32]
     exptime_map: npt.NDArray[np.float32]
     names: tuple[str, ...]
@@ -318,7 +318,7 @@ class _Sum:
 
     data: npt.NDArray[Any]
     variance: npt.NDArray[Any]
-    weight: npt.NDArray[np.float32]
+    weight: npt.NDArray[Any]
     dq: npt.NDArray[np.uint32]
     context: npt.NDArray[np.int32]
     culprits: npt.NDArray[np.uint32]
@@ -329,7 +329,16 @@ class _Sum:
 def _drizzle(
     frames: Sequence[Frame], outliers: Sequence[BoolArray], shape: tuple[int, int], options: CoaddOptions
 ) -> _Sum:
-    drizzle = Drizzle(kernel="square", out_shape=shape, fillval=0.0, max_ctx_id=len(frames) - 1)
+    dtype = np.result_type(*(frame.data for frame in frames))
+    data, weights = np.zeros(shape, dtype), np.zeros(shape, dtype)
+    drizzle = Drizzle(
+        fillval=0.0,
+        out_img=data,
+        out_wht=weights,
+        out_dq=np.zeros(shape, np.uint32),
+        out_img2=[np.zeros(shape, dtype)],
+        max_ctx_id=len(frames) - 1,
+    )
     culprits = np.zeros(shape, np.uint32)
     shares = []
     # Variance that the mean of many output pixels has: sum_i a_i w_i^2 v_i / W^2, since the shares a_i of a drop sum to
@@ -343,27 +352,29 @@ def _drizzle(
         culprits |= spread_bits(mask, pixmap, shape)
         weight = np.where(use, _weight(frame, options), 0.0)
         drizzle.add_image(
-            np.asarray(frame.data, np.float32),
+            frame.data,
             exptime=frame.exptime or 1.0,
             pixmap=pixmap,
-            weight_map=weight.astype(np.float32),
-            data2=[np.asarray(frame.variance, np.float32)],
+            weight_map=weight,
+            data2=[frame.variance],
             dq=np.where(use, frame.mask, np.uint32(0)),
             pixfrac=options.pixfrac,
         )
-        after = np.asarray(drizzle.out_wht[::_PROBED_ROWS], np.float64)
+        after = weights[::_PROBED_ROWS].astype(np.float64)
         shares.append(float((after - before).sum()))
         noise = float(np.median((weight * frame.variance)[use])) if use.any() else 0.0
         total += (after - before) * noise
-        before = after.copy()
+        before = after
+    assert drizzle.out_img2 is not None
+    assert drizzle.out_ctx is not None
     variance = drizzle.out_img2[0]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = total / before**2 / variance[::_PROBED_ROWS]
     ratio = ratio[np.isfinite(ratio) & (before > 0)]
     return _Sum(
-        data=drizzle.out_img,
+        data=data,
         variance=variance,
-        weight=drizzle.out_wht,
+        weight=weights,
         dq=np.asarray(drizzle.out_dq, np.uint32),
         context=drizzle.out_ctx,
         culprits=culprits,

@@ -36,7 +36,7 @@ def resample_by_area(exposure: Exposure, sampled: SampledMap, *, conserve: str, 
         On the output grid, without WCS; all pixels unusable if there is no overlap.
     """
     ny, nx = sampled.shape
-    pixmap_out = sample_rows(sampled)
+    pixmap_out = sampled.rows(0, ny)
     area = pixel_area_ratio(pixmap_out)
     empty = exposure.replace(
         data=np.zeros((ny, nx), exposure.data.dtype),
@@ -56,9 +56,11 @@ def resample_by_area(exposure: Exposure, sampled: SampledMap, *, conserve: str, 
     usable = exposure.usable[window]
     if not reaches(pixmap, (ny, nx))[usable].any():
         return empty
-    drizzle = Drizzle(kernel="square", out_shape=(ny, nx), fillval=0.0, disable_ctx=True)
+    data, weight, *squares = (np.zeros((ny, nx), part.dtype) for _ in range(4))
+    bits = np.zeros((ny, nx), np.uint32)
+    drizzle = Drizzle(fillval=0.0, out_img=data, out_wht=weight, out_img2=squares, out_dq=bits, disable_ctx=True)
     ones = np.ones(part.shape, np.float32)
-    variance = ones if exposure.variance is None else np.ascontiguousarray(exposure.variance[window], np.float32)
+    variance = ones if exposure.variance is None else exposure.variance[window]
     drizzle.add_image(
         part,
         exptime=1.0,
@@ -67,44 +69,22 @@ def resample_by_area(exposure: Exposure, sampled: SampledMap, *, conserve: str, 
         data2=[variance, ones],
         dq=np.where(usable, exposure.mask[window], np.uint32(0)),
     )
-    culprits = spread_bits(exposure.mask[window], pixmap, (ny, nx))
-    scale = area if conserve == "flux" else np.ones((ny, nx))
-    return _result(empty, drizzle, area, scale=scale, max_lost=max_lost, culprits=culprits)
-
-
-def _result(
-    empty: Exposure,
-    drizzle: Drizzle,
-    area: npt.NDArray[np.float64],
-    *,
-    scale: npt.NDArray[np.float64],
-    max_lost: float,
-    culprits: npt.NDArray[np.uint32],
-) -> Exposure:
-    weight = np.asarray(drizzle.out_wht, np.float64)
-    variance, squares = drizzle.out_img2
-    area = np.where(np.isfinite(area), area, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        lost = np.where(area > 0, 1 - weight / area, 1.0)
+        lost = np.where(area > 0, 1 - weight / area, 1.0)  # area is NaN where the map is not known
     used = (weight > 0) & (lost <= max_lost)
-    mask = np.where(used, np.asarray(drizzle.out_dq, np.uint32), culprits)
+    mask = np.where(used, bits, spread_bits(exposure.mask[window], pixmap, (ny, nx)))
     mask[used & (lost > _ROUNDING)] |= np.uint32(MaskBit.SPREAD)
     mask[~used & (weight == 0)] |= np.uint32(MaskBit.NO_DATA)
     mask[~used & (mask & np.uint32(UNUSABLE) == 0)] |= np.uint32(MaskBit.EDGE)
-    scale = np.where(used, scale, 0.0)
+    scale = np.where(used, area if conserve == "flux" else 1.0, 0.0)
     # sum_i a_i^2 / W^2 for equal variances, against 1 / W of independent shares
-    gain = (np.asarray(squares, np.float64) * weight)[used & (lost <= _ROUNDING)]
+    gain = (squares[1] * weight)[used & (lost <= _ROUNDING)]
     return empty.replace(
-        data=(scale * drizzle.out_img).astype(empty.data.dtype),
-        variance=None if empty.variance is None else (scale**2 * variance).astype(empty.data.dtype),
+        data=(scale * data).astype(part.dtype),
+        variance=None if exposure.variance is None else (scale**2 * squares[0]).astype(part.dtype),
         mask=mask,
-        correlation=empty.correlation / min(float(gain.mean()), 1.0) if len(gain) else empty.correlation,
+        correlation=exposure.correlation / (min(gain.mean(dtype=float), 1.0) if len(gain) else 1.0),
     )
-
-
-def sample_rows(sampled: SampledMap) -> XYArray:
-    """Return all rows of a sampled map."""
-    return sampled.rows(0, sampled.shape[0])
 
 
 def _window(pixmap: XYArray, shape: tuple[int, int]) -> tuple[slice, slice] | None:
