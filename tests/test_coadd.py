@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from test_maps import tan
-from test_resample import pixel_profile
 
 from skyloom.errors import InputError, NoOverlapError, SkyloomWarning, WcsError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.resampling import Coadd, CoaddOptions, coadd, sample_map, wcs_map
+from test_maps import tan
+from test_resample import pixel_profile
 
 SHAPE = (150, 160)
 SKY, READ = 200.0, 4.0
@@ -120,7 +120,7 @@ def test_fruchter_and_hook_correlation():
 
 
 def add_rays(exposure, rng, n=60):
-    """Cosmic rays: single pixels and short tracks, each far above the noise. Returns the exposure and where they are."""
+    """Cosmic rays: single pixels and short tracks, far above the noise. Returns the exposure and where they are."""
     data = exposure.data.copy()
     hit = np.zeros(SHAPE, bool)
     for _ in range(n):
@@ -366,9 +366,9 @@ def test_bad_options(options, fields, error, match):
 def test_no_wcs():
     with pytest.raises(WcsError, match="maps="):
         coadd([observe(GRID).replace(wcs=None, name="bare.fits")])
+    wcs = tan(shape=SHAPE)
+    wcs.pixel_shape = None
     with pytest.raises(WcsError, match="shape"):
-        wcs = tan(shape=SHAPE)
-        wcs.pixel_shape = None
         coadd([observe(GRID)], wcs=wcs)
 
 
