@@ -9,7 +9,7 @@ from scipy.interpolate import BSpline
 from reference import registration_oracle as oracle
 from skyloom.errors import InputError
 from skyloom.registration import Transform
-from skyloom.registration.fit import StarList, add_spline, grow
+from skyloom.registration.fit import StarList, add_spline, grow, true_spread
 from skyloom.registration.spline import _basis, fit_spline
 from skyloom.registration.transform import n_terms
 
@@ -149,6 +149,16 @@ def test_growth_finds_the_order_and_the_coefficients(order):
     assert len(fit.matches) >= 340
     # the 40 outliers moved by up to 4 px: nearly all of them are out
     assert np.isin(fit.matches.template, np.arange(40)).sum() <= 3
+
+
+@given(seeds, st.floats(0.03, 1.0), st.floats(0.3, 1.0))
+@settings(max_examples=30, deadline=None)
+def test_spread_of_true_pairs_is_found_among_matches_by_chance(seed, sigma, fraction):
+    rng = np.random.default_rng(seed)
+    true = np.hypot(*rng.normal(0, sigma, (2, int(400 * fraction))))
+    chance = 5.0 * np.sqrt(rng.random(400 - len(true)))
+    # 120 pairs or more: 5 % and up to twice that by confusion with chance; 4 sigma
+    assert true_spread(np.concatenate([true, chance]), 5.0) == pytest.approx(sigma, rel=0.4)
 
 
 def test_covariance_is_the_scatter_of_fits():

@@ -118,10 +118,9 @@ def detect_sources(
     sky_free[dead] = 0.0
     found = _extract(sky_free, noise, dead, _Extraction(threshold, min_area, deblend_contrast), exposure.name)
     found = found[np.argsort(-found["flux"], kind="stable")]
-    found, sigma = _drop_artefacts(found, sky_free, noise, exposure.name)
+    found, sigma = _drop_artefacts(found, sky_free, noise, dead, name=exposure.name)
     if max_sources is not None:
         found = found[:max_sources]
-    sigma = _windowed_sigma(_bright(found), sky_free, dead, sigma)
     xy = _windowed_positions(found, sky_free, dead, sigma)
     light = photometry(sky_free, noise, dead, xy, sigma, gain=exposure.gain)
     fwhm = widths(sky_free, dead, xy, max(_CORE_WINDOW * sigma, _NARROWEST_WINDOW))
@@ -258,13 +257,17 @@ def _extract(data: Float, noise: Float, dead: BoolArray, options: _Extraction, n
     return found
 
 
-def _drop_artefacts(found: npt.NDArray[Any], data: Float, noise: Float, name: str) -> tuple[npt.NDArray[Any], float]:
-    """Drop what is sharper than the optics allow; return the rest and the Gaussian width of a star's core."""
+def _drop_artefacts(
+    found: npt.NDArray[Any], data: Float, noise: Float, dead: BoolArray, *, name: str
+) -> tuple[npt.NDArray[Any], float]:
+    """Drop what is sharper than the optics allow; return the rest and the Gaussian width of a star."""
     # A flat (saturated) core has ratio 1 and passes.
     across, diagonal, error = pair_ratios(data, noise, found["xpeak"], found["ypeak"])
 
     def too_sharp(sigma: float) -> BoolArray:
-        return (across < 0.5 * np.exp(-0.5 / sigma**2) - error) | (diagonal < 0.5 * np.exp(-1.0 / sigma**2) - error)
+        return (across < 0.5 * np.exp(-0.5 / sigma**2) - 2 * error) | (
+            diagonal < 0.5 * np.exp(-1.0 / sigma**2) - 2 * error
+        )
 
     keep = ~too_sharp(_SMALLEST_SIGMA)
     if not keep.any():
@@ -274,36 +277,28 @@ def _drop_artefacts(found: npt.NDArray[Any], data: Float, noise: Float, name: st
             found=0,
             artefacts=len(found),
         )
-    sigma = _core_sigma(found[keep])
-    keep &= ~too_sharp(min(0.8 * sigma, 2.0))
-    if keep.any():
-        found = found[keep]
-        sigma = _core_sigma(found)
-    return found, sigma
+    sigma, sharpest = _star_width(found[keep], data, dead)
+    keep &= ~too_sharp(min(0.8 * sharpest, 2.0))
+    return (found[keep], sigma) if keep.any() else (found, sigma)
 
 
-def _bright(found: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the sources of highest peak: the isophotes of faint ones cut their moments short."""
-    return found[np.argsort(-found["cpeak"], kind="stable")][: max(10, min(100, len(found) // 3))]
+def _star_width(found: npt.NDArray[Any], data: Float, dead: BoolArray) -> tuple[float, float]:
+    """Return the typical Gaussian width of the brighter sources and the lower quartile of their widths.
 
-
-def _core_sigma(found: npt.NDArray[Any]) -> float:
-    """Return the typical Gaussian width of the brighter sources."""
-    bright = _bright(found)
-    sigma = float(np.median(np.sqrt(np.maximum(bright["a"] * bright["b"], 0.0))))
-    return float(np.clip(sigma, _SMALLEST_SIGMA, _LARGEST_SIGMA))
-
-
-def _windowed_sigma(bright: npt.NDArray[Any], data: Float, dead: BoolArray, sigma: float) -> float:
-    """Refine the width until the window is as wide as what is seen through it.
-
-    Only then does the window take the same share of a star's flux in sharp and in blurred images, for any profile.
+    The window is refined until it is as wide as what is seen through it: only then does it take the same share of a
+    star's flux in sharp and in blurred images, for any profile. Blends only ever broaden, which the quartile resists.
     """
-    xy = np.column_stack([bright["x"], bright["y"]])
-    for _ in range(3):
-        typical = np.median(widths(data, dead, xy, sigma)) / FWHM_PER_SIGMA
-        sigma = float(np.clip(typical, _SMALLEST_SIGMA, _LARGEST_SIGMA))
-    return sigma
+    bright = found[np.argsort(-found["cpeak"], kind="stable")][: max(10, min(400, len(found) // 3))]
+    peak = np.column_stack([bright["xpeak"], bright["ypeak"]]).astype(np.float64)
+    centre = np.column_stack([bright["x"], bright["y"]]).astype(np.float64)
+    # of a blend, the peak is a star and the centre is nowhere
+    xy = np.where(np.abs(centre - peak).max(axis=1, keepdims=True) > 1.0, peak, centre)
+    sigma = float(np.median(np.sqrt(np.maximum(bright["a"] * bright["b"], 0.0))))
+    low = sigma
+    for _ in range(4):
+        sigma = float(np.clip(sigma, _SMALLEST_SIGMA, _LARGEST_SIGMA))
+        low, sigma = np.quantile(widths(data, dead, xy, sigma), [0.25, 0.5]) / FWHM_PER_SIGMA
+    return float(np.clip(sigma, _SMALLEST_SIGMA, _LARGEST_SIGMA)), float(np.clip(low, _SMALLEST_SIGMA, _LARGEST_SIGMA))
 
 
 def _windowed_positions(found: npt.NDArray[Any], data: Float, dead: BoolArray, sigma: float) -> Float:

@@ -25,6 +25,9 @@ _ROUNDS = 12
 _SPLINE_STARS = 60
 """Fewest pairs for a residual surface."""
 
+_LEAST_TOLERANCE = 1.0
+"""Source pixels: a smaller matching radius wins nothing and loses faint stars."""
+
 _CLIP = 4.0
 """Residuals above so many robust standard deviations do not take part in the fit."""
 
@@ -117,6 +120,11 @@ def grow(first: Transform, template: StarList, source: StarList, *, max_order: i
         matches = match_stars(transform(template.xy), source.tree, source.shape, tolerance)
         if len(matches) < 3:
             return None
+        spread = true_spread(matches.distance, tolerance)
+        # beyond four sigma of the true pairs there is little but chance
+        matches = matches[matches.distance < max(4 * spread, _LEAST_TOLERANCE)]
+        if len(matches) < 3:
+            return None
         same = pairs is not None and np.array_equal(pairs, matches.template)
         pairs = matches.template
         # the first fit is linear: it must not bend through pairs that a coarse guess got wrong
@@ -128,9 +136,34 @@ def grow(first: Transform, template: StarList, source: StarList, *, max_order: i
         # a distortion may have odd orders only, so two orders in vain are needed to stop
         if same and (tried == max_order or tried >= transform.order + 2):
             break
-        # six robust standard deviations reach every true pair; below a pixel nothing is won
-        tolerance = max(1.0, min(tolerance, 6 * float(np.median(fit.matches.distance)) / _RAYLEIGH_MEDIAN))
+        left = np.hypot(*(source.xy[matches.source] - transform(template.xy[matches.template])).T)
+        tolerance = max(_LEAST_TOLERANCE, min(tolerance, 6 * true_spread(left, tolerance)))
     return fit
+
+
+def true_spread(distance: Float, radius: float) -> float:
+    """Return the standard deviation per axis of the true pairs among matches of which many may be by chance.
+
+    Distances of true pairs follow a Rayleigh distribution, those by chance fill the disc of the matching radius R:
+
+        p(d) = f d / s^2 exp(-d^2 / (2 s^2)) + (1 - f) 2 d / R^2,
+
+    with f and s found by expectation maximisation from several starts, of which the likeliest counts. s is at most
+    R / 3: beyond, the two parts cannot be told apart.
+    """
+    d2 = np.minimum(distance, radius) ** 2
+    most = (radius / 3) ** 2
+    starts = most * 4.0 ** np.array([[-4.0], [-2.0], [0.0]])  # (starts, 1) against (n,)
+    s2, fraction = starts, np.full((3, 1), 0.5)
+    chance = 2 / radius**2
+    for _ in range(15):
+        true = fraction / s2 * np.exp(-d2 / (2 * s2))
+        member = true / (true + (1 - fraction) * chance)
+        total = member.sum(axis=1, keepdims=True)
+        fraction = np.minimum(total / len(d2), 0.999)
+        s2 = np.clip((member * d2).sum(axis=1, keepdims=True) / (2 * total + 1e-300), 1e-8, most)
+    likelihood = np.log(fraction / s2 * np.exp(-d2 / (2 * s2)) + (1 - fraction) * chance).sum(axis=1)
+    return float(np.sqrt(s2[int(np.argmax(likelihood)), 0]))
 
 
 def add_spline(fit: Fit, template: StarList, source: StarList) -> Fit:
@@ -202,7 +235,7 @@ def fit_pairs(
     miss = b[keep] - monomials(uv[keep], chosen) @ coefficients.T
     chi2 = float(((miss / sigma[keep, None]) ** 2).sum()) / max(2 * n - free, 1)
     kind = "similarity" if free == 4 else "affine" if chosen == 1 else "polynomial"
-    kept = Matches(matches.template[keep], matches.source[keep], np.hypot(*miss.T), matches.inside)
+    kept = replace(matches[keep], distance=np.hypot(*miss.T))
     return Fit(
         Transform(coefficients, chosen, centre, half, kind), covariance * max(chi2, 1e-12), kept, sigma[keep], tolerance
     )

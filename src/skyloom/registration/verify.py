@@ -48,6 +48,9 @@ class Matches:
     def __len__(self) -> int:
         return len(self.template)
 
+    def __getitem__(self, which: npt.NDArray[np.bool_]) -> Matches:
+        return Matches(self.template[which], self.source[which], self.distance[which], self.inside)
+
 
 def match_stars(predicted: Float, tree: cKDTree, shape: tuple[int, int], tolerance: float) -> Matches:
     """Match predicted positions to the nearest star of a list, each star at most once (the closest wins).
