@@ -66,7 +66,7 @@ def test_results_are_not_replaced_unasked(run_folder, capsys):
     before = {path: path.stat().st_mtime_ns for path in run_folder.iterdir()}
     status = main(["difference", str(saao_frame(93)), str(saao_frame(27)), "-o", str(run_folder)])
     assert status == EXIT_FAILED
-    assert "--overwrite" in capsys.readouterr().err or "overwrite" in capsys.readouterr().err
+    assert "overwrite" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in run_folder.iterdir()}
 
 
@@ -156,7 +156,7 @@ def test_bad_input_fails_with_one_sentence_and_no_file(bad_inputs, tmp_path, cap
     out = tmp_path / "out"
     assert main(["difference", *pair, "-o", str(out)]) == EXIT_FAILED
     _assert_one_sentence(capsys.readouterr().err, bad_inputs[fault].name)
-    assert not out.exists() or not list(out.iterdir())
+    assert not out.exists()
 
 
 def _assert_one_sentence(error: str, name: str) -> None:
@@ -171,7 +171,7 @@ def test_shapes_that_differ_without_alignment(bad_inputs, tmp_path, capsys):
     status = main(["difference", str(saao_frame(93)), str(bad_inputs["other field"]), "--align", "none", "-o", str(out)])
     assert status == EXIT_FAILED
     assert "(512, 512)" in capsys.readouterr().err
-    assert not list(out.iterdir())
+    assert not out.exists()
 
 
 def test_all_masked(tmp_path, capsys):
@@ -180,7 +180,7 @@ def test_all_masked(tmp_path, capsys):
     status = main(["difference", str(saao_frame(93)), str(saao_frame(27)), "--template-mask", str(mask), "-o", str(out)])
     assert status == EXIT_FAILED
     _assert_one_sentence(capsys.readouterr().err, saao_frame(27).name)
-    assert not list(out.iterdir())
+    assert not out.exists()
 
 
 def test_no_overlap(tmp_path, capsys):
@@ -191,7 +191,7 @@ def test_no_overlap(tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["difference", str(here), str(there), "--align", "wcs", "-o", str(out)]) == EXIT_FAILED
     assert "there.fits" in capsys.readouterr().err
-    assert not list(out.iterdir())
+    assert not out.exists()
 
 
 def test_output_folder_that_cannot_be_made(tmp_path, capsys):

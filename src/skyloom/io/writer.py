@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from skyloom.errors import InputError
-from skyloom.exposure import Exposure, MaskBit
+from skyloom.exposure import BoolArray, Exposure, MaskBit
 from skyloom.io.atomic import atomic_write
 from skyloom.io.provenance import Provenance
 from skyloom.io.wcs import header_from_wcs
@@ -39,6 +39,7 @@ def write_exposure(
     provenance: Provenance | None = None,
     planes: Mapping[str, Any] | None = None,
     more: Sequence[Any] = (),
+    blank: BoolArray | None = None,
 ) -> Path:
     """Write an exposure as a multi-extension FITS file: SCI, ERR (if it has a variance), DQ, and more planes.
 
@@ -59,6 +60,8 @@ def write_exposure(
         More image extensions, by EXTNAME.
     more : sequence of HDU
         Further extensions, written as they are.
+    blank : array of bool, shape (ny, nx), optional
+        Pixels whose data mean nothing and that are to be NaN in SCI, besides those without data.
 
     Returns
     -------
@@ -76,7 +79,8 @@ def write_exposure(
 
     compress = Path(path).suffix.lower() == ".fz"
     wcs_cards = header_from_wcs(exposure.wcs, exposure.shape)
-    science = np.where((exposure.mask & np.uint32(MaskBit.NO_DATA)) != 0, np.nan, exposure.data)
+    no_data = (exposure.mask & np.uint32(MaskBit.NO_DATA)) != 0
+    science = np.where(no_data if blank is None else no_data | blank, np.nan, exposure.data)
     extensions = [_image("SCI", science.astype(exposure.data.dtype), wcs_cards, compress, {"BUNIT": exposure.unit})]
     if exposure.variance is not None:
         error = np.sqrt(exposure.variance)

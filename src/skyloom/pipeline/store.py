@@ -68,9 +68,7 @@ def write_difference(
     header["CORRTPL"] = (subtraction.correlation_template, "noise correlation of the template")
     unusable = (result.mask & np.uint32(UNUSABLE)) != 0
     exposure = science.replace(
-        data=np.where(unusable, np.nan, result.image), variance=result.variance, mask=result.mask, saturation=None,
-        header=header,
-    )
+        data=result.image, variance=result.variance, mask=result.mask, saturation=None, header=header)
     planes: dict[str, Any] = {
         "SCORE": result.score.significance,
         "SCIENCE": _with_nan(science),
@@ -84,7 +82,8 @@ def write_difference(
         _psf_cube(result.psf, result.shape),
         fits.BinTableHDU(result.stamps, name="STAMPS"),
     ]
-    return write_exposure(exposure, path, overwrite=overwrite, provenance=provenance, planes=planes, more=tables)
+    return write_exposure(exposure, path, overwrite=overwrite, provenance=provenance, planes=planes, more=tables,
+                          blank=unusable)
 
 
 def _with_nan(exposure: Exposure) -> npt.NDArray[np.float32]:
