@@ -207,6 +207,12 @@ def test_extended_residual_is_not_psf_like(blank):
     assert CandidateFlag.NOT_PSF_LIKE in flags_at(blank, 100, 100, wide)
 
 
+def test_bad_row_is_not_psf_like(blank):
+    row = np.zeros((200, 200))
+    row[100, 85:116] = 70.0
+    assert CandidateFlag.NOT_PSF_LIKE in flags_at(blank, 100, 100, row)
+
+
 def test_residual_in_proportion_to_bright_stars(blank):
     places = [(x, y) for x in (40, 100, 160) for y in (40, 100, 160)]
     stars = [star(blank, x, y, 2e5) for x, y in places]
@@ -323,6 +329,18 @@ def test_injection_errors():
         inject(exposure, psf, [4, 5], 4, 10)
     with pytest.raises(InputError, match="not finite"):
         inject(exposure, psf, np.nan, 4, 10)
+
+
+def test_errors_follow_the_scatter_of_the_score(blank):
+    diff = add(blank, star(blank, 100, 100, 9000.0))
+    expected = nearest(find_candidates(diff), 100, 100)
+    wrong = SimpleNamespace(**{**vars(diff), "score": diff.score.rescaled(0.5)})  # errors too small by half
+    row = nearest(table := find_candidates(wrong), 100, 100)
+    assert table.meta["error_scale"] == pytest.approx(2, rel=0.05)
+    assert row["flux_err"] == pytest.approx(expected["flux_err"], rel=0.05)
+    assert row["significance"] == pytest.approx(expected["significance"], rel=0.05)
+    assert find_candidates(wrong, calibrate=False).meta["error_scale"] == 1
+    assert len(find_candidates(wrong, calibrate=False)) > 10
 
 
 # errors

@@ -32,6 +32,8 @@ RESIDUAL_SIGMA = 3.0
 """A candidate must exceed so many times the fraction of the star's flux that bright stars leave."""
 PSF_ERROR = 0.03
 """Error of the PSF model relative to itself that the shape of a candidate allows for."""
+ELONGATED = 0.5
+"""A significant ellipticity above this is that of a bad row, a spike or a trail."""
 WELL_CALIBRATED = 1.03
 """A score as wide as that needs no larger errors: its own scatter explains it."""
 DIPOLE_REACH = 2.0
@@ -208,7 +210,8 @@ def _flags(source: Source, context: _Context, *, flux: PsfFlux, shape: Shape, co
     if abs(flux.flux) < RESIDUAL_SIGMA * context.bright.fraction * _star_flux(context, x, y):
         found |= CandidateFlag.BRIGHT_RESIDUAL
     # 8 sigma of a chi-square of independent pixels: matching correlates them, which makes it scatter more
-    if shape.chi2 > max(2.0, 1 + 8 * np.sqrt(2 / shape.dof)):
+    line = shape.ellipticity > ELONGATED and shape.elongation_snr > 5
+    if line or shape.chi2 > max(2.0, 1 + 8 * np.sqrt(2 / shape.dof)):
         found |= CandidateFlag.NOT_PSF_LIKE
     if shape.width_snr < -5 and shape.fwhm < 0.7 * fwhm:
         found |= CandidateFlag.TOO_SHARP

@@ -32,6 +32,8 @@ class Shape:
         How significantly it is wider (> 0) or narrower (< 0) than the PSF.
     ellipticity : float
         1 for a line, 0 for a circle; the PSF's own ellipticity is not in it.
+    elongation_snr : float
+        How significant the ellipticity is.
     """
 
     chi2: float
@@ -39,6 +41,7 @@ class Shape:
     fwhm: float
     width_snr: float
     ellipticity: float
+    elongation_snr: float
 
 
 def measure_shape(
@@ -75,17 +78,20 @@ def measure_shape(
     gxx = np.gradient(gx, axis=1)
     columns = np.stack([plane[core] for plane in (model, gx, gy, gxx + gyy, gxx - gyy, 2 * gxy)])
     normal = (columns * w) @ columns.T
-    if np.linalg.matrix_rank(normal) < len(columns) or flux == 0:
-        return Shape(chi2, dof, np.nan, 0.0, np.nan)
+    unknown = Shape(chi2, dof, np.nan, 0.0, np.nan, 0.0)
+    if np.linalg.matrix_rank(normal) < len(columns):
+        return unknown
     inverse = np.linalg.inv(normal)
     f, _, _, total, plus, cross = inverse @ ((columns * w) @ data[core])
     if f == 0:
-        return Shape(chi2, dof, np.nan, 0.0, np.nan)
+        return unknown
     # (s_xx + s_yy) / 2 = 2 total / F;  (s_xx - s_yy) / 2 = 2 plus / F;  s_xy = 2 cross / F
     variance = fwhm**2 / SIGMA_TO_FWHM2 + 2 * total / f
     ellipticity = float(np.hypot(2 * plus / f, 2 * cross / f) / max(variance, 0.05))
     width_snr = float(np.sign(f) * total / np.sqrt(inverse[3, 3]))
-    return Shape(chi2, dof, float(np.sqrt(SIGMA_TO_FWHM2 * max(variance, 0.0))), width_snr, min(ellipticity, 1.0))
+    width = float(np.sqrt(SIGMA_TO_FWHM2 * max(variance, 0.0)))
+    elongation_snr = float(np.hypot(plus / np.sqrt(inverse[4, 4]), cross / np.sqrt(inverse[5, 5])))
+    return Shape(chi2, dof, width, width_snr, min(ellipticity, 1.0), elongation_snr)
 
 
 def gain(data: Array, weight: Array, model: Array) -> float:
