@@ -16,10 +16,12 @@ from skyloom.data import saao_frame
 
 
 def test_help_imports_no_heavy_library():
-    code = ("import sys\nfrom skyloom.cli import main\n"
-            "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
-            "heavy = {'numpy', 'scipy', 'astropy', 'matplotlib', 'sep', 'rich', 'jinja2'} & set(sys.modules)\n"
-            "assert not heavy, heavy")
+    code = (
+        "import sys\nfrom skyloom.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'numpy', 'scipy', 'astropy', 'matplotlib', 'sep', 'rich', 'jinja2'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "difference" in done.stdout
@@ -44,8 +46,10 @@ def run_folder(tmp_path_factory):
 def test_difference_writes_all_products(run_folder):
     names = sorted(path.name for path in run_folder.iterdir())
     stem = "AKB13475I0093"
-    assert names == sorted(f"{stem}.{kind}" for kind in
-                           ("difference.fits", "candidates.ecsv", "candidates.fits", "candidates.reg", "report.html"))
+    assert names == sorted(
+        f"{stem}.{kind}"
+        for kind in ("difference.fits", "candidates.ecsv", "candidates.fits", "candidates.reg", "report.html")
+    )
     with fits.open(run_folder / f"{stem}.difference.fits", checksum=True) as hdus:
         shape = hdus["SCI"].data.shape
         assert shape == (512, 512)
@@ -86,8 +90,18 @@ def test_detect_again_with_another_threshold(run_folder, tmp_path):
 
 def test_register_prints_and_resamples(tmp_path, capsys):
     out = tmp_path / "registered.fits"
-    status = main(["register", str(saao_frame(27)), str(saao_frame(93)), "-o", str(out), "--resample",
-                   "--plot", str(tmp_path / "residuals.png")])
+    status = main(
+        [
+            "register",
+            str(saao_frame(27)),
+            str(saao_frame(93)),
+            "-o",
+            str(out),
+            "--resample",
+            "--plot",
+            str(tmp_path / "residuals.png"),
+        ]
+    )
     assert status == EXIT_OK
     assert "rms" in capsys.readouterr().out
     assert fits.getdata(out, "SCI").shape == (512, 512)
@@ -149,7 +163,9 @@ def bad_inputs(tmp_path_factory):
 
 @pytest.mark.parametrize("role", ["science", "template"])
 @pytest.mark.parametrize(
-    "fault", ["missing file", "no stars", "NaN only", "constant", "cube", "tiny", "not FITS", "empty", "truncated", "folder"])
+    "fault",
+    ["missing file", "no stars", "NaN only", "constant", "cube", "tiny", "not FITS", "empty", "truncated", "folder"],
+)
 def test_bad_input_fails_with_one_sentence_and_no_file(bad_inputs, tmp_path, capsys, role, fault):
     good, bad = str(saao_frame(93)), str(bad_inputs[fault])
     pair = [bad, good] if role == "science" else [good, bad]
@@ -168,7 +184,9 @@ def _assert_one_sentence(error: str, name: str) -> None:
 
 def test_shapes_that_differ_without_alignment(bad_inputs, tmp_path, capsys):
     out = tmp_path / "out"
-    status = main(["difference", str(saao_frame(93)), str(bad_inputs["other field"]), "--align", "none", "-o", str(out)])
+    status = main(
+        ["difference", str(saao_frame(93)), str(bad_inputs["other field"]), "--align", "none", "-o", str(out)]
+    )
     assert status == EXIT_FAILED
     assert "(512, 512)" in capsys.readouterr().err
     assert not out.exists()
@@ -177,14 +195,23 @@ def test_shapes_that_differ_without_alignment(bad_inputs, tmp_path, capsys):
 def test_all_masked(tmp_path, capsys):
     mask = _write(tmp_path / "mask.fits", np.ones((512, 512), np.uint8))
     out = tmp_path / "out"
-    status = main(["difference", str(saao_frame(93)), str(saao_frame(27)), "--template-mask", str(mask), "-o", str(out)])
+    status = main(
+        ["difference", str(saao_frame(93)), str(saao_frame(27)), "--template-mask", str(mask), "-o", str(out)]
+    )
     assert status == EXIT_FAILED
     _assert_one_sentence(capsys.readouterr().err, saao_frame(27).name)
     assert not out.exists()
 
 
 def test_no_overlap(tmp_path, capsys):
-    cards = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 256.0, "CRPIX2": 256.0, "CDELT1": -1e-4, "CDELT2": 1e-4}
+    cards = {
+        "CTYPE1": "RA---TAN",
+        "CTYPE2": "DEC--TAN",
+        "CRPIX1": 256.0,
+        "CRPIX2": 256.0,
+        "CDELT1": -1e-4,
+        "CDELT2": 1e-4,
+    }
     data = fits.getdata(saao_frame(27)).astype(np.float32)
     here = _write(tmp_path / "here.fits", data, CRVAL1=150.0, CRVAL2=2.0, GAIN=1.9, **cards)
     there = _write(tmp_path / "there.fits", data, CRVAL1=151.0, CRVAL2=2.0, GAIN=1.9, **cards)

@@ -20,8 +20,9 @@ def test_there_are_examples_to_run():
     assert any(_blocks(page) for page in PAGES if page.name == "README.md")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page) and page.name != "architecture.md"],
-                         ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if _blocks(page) and page.name != "architecture.md"], ids=lambda page: page.name
+)
 def test_examples_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

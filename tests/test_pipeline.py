@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simulate import simulate_pair
 
 import skyloom
+from simulate import simulate_pair
 from skyloom.data import SAAO_SCIENCE, SAAO_TEMPLATE, saao_frame
 from skyloom.errors import InputError, ShapeError, WcsError
-from skyloom.exposure import UNUSABLE, Exposure, MaskBit
+from skyloom.exposure import UNUSABLE, MaskBit
 from skyloom.pipeline import Difference, DifferenceOptions
 from skyloom.pipeline.diagnose import clipped_moments
 
@@ -54,7 +54,9 @@ def test_transients_are_recovered_with_their_flux(candidates, pair):
             found += 1
             pull.append((candidates["flux"][k] - row["flux"]) / candidates["flux_err"][k])
             ratio.append(candidates["flux"][k] / row["flux"])
-    assert found >= 0.9 * len(truth)  # 95 % over many fields (benchmarks/bench_difference_truth.py); here one of 12 may fail
+    assert found >= 0.9 * len(
+        truth
+    )  # 95 % over many fields (benchmarks/bench_difference_truth.py); here one of 12 may fail
     assert np.median(ratio) == pytest.approx(1.0, abs=0.03)
     assert np.abs(np.mean(pull)) < 4 / np.sqrt(found)  # of unit width: 4 standard deviations of the mean
 
@@ -119,8 +121,13 @@ def test_identical_images_leave_nothing(pair):
 def test_several_templates_beat_one(pair):
     rng = np.random.default_rng(4)
     noise = [rng.normal(0, 12.0, pair.template.shape) for _ in range(4)]
-    frames = [pair.template.replace(data=pair.template.data + extra, variance=None if pair.template.variance is None
-                                    else pair.template.variance + 144.0) for extra in noise]
+    frames = [
+        pair.template.replace(
+            data=pair.template.data + extra,
+            variance=None if pair.template.variance is None else pair.template.variance + 144.0,
+        )
+        for extra in noise
+    ]
     one = skyloom.difference(pair.science, frames[0])
     four = skyloom.difference(pair.science, frames)
     sky_one, sky_four = (np.median(d.variance[d.variance > 0]) for d in (one, four))
@@ -147,8 +154,15 @@ def test_real_variable_star_is_found(number):
 
 def test_alignment_that_cannot_work(pair):
     with pytest.raises(ShapeError, match="same"):
-        skyloom.difference(pair.science, pair.template.replace(data=pair.template.data[:300], variance=None if pair.template.variance is None
-                                                             else pair.template.variance[:300], mask=pair.template.mask[:300]), options=DifferenceOptions(align="none"))
+        skyloom.difference(
+            pair.science,
+            pair.template.replace(
+                data=pair.template.data[:300],
+                variance=None if pair.template.variance is None else pair.template.variance[:300],
+                mask=pair.template.mask[:300],
+            ),
+            options=DifferenceOptions(align="none"),
+        )
     with pytest.raises(WcsError, match="WCS"):
         skyloom.difference(pair.science, pair.template, options=DifferenceOptions(align="wcs"))
     with pytest.raises(InputError, match="empty"):

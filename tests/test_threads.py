@@ -30,7 +30,7 @@ def test_the_first_error_in_order_is_raised():
     def fail(band):
         raise ValueError(str(band))
 
-    with pytest.raises(ValueError, match="^0$"):
+    with pytest.raises(ValueError, match=r"^0$"):
         map_bands(fail, range(5), threads=3)
 
 

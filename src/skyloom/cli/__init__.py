@@ -1,7 +1,7 @@
 """The command ``skyloom``: one file per sub-command.
 
-Exit status: 0 all is well, 1 failed (one sentence on standard error says why), 2 partial (a result was written, but some
-of the inputs or products are missing; the log says which).
+Exit status: 0 all is well, 1 failed (one sentence on standard error says why), 2 partial (a result was written, but
+some of the inputs are missing in it; the log says which).
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for name in _COMMANDS:
         module = importlib.import_module(f"skyloom.cli.{name}")
-        sub = commands.add_parser(name, help=module.HELP, description=module.__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = commands.add_parser(
+            name, help=module.HELP, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         module.add_arguments(sub)
         volume = sub.add_argument_group("messages")
         volume.add_argument("-v", "--verbose", action="count", default=0, help="more messages (twice: all)")

@@ -13,8 +13,9 @@ HELP = "show the whole job on real images"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
-    parser.add_argument("-o", "--output", metavar="FOLDER", default="skyloom-demo",
-                        help="folder for the results (default: %(default)s)")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", default="skyloom-demo", help="folder for the results (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
 
 
@@ -34,8 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
         products.check(overwrite=arguments.overwrite)
         with progress_bar(arguments.quiet) as progress:
             result = difference(science, templates, progress=progress)
-        candidates = write_products(result, products, [science, *templates], threshold=5.0,
-                                    overwrite=arguments.overwrite)
+        candidates = write_products(
+            result, products, [science, *templates], threshold=5.0, overwrite=arguments.overwrite
+        )
         if not arguments.quiet:
             print_summary(result, candidates, products)
             print(f"\nLook at the page:  {products.report}\n")

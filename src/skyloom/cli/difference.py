@@ -11,6 +11,7 @@ co-added on the science grid. Written to the output folder:
 from __future__ import annotations
 
 import argparse
+from typing import Literal
 
 HELP = "subtract a template from a science image and list what changed"
 
@@ -23,21 +24,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("template", metavar="TEMPLATE", nargs="+", help="FITS image(s) to subtract")
     parser.add_argument("-o", "--output", metavar="FOLDER", default=".", help="folder for the results (default: here)")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    parser.add_argument("--threshold", type=float, default=5.0, metavar="SIGMA",
-                        help="significance of the faintest candidate (default: %(default)s)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=5.0,
+        metavar="SIGMA",
+        help="significance of the faintest candidate (default: %(default)s)",
+    )
     parser.add_argument("--no-report", action="store_true", help="do not write the HTML page")
     method = parser.add_argument_group("method")
-    method.add_argument("--method", choices=("auto", "alard-lupton"), default="auto",
-                        help="how the template is matched (default: auto, which is alard-lupton)")
-    method.add_argument("--align", choices=("stars", "wcs", "none"), default="stars",
-                        help="bring the template onto the science image by a match of the stars, by the WCS of both, "
-                             "or not at all (default: %(default)s)")
-    method.add_argument("--convolve", choices=("auto", "template", "science"), default="auto",
-                        help="which image is convolved (default: auto, the sharper one)")
-    method.add_argument("--spatial-order", metavar="N", default="auto",
-                        help="order of the kernel's variation over the field, 0-3 (default: auto)")
-    method.add_argument("--background-order", metavar="N", default="auto",
-                        help="order of the differential background, 0-3 (default: auto)")
+    method.add_argument(
+        "--method",
+        choices=("auto", "alard-lupton"),
+        default="auto",
+        help="how the template is matched (default: auto, which is alard-lupton)",
+    )
+    method.add_argument(
+        "--align",
+        choices=("stars", "wcs", "none"),
+        default="stars",
+        help="bring the template onto the science image by a match of the stars, by the WCS of both, "
+        "or not at all (default: %(default)s)",
+    )
+    method.add_argument(
+        "--convolve",
+        choices=("auto", "template", "science"),
+        default="auto",
+        help="which image is convolved (default: auto, the sharper one)",
+    )
+    method.add_argument(
+        "--spatial-order",
+        metavar="N",
+        default="auto",
+        help="order of the kernel's variation over the field, 0-3 (default: auto)",
+    )
+    method.add_argument(
+        "--background-order",
+        metavar="N",
+        default="auto",
+        help="order of the differential background, 0-3 (default: auto)",
+    )
     add_reading_options(parser, ("science", "template"))
 
 
@@ -75,12 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _order(text: str, option: str) -> int | str:
+def _order(text: str, option: str) -> Literal["auto"] | int:
     """Return the order that the user asked for: a number 0-3 or 'auto'."""
     from skyloom.errors import InputError
 
     if text == "auto":
-        return text
+        return "auto"
     if text not in ("0", "1", "2", "3"):
         raise InputError(f"{option} is {text!r}; it must be 'auto' or a whole number from 0 to 3.")
     return int(text)

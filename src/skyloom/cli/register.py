@@ -1,7 +1,7 @@
 """Find the transform between two images from their stars, and write it as a WCS.
 
-The output holds the original pixels of SOURCE with a WCS: that of TEMPLATE composed with the transform. With --resample the
-pixels are brought onto the grid of TEMPLATE instead; then TEMPLATE needs no WCS.
+The output holds the original pixels of SOURCE with a WCS: that of TEMPLATE composed with the transform. With
+--resample the pixels are brought onto the grid of TEMPLATE instead; then TEMPLATE needs no WCS.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--resample", action="store_true", help="write SOURCE resampled onto the grid of TEMPLATE")
     parser.add_argument("--plot", metavar="FILE", help="draw the residuals to this PNG, PDF or SVG file")
-    parser.add_argument("--threshold", type=float, default=5.0, metavar="SIGMA",
-                        help="detection threshold of the stars (default: %(default)s)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=5.0,
+        metavar="SIGMA",
+        help="detection threshold of the stars (default: %(default)s)",
+    )
     add_reading_options(parser, ("source", "template"))
 
 
@@ -44,17 +49,24 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         from skyloom.pipeline.align import write_registered
 
-        write_registered(source, template, registration, arguments.output, resampled=arguments.resample,
-                         inputs=[arguments.source, arguments.template], overwrite=arguments.overwrite)
+        write_registered(
+            source,
+            template,
+            registration,
+            arguments.output,
+            resampled=arguments.resample,
+            inputs=[arguments.source, arguments.template],
+            overwrite=arguments.overwrite,
+        )
     if arguments.plot is not None:
         _save_plot(registration, arguments.plot, arguments.overwrite)
     return EXIT_OK
 
 
 def _save_plot(registration: object, path: str, overwrite: bool) -> None:
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     from skyloom.errors import InputError
     from skyloom.io import atomic_write
 

@@ -17,17 +17,23 @@ def print_summary(difference: Difference, candidates: Any, products: Products, n
     if difference.registration is not None:
         registration = difference.registration
         print(f"  registration   {registration.n_matched} stars, rms {registration.rms:.3f} pixel")
-    print(f"  matching       {numbers['convolved']} convolved, {numbers['n_stamps']} stamps, "
-          f"kernel sum {numbers['kernel_sum']:.4f}")
-    print(f"  noise          difference/sigma: mean {numbers['noise_mean']:+.3f}, std {numbers['noise_std']:.3f}; "
-          f"score std {numbers['score_std']:.3f}")
+    print(
+        f"  matching       {numbers['convolved']} convolved, {numbers['n_stamps']} stamps, "
+        f"kernel sum {numbers['kernel_sum']:.4f}"
+    )
+    print(
+        f"  noise          difference/sigma: mean {numbers['noise_mean']:+.3f}, std {numbers['noise_std']:.3f}; "
+        f"score std {numbers['score_std']:.3f}"
+    )
     real = candidates[candidates["real"]]
     print(f"  candidates     {len(real)} (and {len(candidates) - len(real)} flagged as artefacts)")
     for row in real[:n_best]:
         place = f"x={row['x']:7.2f} y={row['y']:7.2f}"
         if difference.wcs is not None:
             place += f"  ra={row['ra']:.5f} dec={row['dec']:+.5f}"
-        print(f"    #{row['id']:<4d} {place}  flux={row['flux']:+10.1f} +- {row['flux_err']:.1f}  S/N={row['snr']:+.1f}")
+        print(
+            f"    #{row['id']:<4d} {place}  flux={row['flux']:+10.1f} +- {row['flux_err']:.1f}  S/N={row['snr']:+.1f}"
+        )
     if len(real) > n_best:
         print(f"    ... and {len(real) - n_best} more")
     for what, path in products.written():

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -72,13 +72,19 @@ def align(grid: Exposure, frame: Exposure, how: str, options: RegistrationOption
 
         for image in (grid, frame):
             if image.wcs is None:
-                raise WcsError(f"{image.name} has no usable WCS in its header. Align by stars instead.", name=image.name)
+                raise WcsError(
+                    f"{image.name} has no usable WCS in its header. Align by stars instead.", name=image.name
+                )
         return Alignment(frame.name, wcs_map(frame.wcs, grid.wcs), wcs_map(grid.wcs, frame.wcs))
     if how != "none":
         raise InputError(f"align is {how!r}; it must be 'stars', 'wcs' or 'none'.", align=how)
     if frame.shape != grid.shape:
-        raise ShapeError(f"{frame.name} has the shape {frame.shape} and {grid.name} {grid.shape}; without alignment they must "
-                         "be the same. Align by stars or by WCS.", found=frame.shape, needed=grid.shape)
+        raise ShapeError(
+            f"{frame.name} has the shape {frame.shape} and {grid.name} {grid.shape}; without alignment they must "
+            "be the same. Align by stars or by WCS.",
+            found=frame.shape,
+            needed=grid.shape,
+        )
     return Alignment(frame.name, _identity, _identity)
 
 
@@ -86,8 +92,9 @@ def _identity(xy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.array(xy, np.float64)
 
 
-def bring_onto_grid(grid: Exposure, frames: Sequence[Exposure], alignments: Sequence[Alignment],
-                    interpolation: str = "auto") -> Exposure:
+def bring_onto_grid(
+    grid: Exposure, frames: Sequence[Exposure], alignments: Sequence[Alignment], interpolation: str = "auto"
+) -> Exposure:
     """Resample one frame onto the grid, or co-add several there.
 
     Several frames are scaled to the flux of the first before they are averaged with inverse variances, and pixels that
@@ -104,8 +111,16 @@ def bring_onto_grid(grid: Exposure, frames: Sequence[Exposure], alignments: Sequ
     return coadd_aligned(grid, frames, alignments).exposure.replace(name=f"co-add of {len(frames)} frames")
 
 
-def write_registered(source: Exposure, template: Exposure, registration: Registration, path: str | Path, *,
-                     resampled: bool, inputs: Sequence[str], overwrite: bool = False) -> Path:
+def write_registered(
+    source: Exposure,
+    template: Exposure,
+    registration: Registration,
+    path: str | Path,
+    *,
+    resampled: bool,
+    inputs: Sequence[str],
+    overwrite: bool = False,
+) -> Path:
     """Write the source with the WCS that registration gives it, or resampled onto the template's grid.
 
     Raises
@@ -120,8 +135,11 @@ def write_registered(source: Exposure, template: Exposure, registration: Registr
     if resampled:
         result = resample(source, registration.template_to_source, template.shape, wcs=template.wcs)
     elif template.wcs is None:
-        raise WcsError(f"{template.name} has no WCS, so none can be made for {source.name}. Resample the pixels instead "
-                       "(--resample), or register to an image that has a WCS.", name=template.name)
+        raise WcsError(
+            f"{template.name} has no WCS, so none can be made for {source.name}. Resample the pixels instead "
+            "(--resample), or register to an image that has a WCS.",
+            name=template.name,
+        )
     else:
         result = source.replace(wcs=registration_wcs(registration, template.wcs))
     header = dict(source.header) | registration_header(registration)

@@ -27,8 +27,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("skyloom.pipeline")
 
 METHODS = ("auto", "alard-lupton")
-STAGES = ("reading", "measuring noise", "finding sources", "registering and resampling the template",
-          "modelling the PSF", "matching and subtracting", "scoring")
+STAGES = (
+    "reading",
+    "measuring noise",
+    "finding sources",
+    "registering and resampling the template",
+    "modelling the PSF",
+    "matching and subtracting",
+    "scoring",
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,9 @@ class Difference:
         from matplotlib import pyplot as plt
 
         ax = plt.subplots(figsize=(8, 8))[1] if ax is None else ax
-        ratio = np.ma.masked_where(self.variance <= 0, self.image / np.sqrt(np.where(self.variance > 0, self.variance, 1)))
+        ratio = np.ma.masked_where(
+            self.variance <= 0, self.image / np.sqrt(np.where(self.variance > 0, self.variance, 1))
+        )
         ax.imshow(ratio, origin="lower", cmap="gray", vmin=-5, vmax=5)
         ax.set_title(f"{self.science.name} minus {self.template.name}, in units of the noise")
         return ax
@@ -151,8 +160,10 @@ class Difference:
     def __repr__(self) -> str:
         ny, nx = self.shape
         number = self.diagnostics.get
-        return (f"<Difference {nx}x{ny} of {self.science.name!r}: noise ratio {number('noise_std', np.nan):.3f}, "
-                f"score std {number('score_std', np.nan):.3f}>")
+        return (
+            f"<Difference {nx}x{ny} of {self.science.name!r}: noise ratio {number('noise_std', np.nan):.3f}, "
+            f"score std {number('score_std', np.nan):.3f}>"
+        )
 
 
 class _Clock:
@@ -240,15 +251,28 @@ def difference(
     with clock.stage("matching and subtracting"):
         result = subtract(science, aligned, options.subtraction, sources=sources, science_fwhm=psf.fwhm())
     with clock.stage("scoring"):
-        scored = score(result, psf, correlation_science=result.correlation_science,
-                       correlation_template=result.correlation_template)
+        scored = score(
+            result,
+            psf,
+            correlation_science=result.correlation_science,
+            correlation_template=result.correlation_template,
+        )
     from skyloom.pipeline.diagnose import diagnose
 
     diagnostics = diagnose(result, scored, psf, alignments)
     diagnostics["timings"] = clock.seconds
     return Difference(
-        image=result.image, variance=result.variance, mask=result.mask, score=scored, science=science, template=aligned,
-        matched=result.matched, psf=psf, subtraction=result, alignments=tuple(alignments), diagnostics=diagnostics,
+        image=result.image,
+        variance=result.variance,
+        mask=result.mask,
+        score=scored,
+        science=science,
+        template=aligned,
+        matched=result.matched,
+        psf=psf,
+        subtraction=result,
+        alignments=tuple(alignments),
+        diagnostics=diagnostics,
         parameters=_parameters(options),
     )
 

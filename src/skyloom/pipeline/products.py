@@ -39,8 +39,13 @@ class Products:
 
     def written(self) -> list[tuple[str, Path]]:
         """Return what is written: a word and the path of each product."""
-        named = [("difference", self.difference), ("candidates", self.table), ("with cutouts", self.fits_table),
-                 ("DS9 regions", self.regions), ("report", self.report)]
+        named = [
+            ("difference", self.difference),
+            ("candidates", self.table),
+            ("with cutouts", self.fits_table),
+            ("DS9 regions", self.regions),
+            ("report", self.report),
+        ]
         return [(what, path) for what, path in named if path is not None]
 
     def check(self, *, overwrite: bool = False) -> None:
@@ -54,8 +59,11 @@ class Products:
             return
         ancestor = next(path for path in folder.absolute().parents if path.exists())
         if folder.exists() or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-            raise WriteError(f"The output folder {folder} cannot be made, because {folder if folder.exists() else ancestor} is "
-                             "not a folder that may be written to. Choose another one.", path=str(folder))
+            raise WriteError(
+                f"The output folder {folder} cannot be made, because {folder if folder.exists() else ancestor} is "
+                "not a folder that may be written to. Choose another one.",
+                path=str(folder),
+            )
 
 
 def write_products(
@@ -71,7 +79,12 @@ def write_products(
 
 
 def write_found(
-    result: Difference, candidates: Any, products: Products, inputs: Sequence[str | Path] = (), *, overwrite: bool = False
+    result: Difference,
+    candidates: Any,
+    products: Products,
+    inputs: Sequence[str | Path] = (),
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write the products of a difference whose candidates are known.
 

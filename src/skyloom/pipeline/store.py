@@ -1,8 +1,8 @@
 """A difference as one FITS file, complete enough to be searched again.
 
-SCI (difference), ERR, DQ, SCORE (significance), SCIENCE, TEMPLATE (on the science grid), MATCHED (what was subtracted), VARTPL (the
-template's part of the variance), KERNEL and PSF (cubes: one image for each term of the polynomial of position, X and Y
-in units of XSCALE and YSCALE from XCENTRE and YCENTRE), STAMPS (table).
+SCI (difference), ERR, DQ, SCORE (significance), SCIENCE, TEMPLATE (on the science grid), MATCHED (what was
+subtracted), VARTPL (the template's part of the variance), KERNEL and PSF (cubes: one image for each term of the
+polynomial of position, X and Y in units of XSCALE and YSCALE from XCENTRE and YCENTRE), STAMPS (table).
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def write_difference(
     header["CORRTPL"] = (subtraction.correlation_template, "noise correlation of the template")
     unusable = (result.mask & np.uint32(UNUSABLE)) != 0
     exposure = science.replace(
-        data=result.image, variance=result.variance, mask=result.mask, saturation=None, header=header)
+        data=result.image, variance=result.variance, mask=result.mask, saturation=None, header=header
+    )
     planes: dict[str, Any] = {
         "SCORE": result.score.significance,
         "SCIENCE": _with_nan(science),
@@ -82,8 +83,9 @@ def write_difference(
         _psf_cube(result.psf, result.shape),
         fits.BinTableHDU(result.stamps, name="STAMPS"),
     ]
-    return write_exposure(exposure, path, overwrite=overwrite, provenance=provenance, planes=planes, more=tables,
-                          blank=unusable)
+    return write_exposure(
+        exposure, path, overwrite=overwrite, provenance=provenance, planes=planes, more=tables, blank=unusable
+    )
 
 
 def _with_nan(exposure: Exposure) -> npt.NDArray[np.float32]:
@@ -128,31 +130,54 @@ def read_difference(path: str | Path) -> Difference:
     with fits.open(path, memmap=False) as hdus:
         names = {hdu.name for hdu in hdus}
         if missing := {"SCORE", "SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", "KERNEL", "PSF", "STAMPS"} - names:
-            raise ReadError(f"{path} is not a difference of skyloom: it has no {', '.join(sorted(missing))}. Give a file that "
-                            "'skyloom difference' wrote.", missing=sorted(missing))
-        planes = {name: np.asarray(hdus[name].data, np.float32)
-                  for name in ("SCIENCE", "TEMPLATE", "MATCHED", "VARTPL")}
+            raise ReadError(
+                f"{path} is not a difference of skyloom: it has no {', '.join(sorted(missing))}. Give a file that "
+                "'skyloom difference' wrote.",
+                missing=sorted(missing),
+            )
+        planes = {
+            name: np.asarray(hdus[name].data, np.float32) for name in ("SCIENCE", "TEMPLATE", "MATCHED", "VARTPL")
+        }
         kernel, psf = _kernel_of(hdus["KERNEL"]), _psf_of(hdus["PSF"], exposure.shape)
         stamps = Table(hdus["STAMPS"].data)
         mask = np.asarray(hdus["DQ"].data).astype(np.uint32)
     header = exposure.header
     from_template = (mask & np.uint32(MaskBit.TEMPLATE)) != 0
     science = exposure.replace(data=planes["SCIENCE"], variance=None, mask=np.where(from_template, np.uint32(0), mask))
-    template = Exposure(planes["TEMPLATE"], mask=np.where(from_template, mask, np.uint32(0)), wcs=exposure.wcs,
-                        name="template")
+    template = Exposure(
+        planes["TEMPLATE"], mask=np.where(from_template, mask, np.uint32(0)), wcs=exposure.wcs, name="template"
+    )
     variance = exposure.variance
     assert variance is not None
     result = Subtraction(
-        image=exposure.data, variance=variance, variance_science=np.maximum(variance - planes["VARTPL"], 0),
-        variance_template=planes["VARTPL"], mask=mask, matched=planes["MATCHED"], kernel=kernel,
-        background=np.zeros(exposure.shape, np.float32), convolved=header["CONVOLVD"], stamps=stamps,
-        statistics=_statistics(header), correlation_science=header["CORRSCI"], correlation_template=header["CORRTPL"],
+        image=exposure.data,
+        variance=variance,
+        variance_science=np.maximum(variance - planes["VARTPL"], 0),
+        variance_template=planes["VARTPL"],
+        mask=mask,
+        matched=planes["MATCHED"],
+        kernel=kernel,
+        background=np.zeros(exposure.shape, np.float32),
+        convolved=header["CONVOLVD"],
+        stamps=stamps,
+        statistics=_statistics(header),
+        correlation_science=header["CORRSCI"],
+        correlation_template=header["CORRTPL"],
     )
-    scored = score(result, psf, correlation_science=result.correlation_science,
-                   correlation_template=result.correlation_template)
+    scored = score(
+        result, psf, correlation_science=result.correlation_science, correlation_template=result.correlation_template
+    )
     return Difference(
-        image=result.image, variance=variance, mask=mask, score=scored, science=science, template=template,
-        matched=result.matched, psf=psf, subtraction=result, diagnostics=_statistics(header),
+        image=result.image,
+        variance=variance,
+        mask=mask,
+        score=scored,
+        science=science,
+        template=template,
+        matched=result.matched,
+        psf=psf,
+        subtraction=result,
+        diagnostics=_statistics(header),
     )
 
 
@@ -164,8 +189,9 @@ def _kernel_of(hdu: Any) -> Any:
     from skyloom.convolution import PolynomialKernel
 
     cards = hdu.header
-    return PolynomialKernel(np.asarray(hdu.data, np.float64), (cards["XCENTRE"], cards["YCENTRE"]),
-                            (cards["XSCALE"], cards["YSCALE"]))
+    return PolynomialKernel(
+        np.asarray(hdu.data, np.float64), (cards["XCENTRE"], cards["YCENTRE"]), (cards["XSCALE"], cards["YSCALE"])
+    )
 
 
 def _psf_of(hdu: Any, shape: tuple[int, int]) -> Any:
