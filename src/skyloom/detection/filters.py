@@ -83,7 +83,7 @@ class VaryingFilter:
         return np.stack([spline(y, x) for spline in self.splines])
 
 
-def correlate(jobs: Sequence[tuple[VaryingFilter, Array]], threads: int | None = None) -> list[Array]:
+def correlate(jobs: Sequence[tuple[VaryingFilter, npt.NDArray]], threads: int | None = None) -> list[Array]:
     """Correlate planes with varying filters: ``out(x) = sum_u Q(u; x) A(x + u)``, A being 0 outside of the image.
 
     Parameters
@@ -105,7 +105,6 @@ def correlate(jobs: Sequence[tuple[VaryingFilter, Array]], threads: int | None =
     for varying, _ in jobs:
         if id(varying) not in transforms:
             transforms[id(varying)] = fft.rfft2(varying.filters[:, ::-1, ::-1], s=size)
-    padded = [np.pad(plane, half) for _, plane in jobs]
     outputs = [np.empty((ny, nx)) for _ in jobs]
 
     def filter_tile(corner: tuple[int, int]) -> None:
@@ -114,8 +113,8 @@ def correlate(jobs: Sequence[tuple[VaryingFilter, Array]], threads: int | None =
         height, width = rows.stop - y, columns.stop - x
         inside = slice(2 * half, 2 * half + height), slice(2 * half, 2 * half + width)
         weights = {id(varying): varying.coefficients(rows, columns) for varying, _ in jobs}
-        for (varying, _), source, out in zip(jobs, padded, outputs, strict=True):
-            tile = fft.rfft2(source[y : y + height + 2 * half, x : x + width + 2 * half], s=size)
+        for (varying, plane), out in zip(jobs, outputs, strict=True):
+            tile = fft.rfft2(_with_border(plane, rows, columns, half), s=size)
             total = np.zeros((height, width))
             for transform, weight in zip(transforms[id(varying)], weights[id(varying)], strict=True):
                 total += weight * fft.irfft2(tile * transform, s=size)[inside]
@@ -123,3 +122,14 @@ def correlate(jobs: Sequence[tuple[VaryingFilter, Array]], threads: int | None =
 
     map_bands(filter_tile, [(y, x) for y in range(0, ny, TILE) for x in range(0, nx, TILE)], threads)
     return outputs
+
+
+def _with_border(plane: npt.NDArray, rows: slice, columns: slice, border: int) -> Array:
+    """Return a rectangle of a plane with its surroundings, 0 outside of the plane."""
+    ny, nx = plane.shape
+    out = np.zeros((rows.stop - rows.start + 2 * border, columns.stop - columns.start + 2 * border))
+    y0, x0 = rows.start - border, columns.start - border
+    cut = plane[max(y0, 0) : min(rows.stop + border, ny), max(x0, 0) : min(columns.stop + border, nx)]
+    top, left = max(-y0, 0), max(-x0, 0)
+    out[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+    return out

@@ -131,7 +131,8 @@ def fit_position(data: Array, weight: Array, stamp: Array, core: npt.NDArray[np.
     weight = np.where(core, weight, 0.0)
     for _ in range(6):
         model = shift_stamp(stamp, dx, dy)
-        along_y, along_x = np.gradient(model)
+        along_x: Array = np.gradient(model, axis=1)
+        along_y: Array = np.gradient(model, axis=0)
         columns = np.stack([model[core], -along_x[core], -along_y[core]])
         normal = (columns * weight[core]) @ columns.T
         if np.linalg.matrix_rank(normal) < 3:

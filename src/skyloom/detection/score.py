@@ -270,7 +270,7 @@ def filter_image(
     stamps = grid.sample(psf.stamp)
     linear, square = VaryingFilter(stamps, grid), VaryingFilter(stamps**2, grid)
     signal, norm, noise, coverage = correlate(
-        [(linear, data), (square, weight), (square, spread), (square, usable.astype(float))], threads
+        [(linear, data), (square, weight), (square, spread), (square, usable)], threads
     )
     coverage = np.clip(coverage / grid.plane((stamps**2).sum(axis=(2, 3))), 0, 1)
     # FFT rounding leaves tiny values where all is masked; the coverage tells them from real ones

@@ -73,9 +73,11 @@ def measure_shape(
     w = weight[core]
     dof = max(int(np.count_nonzero(w)) - 3, 1)
     chi2 = float((w * (data - flux * model)[core] ** 2).sum()) / dof
-    gy, gx = np.gradient(model)
-    gyy, gxy = np.gradient(gy)
-    gxx = np.gradient(gx, axis=1)
+    gx: Array = np.gradient(model, axis=1)
+    gy: Array = np.gradient(model, axis=0)
+    gxx: Array = np.gradient(gx, axis=1)
+    gyy: Array = np.gradient(gy, axis=0)
+    gxy: Array = np.gradient(gx, axis=0)
     columns = np.stack([plane[core] for plane in (model, gx, gy, gxx + gyy, gxx - gyy, 2 * gxy)])
     normal = (columns * w) @ columns.T
     unknown = Shape(chi2, dof, np.nan, 0.0, np.nan, 0.0)
