@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import skyloom
 from browser.report_scene import FWHM, make_candidates, make_difference, tan_wcs
+from simulate import simulate_pair
 from skyloom.errors import WriteError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.report import images, page, plots, summary, write_report
@@ -558,6 +560,42 @@ def test_png_is_what_other_programs_read():
     raw = base64.b64decode(uri.partition(",")[2])
     assert raw.count(b"gAMA") + raw.count(b"sRGB") + raw.count(b"iCCP") == 0
     assert zlib.crc32(b"IEND").to_bytes(4, "big") == raw[-4:]
+
+
+def test_wcs_in_other_frames_and_with_gaps(difference):
+    """Galactic coordinates become RA and Dec; a WCS that ends within the image gives positions where it can."""
+    wcs = tan_wcs((300, 360))
+    xy = np.array([[10.0, 20.0], [300.0, 200.0]])
+    galactic = SimpleNamespace(pixel_to_world=lambda x, y: wcs.pixel_to_world(x, y).galactic)
+    # float64 rotations: far below a milliarcsecond
+    np.testing.assert_allclose(summary.sky_vectors(galactic, xy), summary.sky_vectors(wcs, xy), atol=1e-12)
+
+    def only_left(x, y):
+        return wcs.pixel_to_world(np.where(x < 150, x, np.nan), y)
+
+    made = page._sky(SimpleNamespace(pixel_to_world=only_left), (300, 360))
+    known = np.array([value is not None for value in made["sky"]["vectors"]]).reshape(25, 25, 3)
+    np.testing.assert_array_equal(known[0, :, 0], np.linspace(-0.5, 359.5, 25) < 150)
+    assert made["compass"] is None
+    json.dumps(made, allow_nan=False)
+
+
+def test_page_of_a_real_difference():
+    pair = simulate_pair(3, size=256, n_stars=150, n_transients=6, snr=(30, 60), shift=(2.3, -1.7))
+    made = skyloom.difference(pair.science, pair.template)
+    found = skyloom.detect(made)
+    text = page.render(made, found)
+    document = Document(text)
+    assert len(document.all("figure")) == 8
+    facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)", text))
+    assert facts["Matched stars"] == str(made.registration.n_matched)
+    assert facts["Std of the score"] == f"{made.diagnostics['score_std']:.3f}"
+    assert facts["Kernel sum"] == f"{made.diagnostics['kernel_sum']:.4f}"
+    assert facts["Stamps used"] == f"{made.stamps['used'].sum()} of {len(made.stamps)}"
+    columns = {column["key"]: column["values"] for column in data_of(text)["columns"]}
+    assert columns["id"] == list(found["id"][np.argsort(found["rank"], kind="stable")])
+    for transient in pair.transients:
+        assert np.hypot(np.subtract(columns["x"], transient["x"]), np.subtract(columns["y"], transient["y"])).min() < 1
 
 
 def test_wcs_that_fails_costs_only_the_positions():

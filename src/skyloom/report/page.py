@@ -165,15 +165,6 @@ def _sky(wcs: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     vectors = sky_vectors(wcs, np.column_stack([axis.ravel() for axis in np.meshgrid(x, y)]))
     if vectors is None:
         return {"sky": None, "compass": None}
-    middle = (np.array([nx, ny]) - 1) / 2
-    here, right, up = sky_vectors(wcs, middle + np.array([[0, 0], [1, 0], [0, 1]]))  # type: ignore[misc]
-    east = np.cross([0, 0, 1], here)
-    north = np.cross(here, east)
-    compass = {}
-    jacobian = np.array([[(step - here) @ axis for step in (right, up)] for axis in (east, north)])
-    if abs(np.linalg.det(jacobian)) > 0 and np.linalg.norm(east) > 0:
-        for name, column in zip(("E", "N"), np.linalg.inv(jacobian).T, strict=True):
-            compass[name] = [float(value) for value in column / np.linalg.norm(column)]
     return {
         "sky": {
             "nx": len(x),
@@ -182,7 +173,23 @@ def _sky(wcs: Any, shape: tuple[int, ...]) -> dict[str, Any]:
             "y0": y[0],
             "dx": x[1] - x[0],
             "dy": y[1] - y[0],
-            "vectors": [float(f"{value:.12g}") for value in vectors.ravel()],
+            "vectors": [float(f"{value:.12g}") if np.isfinite(value) else None for value in vectors.ravel()],
         },
-        "compass": compass,
+        "compass": _compass(wcs, shape),
     }
+
+
+def _compass(wcs: Any, shape: tuple[int, ...]) -> dict[str, list[float]] | None:
+    """Return the directions of east and north in pixels at the middle of the image, as unit vectors (x, y)."""
+    middle = (np.array(shape[::-1]) - 1) / 2
+    sky = sky_vectors(wcs, middle + np.array([[0, 0], [1, 0], [0, 1]]))
+    if sky is None or not np.isfinite(sky).all():
+        return None
+    here, right, up = sky
+    east = np.cross([0, 0, 1], here)
+    axes = np.array([east, np.cross(here, east)])
+    jacobian = axes @ np.array([right - here, up - here]).T  # of (east, north) by (x, y)
+    if not abs(np.linalg.det(jacobian)) > 0:  # at a pole, or a WCS without extent
+        return None
+    steps = np.linalg.inv(jacobian).T
+    return {name: [float(v) for v in step / np.linalg.norm(step)] for name, step in zip("EN", steps, strict=True)}

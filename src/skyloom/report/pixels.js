@@ -90,7 +90,7 @@ function sexagesimal(degrees, hours) {
   return `${sign}${String(Math.floor(ticks / unit)).padStart(2, "0")}:${minutes}:${seconds}`;
 }
 
-// Position on the sky from a coarse grid of unit vectors, interpolated linearly; null without a WCS or off the grid.
+// Position on the sky from a coarse grid of unit vectors, interpolated linearly; null where it is not known.
 function skyAt(sky, x, y) {
   if (!sky) return null;
   const gx = (x - sky.x0) / sky.dx, gy = (y - sky.y0) / sky.dy;
@@ -100,6 +100,8 @@ function skyAt(sky, x, y) {
   const at = (a, b, k) => sky.vectors[3 * ((j + b) * sky.nx + i + a) + k];
   const v = [0, 1, 2].map((k) => (1 - fy) * ((1 - fx) * at(0, 0, k) + fx * at(1, 0, k))
     + fy * ((1 - fx) * at(0, 1, k) + fx * at(1, 1, k)));
+  const known = [[0, 0], [1, 0], [0, 1], [1, 1]].every(([a, b]) => at(a, b, 0) !== null);
+  if (!known) return null;
   const ra = (Math.atan2(v[1], v[0]) * 180) / Math.PI;
   return { ra: (ra + 360) % 360, dec: (Math.atan2(v[2], Math.hypot(v[0], v[1])) * 180) / Math.PI };
 }

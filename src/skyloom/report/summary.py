@@ -154,23 +154,23 @@ def _timings(difference: DifferenceLike) -> dict[str, float]:
 def pixel_scale(wcs: Any, shape: tuple[int, ...]) -> float | None:
     """Return the side of a pixel at the middle of the image, in arcsec, or None without a celestial WCS."""
     sky = sky_vectors(wcs, np.array([[0, 0], [1, 0], [0, 1]]) + (np.array(shape[::-1]) - 1) / 2)
-    if sky is None:
+    if sky is None or not np.isfinite(sky).all():
         return None
     area = np.linalg.norm(np.cross(sky[1] - sky[0], sky[2] - sky[0]))
     return number(np.rad2deg(np.sqrt(area)) * 3600)
 
 
 def sky_vectors(wcs: Any, xy: npt.NDArray[np.floating]) -> npt.NDArray[np.float64] | None:
-    """Return unit vectors of pixel positions on the sky, shape (N, 3), or None where that is not known."""
+    """Return ICRS unit vectors of pixel positions, (N, 3), NaN where the WCS gives none; None without a usable WCS."""
     if wcs is None:
         return None
     try:
-        sky = wcs.pixel_to_world(xy[:, 0], xy[:, 1]).spherical
+        sky = wcs.pixel_to_world(xy[:, 0], xy[:, 1]).icrs.spherical
         lon, lat = np.asarray(sky.lon.rad, dtype=float), np.asarray(sky.lat.rad, dtype=float)
     except Exception:  # noqa: BLE001  # any WCS may come here: a page without RA/Dec is better than none
         return None
     vectors = np.column_stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
-    return vectors if np.isfinite(vectors).all() else None
+    return vectors if np.isfinite(vectors).any() else None
 
 
 def judge(summary: Summary) -> list[Judgement]:
