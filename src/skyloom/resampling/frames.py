@@ -16,7 +16,7 @@ from skyloom.exposure import BoolArray, Exposure, FloatArray
 from skyloom.noise import with_variance
 from skyloom.resampling.maps import Map, SampledMap, area_at
 
-_SAMPLES = 400_000  # pixels of an exposure that its sky levels are measured on
+_SAMPLES = 100_000  # pixels of an exposure that its sky levels are measured on
 _SAMPLES_PER_CELL = 16  # along an axis
 _ENOUGH = 30  # samples in a cell whose median is used
 _WEIGHT_BOX = 64  # pixels a side of the boxes in which the sky noise is measured
