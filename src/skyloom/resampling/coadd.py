@@ -21,7 +21,7 @@ from skyloom.resampling.frames import Frame, flux_scales, make_frame, match_leve
 from skyloom.resampling.maps import Map, SampledMap, XYArray, invert_map, wcs_map
 from skyloom.resampling.outliers import RejectionOptions, find_outliers
 from skyloom.resampling.output_wcs import output_wcs_from
-from skyloom.resampling.overlap import reaches, spread_bits
+from skyloom.resampling.overlap import spread_bits
 
 _log = logging.getLogger("skyloom.resampling")
 
@@ -167,7 +167,7 @@ class Coadd:
 
 
 def coadd(
-    exposures: Sequence[Exposure],
+    exposures: Sequence[Any],
     options: CoaddOptions | None = None,
     *,
     wcs: Any = None,
@@ -183,7 +183,7 @@ def coadd(
 
     Parameters
     ----------
-    exposures : sequence of Exposure
+    exposures : sequence of Exposure, or of whatever `skyloom.read` takes
         The images. The first one gives the flux scale. Those without variance get one from `skyloom.noise`.
     options : CoaddOptions, optional
         Kernel, weights, sky, flux scale, rejection.
@@ -210,7 +210,9 @@ def coadd(
     InputError
         No exposures, or an option that makes no sense.
     """
-    exposures = list(exposures)
+    from skyloom.io import read
+
+    exposures = [each if isinstance(each, Exposure) else read(each) for each in exposures]
     options = options or CoaddOptions()
     if not exposures:
         raise InputError("There are no exposures to co-add; at least one is needed.")
@@ -304,7 +306,9 @@ def _overlaps(sampled: SampledMap, usable: BoolArray, shape: tuple[int, int]) ->
     step = 64
     for start in range(0, sampled.shape[0], step):
         stop = min(start + step, sampled.shape[0])
-        if (reaches(sampled.rows(start, stop), shape) & usable[start:stop]).any():
+        x, y = np.moveaxis(sampled.rows(start, stop), 2, 0)
+        inside = (x > -0.5) & (x < shape[1] - 0.5) & (y > -0.5) & (y < shape[0] - 0.5)
+        if (inside & usable[start:stop]).any():
             return True
     return False
 
