@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import warnings
 from dataclasses import dataclass
 
@@ -16,10 +18,12 @@ CONSISTENT = 1.3
 """Predicted and measured sky variance (or two gains) that differ by less than this factor agree."""
 SKY_IN_DATA = 5.0
 """A level of so many standard deviations above 0 is taken for a sky that was not subtracted."""
+CORRELATED = 1.2
+"""Noise that is larger by this factor at a spacing of two pixels than at one is correlated."""
 PLAUSIBLE_GAIN = (0.05, 1e5)
 """Electrons per unit of data that an inferred gain may have; it is larger than a detector's for averages."""
-WINDOW = 5
-"""Pixels a side of the window of the local statistics."""
+WINDOWS = (15, 5, 1)
+"""Pixels a side of the windows of the local statistics."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class NoiseModel:
         Variance of the read noise in units of the data squared: the model never goes below.
     origin : str
         Where the gain comes from: "given", "sky", "sources" or "unknown".
+    correlation : float
+        What `Exposure.correlation` is: 1 for white noise.
     """
 
     noise: float
@@ -45,6 +51,7 @@ class NoiseModel:
     gain: float | None
     read_variance: float
     origin: str
+    correlation: float = 1.0
 
     def variance(self, signal: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """Return the variance of pixels whose expected value is `signal` (same shape)."""
@@ -60,14 +67,14 @@ class NoiseModel:
 
         Read noise where the data contain their sky. Otherwise a negative signal means nothing, but the fluctuations of
         a smoothed sky have to go through in both directions lest they bias the variance: three deviations of the mean
-        of a window are let through.
+        of the largest window are let through.
         """
         sky = self.noise**2
         if self.gain is None:
             return sky
         if self.level > SKY_IN_DATA * self.noise:
             return max(self.read_variance, 0.01 * sky)
-        return max(self.read_variance, 0.1 * sky, sky - 3 * self.noise / (WINDOW * self.gain))
+        return max(self.read_variance, 0.1 * sky, sky - 3 * self.noise / (WINDOWS[0] * self.gain))
 
 
 def with_variance(exposure: Exposure) -> Exposure:
@@ -90,17 +97,18 @@ def with_variance(exposure: Exposure) -> Exposure:
 
     Notes
     -----
-    The photon noise is that of the *expected* signal, not of the pixel's own value: a pixel that happens to be low would
-    otherwise get a small variance and a large weight, and every weighted mean would come out too low by about one
-    electron (Neyman's chi-square). The expected signal is estimated by the local statistics of Lee (1980, IEEE Trans.
-    PAMI 2, 165): the mean over 5x5 pixels where these do not scatter more than their noise, and the closer to the pixel
-    itself the more they do, as in the core of a star, where its relative noise is small.
+    The photon noise is that of the *expected* signal, not of the pixel's own value: a pixel that happens to be low
+    would otherwise get a small variance and a large weight, and every weighted mean would come out too low by about
+    one electron (Neyman's chi-square). The expected signal is estimated by the local statistics of Lee (1980, IEEE
+    Trans. PAMI 2, 165): a mean over the surroundings where they do not scatter more than their noise, and the closer to
+    the pixel itself the more they do, as in the core of a star, where its relative noise is small.
     """
     if exposure.variance is not None:
         return exposure
     model = noise_model(exposure)
     signal = expected_signal(exposure, model)
-    return exposure.replace(variance=model.variance(signal).astype(exposure.data.dtype))
+    variance = model.variance(signal).astype(exposure.data.dtype)
+    return exposure.replace(variance=variance, correlation=max(exposure.correlation, model.correlation))
 
 
 def noise_model(exposure: Exposure) -> NoiseModel:
@@ -127,41 +135,79 @@ def noise_model(exposure: Exposure) -> NoiseModel:
 
     Notes
     -----
-    The variance of the faint pixels is measured (`skyloom.background.faint_noise`), since this holds whatever was done to
-    the image: subtracted sky, scaling, averaging. The gain is only needed for the additional photon noise of sources.
-    With the level L of the faint pixels, their variance s^2 and the read noise r,
+    The variance of the faint pixels is measured (`skyloom.background.faint_noise`), since this holds whatever was done
+    to the image: subtracted sky, scaling, averaging. Noise that resampling has correlated is recognised, and measured at
+    a distance. The gain is only needed for the additional photon noise of sources. With the level L of the faint
+    pixels, their variance s^2 and the read noise r,
 
     * if the data contain their sky, the gain follows from them too: s^2 = L/g + r^2/g^2. A given gain is kept if it
-      predicts s^2 within 30 %. If it predicts more, then the image is an average (of N frames, each of the given gain) or
-      was scaled, and the effective gain is the given one times predicted/measured, N. A bias level that was not
+      predicts s^2 within 30 %. If it predicts more, then the image is an average (of N frames, each of the given gain)
+      or was scaled, and the effective gain is the given one times predicted/measured, N. A bias level that was not
       subtracted looks the same: subtract it before.
     * if they do not, a given gain is checked at the sources: no pixel can have less than its photon noise. Where it
       predicts more than is measured by more than 30 %, the smallest gain that does not is taken.
     """
-    noise, level = faint_noise(exposure)
+    noise, level, correlation = _pixel_noise(exposure)
     if not noise > 0:
         raise NoUsableDataError(
             f"{exposure.name} has no noise: its faint pixels are all equal. Give a variance plane if that is right.",
             name=exposure.name,
         )
+    model = _with_gain(exposure, noise, level)
+    return dataclasses.replace(model, correlation=correlation)
+
+
+def _pixel_noise(exposure: Exposure) -> tuple[float, float, float]:
+    """Return the deviation of the faint pixels, their level, and the correlation of their noise.
+
+    The filter at a spacing of two pixels sees as much noise as at one, or up to 6 % more in a crowded field, unless the
+    noise is correlated. Then the deviation of a pixel is what the filter sees at a spacing of three. The correlation is
+    the variance of means over 3x3 pixels against a ninth of that of a pixel. Noise that agrees with the gain is white:
+    it is the shape of undersampled stars that the filter saw.
+    """
+    noise, level = faint_noise(exposure)
+    if not noise > 0 or faint_noise(exposure, spacing=2)[0] < CORRELATED * noise:
+        return noise, level, 1.0
+    if exposure.gain is not None and level > SKY_IN_DATA * noise:
+        excess = _predicted(exposure, exposure.gain, level) / noise**2
+        if 1 / CONSISTENT < excess < CONSISTENT:
+            return noise, level, 1.0
+    noise, level = faint_noise(exposure, spacing=3)
+    ny, nx = (size // 3 for size in exposure.shape)
+    if min(ny, nx) < 8:
+        return noise, level, 1.0
+    blocks = np.where(exposure.usable, exposure.data, np.nan)[: 3 * ny, : 3 * nx].reshape(ny, 3, nx, 3)
+    means = Exposure(blocks.mean(axis=(1, 3), dtype=np.float64), name=exposure.name)
+    if not means.usable.any():
+        return noise, level, 1.0
+    return noise, level, max(1.0, 9 * faint_noise(means, spacing=2)[0] ** 2 / noise**2)
+
+
+def _predicted(exposure: Exposure, gain: float, level: float) -> float:
+    """Return the variance that Poisson's law and the read noise predict at a level."""
+    return max(level, 0.0) / gain + ((exposure.read_noise or 0.0) / gain) ** 2
+
+
+def _with_gain(exposure: Exposure, noise: float, level: float) -> NoiseModel:
+    """Find the gain that goes with the noise at a level."""
     gain, read_noise = exposure.gain, exposure.read_noise or 0.0
     sky_in_data = level > SKY_IN_DATA * noise
     if gain is None:
         return _without_gain(exposure, noise, level, sky_in_data)
     read_variance = (read_noise / gain) ** 2
-    excess = (max(level, 0.0) / gain + read_variance) / noise**2
+    excess = _predicted(exposure, gain, level) / noise**2
     if sky_in_data and excess > CONSISTENT:
         _warn(
-            f"The gain of {exposure.name} ({gain:g}) predicts {excess:.2f} times the measured variance of the sky: it is "
-            f"taken for an average of that many frames, with a gain of {gain * excess:.3g}. Pass gain= if that is wrong "
-            "(a bias level that was not subtracted looks the same)."
+            f"The gain of {exposure.name} ({gain:g}) predicts {excess:.2f} times the measured variance of the sky: it "
+            f"is taken for an average of that many frames, with a gain of {gain * excess:.3g}. Give a variance plane, "
+            "or subtract the bias level, if that is wrong."
         )
         return NoiseModel(noise, level, gain * excess, read_variance / excess, "sky")
     least = _least_gain(exposure, noise, level)
     if not sky_in_data and least > CONSISTENT * gain:
         _warn(
-            f"The sources of {exposure.name} are less noisy than photons would be with the gain of {gain:g}; it is taken "
-            f"for an average, with a gain of {least:.3g}. Pass the effective gain with gain=."
+            f"The sources of {exposure.name} are less noisy than photons would be with the gain of {gain:g}; it is "
+            f"taken for an average, with a gain of {least:.3g}. Pass the effective gain with gain=."
         )
         return NoiseModel(noise, level, least, min(read_variance * gain / least, noise**2), "sources")
     return NoiseModel(noise, level, gain, min(read_variance, noise**2), "given")
@@ -171,12 +217,12 @@ def _without_gain(exposure: Exposure, noise: float, level: float, sky_in_data: b
     """Infer the gain from the sky, if it is there: the positive root of s^2 g^2 - L g - r^2 = 0."""
     if sky_in_data:
         read_noise = exposure.read_noise or 0.0
-        gain = (level + np.hypot(level, 2 * noise * read_noise)) / (2 * noise**2)
+        gain = float(level + np.hypot(level, 2 * noise * read_noise)) / (2 * noise**2)
         if PLAUSIBLE_GAIN[0] <= gain <= PLAUSIBLE_GAIN[1]:
-            return NoiseModel(noise, level, float(gain), (read_noise / gain) ** 2, "sky")
+            return NoiseModel(noise, level, gain, (read_noise / gain) ** 2, "sky")
     _warn(
-        f"The gain of {exposure.name} is unknown and its sky does not tell: the photon noise of its sources is left out. "
-        "Pass gain=."
+        f"The gain of {exposure.name} is unknown and its sky does not tell: the photon noise of its sources is left "
+        "out. Pass gain=."
     )
     return NoiseModel(noise, level, None, 0.0, "unknown")
 
@@ -185,41 +231,58 @@ def _least_gain(exposure: Exposure, noise: float, level: float) -> float:
     """Return the smallest gain with which no brightness has more photon noise than was measured there.
 
     The filter of `noise_samples` sees photon noise and the shape of sources, so that its variance is an upper limit to
-    the photon noise, in each of a few bins of brightness.
+    the photon noise, in bins of brightness. Since the clipped deviation of a bin is that of its quieter pixels, its
+    fainter pixels (first quartile) are what it is compared with.
     """
-    response, mean = noise_samples(exposure)
-    order = np.argsort(mean, kind="stable")
+    response, mean, around = noise_samples(exposure)
+    order = np.argsort(around, kind="stable")[response.size // 2 :]
+    bright = order[-(order.size // 16) :]
     least = 0.0
-    for bin_ in np.array_split(order[order.size // 2 :], 16):
+    for bin_ in (*np.array_split(order[: -bright.size or None], 15), *np.array_split(bright, 8)):
         if bin_.size < 30:
             continue
-        signal = float(np.mean(mean[bin_])) - level
-        # the variance from the smaller half of n absolute values has a relative error of about 2 / sqrt(n)
+        signal = float(np.quantile(mean[bin_], 0.25)) - level
+        # a deviation from n values, of which neighbours overlap, has a relative error of about 2 / sqrt(n)
         measured = response_noise(response[bin_]) ** 2 * (1 + 3 * 2 / np.sqrt(bin_.size))
         if signal > 3 * noise and measured > noise**2:
             least = max(least, signal / (measured - noise**2))
-    return least
+    return float(least)
 
 
 def expected_signal(exposure: Exposure, model: NoiseModel) -> npt.NDArray[np.float64]:
-    """Return the expected value of each pixel by local statistics (Lee 1980): shape (ny, nx), float64."""
+    """Return the expected value of each pixel by local statistics (Lee 1980), from coarse to fine.
+
+    The means over 15x15 pixels are the first estimate. Means over 5x5 pixels, then the pixels themselves, take its
+    place to the extent to which they scatter about it more than their noise explains.
+
+    Returns
+    -------
+    ndarray of float64, shape (ny, nx)
+    """
     usable = exposure.usable
-    data = np.where(usable, exposure.data, 0.0).astype(np.float64) - np.where(usable, model.level, 0.0)
-    count = _window_mean(usable.astype(np.float64))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.where(count > 1e-3, _window_mean(data) / count, 0.0)
-        scatter = np.where(count > 1e-3, _window_mean(data * data) / count, 0.0) - mean * mean
-    noise = model.variance(mean + model.level)
-    # 25 values of variance V scatter by V +- 0.3 V: below 2 V nothing but noise is seen
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(scatter > 2 * noise, 1 - 2 * noise / scatter, 0.0)
-    return model.level + mean + np.where(usable, share * (data - mean), 0.0)
+    data = np.where(usable, exposure.data, 0).astype(np.float64) - np.where(usable, model.level, 0.0)
+    weight = usable.astype(np.float64)
+    estimate = _local_mean(data, weight, WINDOWS[0])
+    for coarse, fine in itertools.pairwise(WINDOWS):
+        detail = _local_mean(data, weight, fine) - estimate
+        scatter = _local_mean(detail * detail, weight, coarse)
+        noise = model.variance(estimate + model.level) / fine**2
+        # Below twice the noise nothing else is seen: a scatter of 9 to 25 independent values has an error of 0.3 to 0.5
+        share = np.maximum(1 - 2 * noise / np.maximum(scatter, noise), 0)
+        estimate = estimate + share * np.where(usable, detail, 0)
+    return estimate + model.level
 
 
-def _window_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _local_mean(data: npt.NDArray[np.float64], weight: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
+    """Return the weighted mean of the window about each pixel, 0 where all weights are 0."""
     from scipy import ndimage
 
-    return ndimage.uniform_filter(values, WINDOW, mode="constant")
+    if window == 1:
+        return data * weight
+    total = ndimage.uniform_filter(weight, window, mode="constant")
+    some = total > 0.5 / window**2
+    mean = ndimage.uniform_filter(data * weight, window, mode="constant") / np.where(some, total, 1)
+    return np.where(some, mean, 0)
 
 
 def _warn(message: str) -> None:
