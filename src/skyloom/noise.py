@@ -136,8 +136,8 @@ def noise_model(exposure: Exposure) -> NoiseModel:
     Notes
     -----
     The variance of the faint pixels is measured (`skyloom.background.faint_noise`), since this holds whatever was done
-    to the image: subtracted sky, scaling, averaging. Noise that resampling has correlated is recognised, and measured at
-    a distance. The gain is only needed for the additional photon noise of sources. With the level L of the faint
+    to the image: subtracted sky, scaling, averaging. Noise that resampling has correlated is recognised, and measured
+    at a distance. The gain is only needed for the additional photon noise of sources. With the level L of the faint
     pixels, their variance s^2 and the read noise r,
 
     * if the data contain their sky, the gain follows from them too: s^2 = L/g + r^2/g^2. A given gain is kept if it
