@@ -5,7 +5,7 @@ import pytest
 
 from skyloom.errors import InputError, NoOverlapError, SkyloomWarning, WcsError
 from skyloom.exposure import Exposure, MaskBit
-from skyloom.resampling import Coadd, CoaddOptions, coadd, sample_map, wcs_map
+from skyloom.resampling import Coadd, CoaddOptions, RejectionOptions, coadd, sample_map, wcs_map
 from test_maps import tan
 from test_resample import pixel_profile
 
@@ -165,6 +165,18 @@ def test_different_seeing_does_not_look_like_cosmic_rays():
     ]
     result = coadd(exposures, CoaddOptions(background="none"), wcs=GRID, shape=SHAPE)
     assert sum(result.n_rejected) < 1e-3 * 5 * SHAPE[0] * SHAPE[1]
+
+
+def test_a_trailed_exposure_keeps_its_stars():
+    """Crescents on one side of every star, where the guiding jumped, are no cosmic rays."""
+    rng = np.random.default_rng(12)
+    exposures = [observe(wcs, rng, fwhm=5.0, flux=60000.0) for wcs in pointings(5)]
+    trailed = exposures[4].data.copy()
+    trailed[4:] = 0.7 * trailed[4:] + 0.3 * exposures[4].data[:-4]
+    exposures[4] = exposures[4].replace(data=trailed)
+    result = coadd(exposures, CoaddOptions(background="none"), wcs=GRID, shape=SHAPE)
+    # 36 stars with some 100 pixels above the noise each
+    assert result.n_rejected[4] < 100
 
 
 def test_two_exposures_keep_the_lower_pixel():
@@ -346,6 +358,10 @@ def test_nothing_to_do():
         coadd([exposure.replace(mask=np.ones(SHAPE, bool))], wcs=GRID, shape=SHAPE)
 
 
+def make_options(rejection=None, **options):
+    return CoaddOptions(rejection=RejectionOptions(**(rejection or {})), **options)
+
+
 @pytest.mark.parametrize(
     ("options", "fields", "error", "match"),
     [
@@ -356,6 +372,7 @@ def test_nothing_to_do():
         ({"flux_scale": "guess"}, {}, InputError, "zeropoint"),
         ({"flux_scale": "zeropoint"}, {}, InputError, "no zeropoint"),
         ({"weight": "exptime"}, {}, InputError, "exposure time"),
+        ({"rejection": {"sigma": (-1.0, 3.0)}}, {}, InputError, "thresholds"),
         ({}, {"shape": (50, 50)}, InputError, "shape"),
         ({}, {"shape": (0, 50), "wcs": GRID}, InputError, "at least 1"),
         ({}, {"maps": []}, InputError, "0 maps"),
@@ -365,7 +382,7 @@ def test_nothing_to_do():
 )
 def test_bad_options(options, fields, error, match):
     with pytest.raises(error, match=match):
-        coadd([observe(GRID)], CoaddOptions(**options), **fields)
+        coadd([observe(GRID)], make_options(**options), **fields)
 
 
 def test_no_wcs():

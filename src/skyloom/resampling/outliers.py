@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from skyloom._kernels import interpolate
 from skyloom._threads import map_bands, row_bands
+from skyloom.errors import InputError
 from skyloom.exposure import UNUSABLE, BoolArray, FloatArray, MaskBit
 from skyloom.resampling.frames import Frame
 from skyloom.resampling.kernels import polynomial_table
@@ -33,9 +34,9 @@ _MEDIAN_VARIANCE = np.pi / 2  # of a median of normal deviates, in units of the 
 class RejectionOptions:
     """How outliers are told from noise.
 
-    A pixel is an outlier if abs(d - b) > s G + f abs(b - sky) + n sigma, where b is the blotted median, G the largest
-    difference between b and its four neighbours, and sigma the noise of d - b; and so is a neighbour of an outlier,
-    with the second values of n and s.
+    A pixel is an outlier if abs(d - b) > s G + f P + n sigma, where b is the blotted median, G the largest difference
+    between b and its four neighbours, P the largest abs(b - sky) within `reach` pixels, and sigma the noise of d - b; and
+    so is a neighbour of an outlier, with the second values of n and s.
 
     Parameters
     ----------
@@ -45,12 +46,20 @@ class RejectionOptions:
         s: allows for errors of the registration and for undersampling.
     fraction : float
         f: allows for different seeing, which changes the peak of a star (Gruen, Seitz & Bernstein 2014, PASP 126, 158,
-        eq. 11).
+        eq. 11, at the pixel itself).
+    reach : int
+        Half width, in pixels, of the box of P: how far a wider or trailed image carries light from a star's peak.
     """
 
     sigma: tuple[float, float] = (4.0, 3.0)
     gradient: tuple[float, float] = (1.2, 0.7)
     fraction: float = 0.3
+    reach: int = 4
+
+    def __post_init__(self) -> None:
+        values = (*self.sigma, *self.gradient, self.fraction, self.reach)
+        if not all(np.isfinite(value) and value >= 0 for value in values):
+            raise InputError(f"The thresholds of the rejection are {values}; none of them may be below 0.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +203,8 @@ def _outliers_of(frame: Frame, median: MedianImage, options: RejectionOptions) -
     # the median of the frames that hold this pixel too: their noise is partly shared, which is left out
     sigma = np.sqrt(frame.variance + np.maximum(noise, 0))
     gradient = _largest_step(blot, known)
-    allowed = options.fraction * np.abs(blot - np.median(blot[known]))
+    light = np.where(known, np.abs(blot - np.median(blot[known])), np.float32(0))
+    allowed = options.fraction * ndimage.maximum_filter(light, 2 * options.reach + 1)
     first, second = (
         difference > s * gradient + allowed + n * sigma for n, s in zip(options.sigma, options.gradient, strict=True)
     )
