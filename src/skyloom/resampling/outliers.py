@@ -35,8 +35,8 @@ class RejectionOptions:
     """How outliers are told from noise.
 
     A pixel is an outlier if abs(d - b) > s G + f P + n sigma, where b is the blotted median, G the largest difference
-    between b and its four neighbours, P the largest abs(b - sky) within `reach` pixels, and sigma the noise of d - b; and
-    so is a neighbour of an outlier, with the second values of n and s.
+    between b and its four neighbours, P the largest abs(b - sky) within `reach` pixels, and sigma the noise of d - b;
+    and so is a neighbour of an outlier, with the second values of n and s.
 
     Parameters
     ----------
