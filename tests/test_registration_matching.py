@@ -9,7 +9,13 @@ from scipy.stats import poisson
 
 from reference import registration_oracle as oracle
 from skyloom.registration.asterisms import make_asterisms, neighbour_groups
-from skyloom.registration.verify import expected_by_chance, log_likelihood_ratio, match_stars
+from skyloom.registration.verify import (
+    expected_by_chance,
+    expected_by_control,
+    expected_by_density,
+    log_likelihood_ratio,
+    match_stars,
+)
 from skyloom.registration.vote import Similarities, cast_votes, count_votes, least_squares_similarity
 
 seeds = st.integers(0, 2**32 - 1)
@@ -132,6 +138,30 @@ def test_expected_matches_are_those_of_unrelated_lists():
     # Poisson mean of 300 trials: standard error sqrt(mu / 300), 4 of it; the rim outside of the image loses < 1 %, and
     # two suitors of one star lose about mu / 300 of the pairs
     assert np.mean(counts) == pytest.approx(expected, abs=4 * np.sqrt(expected / 300) + 0.04 * expected)
+
+
+def test_expected_matches_count_clusters_and_columns():
+    rng = np.random.default_rng(6)
+    shape, tolerance = (1000, 1000), 3.0
+
+    def mean_count(draw):
+        return np.mean([len(match_stars(draw(), cKDTree(draw()), shape, tolerance)) for _ in range(40)])
+
+    def cluster():
+        return 500 + rng.normal(0, 60, (200, 2))
+
+    def columns():
+        return np.column_stack([rng.choice([100.0, 700.0], 300) + rng.normal(0, 0.3, 300), rng.uniform(0, 1000, 300)])
+
+    for draw, estimate in ((cluster, expected_by_density), (columns, expected_by_control)):
+        said = np.mean([estimate(draw(), cKDTree(draw()), shape, tolerance) for _ in range(40)])
+        real = mean_count(draw)
+        assert real > 3 * expected_by_chance(len(draw()), len(draw()), shape, tolerance)
+        # an estimate that is too low would let chance pass as evidence; twice too high only costs a little of it
+        assert 0.8 * real < said < 2 * real
+    few = np.array([[10.0, 10.0]])
+    assert expected_by_density(few, cKDTree(few), shape, tolerance) == 0
+    assert expected_by_density(few + 5000, cKDTree(cluster()), shape, tolerance) == 0
 
 
 @given(st.floats(0.01, 50), st.integers(1, 200))

@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from skyloom.errors import NoMatchError
 from skyloom.registration.asterisms import make_asterisms
-from skyloom.registration.fit import Fit, StarList, add_spline, grow
+from skyloom.registration.fit import Fit, StarList, add_spline, grow, true_spread
 from skyloom.registration.transform import Transform, n_terms
 from skyloom.registration.verify import (
     expected_by_chance,
     expected_by_control,
+    expected_by_density,
     is_inside,
     log_likelihood_ratio,
     match_stars,
@@ -65,6 +66,7 @@ _VERIFY_TOLERANCE = 4.0
 _FIRST_TOLERANCE = 5.0
 _PER_LEVEL = 24
 _FITS_PER_LEVEL = 4
+_MOST_STRETCH = 1.5
 _RIVALS = 8
 _SURE = 100.0
 """Coarse log-likelihood ratio above which no other hypothesis of the level is looked at."""
@@ -204,12 +206,16 @@ def refine(
     """Fit in full from a first guess and weigh the evidence; None if the fit loses the stars."""
     a, b = _clean(template), _clean(source)
     fit = grow(first, a, b, max_order=max_order, tolerance=tolerance)
-    if fit is None or not _sound(fit.transform, template, source):
+    if fit is None or not _sound(fit.transform, first, template, source):
+        return None
+    # residuals that fill the whole disc of the matching radius are no evidence at all
+    if fit.tolerance >= tolerance and true_spread(fit.matches.distance, tolerance) > 0.3 * tolerance:
         return None
     predicted = fit.transform(a.xy)
     inside = int(is_inside(predicted, b.shape).sum())
     expected = max(
         expected_by_chance(inside, len(b), b.shape, fit.tolerance),
+        expected_by_density(predicted, b.tree, b.shape, fit.tolerance),
         expected_by_control(predicted, b.tree, b.shape, fit.tolerance),
     )
     free = 2.0 if fit.transform.kind == "similarity" else float(n_terms(fit.transform.order))
@@ -228,11 +234,13 @@ def _clean(stars: StarList) -> StarList:
     return few
 
 
-def _sound(transform: Transform, template: StarList, source: StarList) -> bool:
-    """Tell whether the transform neither folds nor degenerates at the template's stars in the source."""
+def _sound(transform: Transform, first: Transform, template: StarList, source: StarList) -> bool:
+    """Tell whether the transform is near the first guess in shape, and neither folds nor degenerates at the stars."""
+    size = np.linalg.svd(transform.matrix, compute_uv=False) / first.scale
+    if size[0] > _MOST_STRETCH or size[1] < 1 / _MOST_STRETCH or transform.parity != first.parity:
+        return False
     inside = is_inside(transform(template.xy), source.shape)
     if not inside.any():
         return False
-    det = np.linalg.det(transform.jacobian(template.xy[inside]))
-    middle = np.linalg.det(transform.matrix)
-    return bool((det * middle > 0).all() and (np.abs(det / middle) > 0.2).all() and (np.abs(det / middle) < 5).all())
+    area = np.linalg.det(transform.jacobian(template.xy[inside])) / np.linalg.det(transform.matrix)
+    return bool((area > 1 / _MOST_STRETCH**2).all() and (area < _MOST_STRETCH**2).all())

@@ -22,8 +22,14 @@ from scipy.spatial import cKDTree
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.intp]
 
-_CONTROL_OFFSETS = np.array([[1.0, 0.0], [0.31, 0.95], [-0.81, 0.59], [-0.81, -0.59], [0.31, -0.95]])
-"""Directions of the shifts that measure the matches by chance in fields of uneven density."""
+_CONTROL_DIRECTIONS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [0.7, 0.7], [-0.7, 0.7], [-0.7, -0.7], [0.7, -0.7]])
+"""Shifts that measure the matches by chance: along rows and columns and across."""
+
+_CONTROL_STARS = 400
+"""Stars that are enough to measure the matches by chance."""
+
+_NEIGHBOURS = 8
+"""Sources that give a local density."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,31 @@ def expected_by_chance(inside: int, n_source: int, shape: tuple[int, int], toler
     return float(inside * -np.expm1(-density * np.pi * tolerance**2))
 
 
+def expected_by_density(predicted: Float, tree: cKDTree, shape: tuple[int, int], tolerance: float) -> float:
+    """Return mu for sources of uneven density: rho is taken from the nearest sources of each predicted position."""
+    predicted, thinned = _thin(predicted[is_inside(predicted, shape)])
+    neighbours = min(_NEIGHBOURS, tree.n)
+    if not len(predicted) or neighbours < 2:
+        return 0.0
+    far = tree.query(predicted, k=[neighbours])[0][:, 0]
+    density = (neighbours - 1) / (np.pi * np.maximum(far, tolerance) ** 2)
+    return float(thinned * -np.expm1(-density * np.pi * tolerance**2).sum())
+
+
 def expected_by_control(predicted: Float, tree: cKDTree, shape: tuple[int, int], tolerance: float) -> float:
-    """Return mu from shifting the prediction away from its place: counts clusters of stars in both lists, too."""
-    shift = 4 * tolerance + 10.0
-    tried = [len(match_stars(predicted + shift * d, tree, shape, tolerance)) for d in _CONTROL_OFFSETS]
-    return float(np.mean(tried))
+    """Return mu from shifting the prediction away from its place: the most of eight directions.
+
+    Along a bad column that both lists share, or a row of a regular pattern, the shifted stars match as well.
+    """
+    predicted, thinned = _thin(predicted)
+    shift = 3 * tolerance + 5.0
+    return thinned * max(len(match_stars(predicted + shift * d, tree, shape, tolerance)) for d in _CONTROL_DIRECTIONS)
+
+
+def _thin(xy: Float) -> tuple[Float, int]:
+    """Return every n-th position, so that there are not too many, and n."""
+    step = 1 + max(len(xy) - 1, 0) // _CONTROL_STARS
+    return xy[::step], step
 
 
 def log_likelihood_ratio(matched: float, expected: float, free_pairs: float = 0.0) -> float:
