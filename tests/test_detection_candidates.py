@@ -207,10 +207,30 @@ def test_extended_residual_is_not_psf_like(blank):
     assert CandidateFlag.NOT_PSF_LIKE in flags_at(blank, 100, 100, wide)
 
 
-def test_bad_row_is_not_psf_like(blank):
-    row = np.zeros((200, 200))
-    row[100, 85:116] = 70.0
-    assert CandidateFlag.NOT_PSF_LIKE in flags_at(blank, 100, 100, row)
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bad_rows_and_columns_are_not_psf_like(blank, axis, sign):
+    line = np.zeros((200, 200))
+    line[100] = 45.0 * sign
+    table = find_candidates(add(blank, line if axis == 0 else line.T, star(blank, 140, 140, 9000.0)))
+    inside = (np.minimum(table["x"], table["y"]) > 25) & (np.maximum(table["x"], table["y"]) < 175)
+    assert np.count_nonzero(inside) > 5
+    kept = table[inside & table["real"]]
+    assert [(round(row["x"]), round(row["y"])) for row in kept] == [(140, 140)]
+
+
+def test_source_on_a_faint_line_is_real(blank):
+    line = np.zeros((200, 200))
+    line[100] = 8.0
+    assert not flags_at(blank, 100, 100, line, star(blank, 100, 100, 9000.0))
+
+
+def test_short_trail_is_not_psf_like(blank):
+    trail = np.zeros((200, 200))
+    trail[100, 93:108] = 140.0
+    table = find_candidates(add(blank, trail))
+    assert len(table) >= 1
+    assert all(flags & CandidateFlag.NOT_PSF_LIKE for flags in table["flags"])
 
 
 def test_residual_in_proportion_to_bright_stars(blank):

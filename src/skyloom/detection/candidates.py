@@ -17,7 +17,7 @@ from skyloom.detection.flags import CandidateFlag, flag_text
 from skyloom.detection.peaks import CORE, Source, deblend, disc, local_maxima
 from skyloom.detection.photometry import DifferenceLike, Pixels, PsfFlux, psf_flux
 from skyloom.detection.score import Score
-from skyloom.detection.shape import Shape, is_dipole, is_sharper, measure_shape
+from skyloom.detection.shape import Shape, is_dipole, is_sharper, line_share, measure_shape
 from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning
 from skyloom.exposure import UNUSABLE, MaskBit
 from skyloom.psf import stamp_fwhm
@@ -32,10 +32,12 @@ RESIDUAL_SIGMA = 3.0
 """A candidate must exceed so many times the fraction of the star's flux that bright stars leave."""
 PSF_ERROR = 0.03
 """Error of the PSF model relative to itself that the shape of a candidate allows for."""
+LINE_SHARE = 0.5
+"""A candidate of which so much is a bad row or column is none."""
 ELONGATED = 0.5
 """A significant ellipticity above this is that of a bad row, a spike or a trail."""
 WELL_CALIBRATED = 1.03
-"""A score as wide as that needs no larger errors: its own scatter explains it."""
+"""A score no wider than that (and what chance adds) needs no larger errors."""
 DIPOLE_REACH = 2.0
 """The two sides of a dipole are no farther apart than that, FWHM."""
 
@@ -103,7 +105,7 @@ def find_candidates(
     score = difference.score if score is None else score
     if not score.valid.any():
         raise NoUsableDataError("The difference has no usable pixel, so nothing can be found in it; check the masks.")
-    scale = score.width if calibrate and score.width > WELL_CALIBRATED else 1.0
+    scale = _error_scale(score) if calibrate else 1.0
     score = score.rescaled(scale)
     ny, nx = score.significance.shape
     fwhm = stamp_fwhm(score.psf.stamp((nx - 1) / 2, (ny - 1) / 2))
@@ -122,6 +124,16 @@ def find_candidates(
     }
     logger.info("%d candidates, %d of them without flags", len(table), int(np.sum(table["real"])))
     return table
+
+
+def _error_scale(score: Score) -> float:
+    """Return how much larger the score's errors must be to explain its width; 1 where chance can explain it."""
+    ny, nx = score.significance.shape
+    area = 2 / float((score.psf.stamp((nx - 1) / 2, (ny - 1) / 2) ** 2).sum())  # pixels of one independent value
+    # the standard deviation from a median absolute deviation has the relative error 1.17 / sqrt(n)
+    chance = 2 * 1.17 * np.sqrt(area / np.count_nonzero(score.valid))
+    width = score.width
+    return width if width > WELL_CALIBRATED + chance else 1.0
 
 
 def _peaks(score: Score, threshold: float, fwhm: float, *, both_signs: bool) -> list[tuple[int, int]]:
@@ -178,6 +190,8 @@ def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
     kernel_image = None if kernel is None else np.asarray(kernel.image_at(source.x, source.y), float)
     if is_sharper(data, soft, source.model, core, kernel_image):
         flags |= CandidateFlag.TOO_SHARP
+    if line_share(pixels.image[box], weight, source.model, fwhm) > LINE_SHARE:
+        flags |= CandidateFlag.NOT_PSF_LIKE
     science_flux = float(context.bright.flux[source.iy, source.ix])
     return {
         "x": source.x,
