@@ -241,7 +241,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("rounds", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_killed_writer_leaves_a_valid_file_or_none(rounds, tmp_path):
     path = tmp_path / "a.fits"
     moments = np.random.default_rng(5).uniform(0, 0.15, rounds)

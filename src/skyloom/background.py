@@ -22,7 +22,7 @@ CLIPPED_DEVIATION = 0.9545975
 """Deviation of a standard Gaussian within +-2.5: the square root of 1 - 5 phi(2.5) / (2 Phi(2.5) - 1)."""
 SMALLEST = 8
 """Images with a side of fewer pixels get one level: there is nothing to be interpolated."""
-MOST_SAMPLES = 2_000_000
+MOST_SAMPLES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,17 +180,21 @@ Samples = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np
 def noise_samples(exposure: Exposure, *, spacing: int = 1) -> Samples:
     """Return the filter's response, the mean, and the mean of the 16 pixels around, for 3x3 squares of usable pixels.
 
-    Each is of shape (N,), N at most about two millions. With a `spacing`, squares are those of every so-manieth pixel
-    along x and y, of all the images that can be made so.
+    Each is of shape (N,). With a `spacing`, squares are those of every so-manieth pixel along x and y, of all the
+    images that can be made so. Of large images, evenly spaced bands of rows are taken: about a million squares.
     """
+    ny, nx = exposure.shape
+    every = -(-ny * nx // MOST_SAMPLES)
+    rows = ny if every == 1 else 64 * spacing
+    usable = exposure.usable
     parts = [
-        _lattice_samples(exposure.data[y::spacing, x::spacing], exposure.usable[y::spacing, x::spacing])
+        _lattice_samples(exposure.data[band][y::spacing, x::spacing], usable[band][y::spacing, x::spacing])
+        for band in (slice(start, start + rows) for start in range(0, ny, rows * every))
         for y in range(spacing)
         for x in range(spacing)
     ]
     response, mean, around = (np.concatenate(column) for column in zip(*parts, strict=True))
-    step = -(-response.size // MOST_SAMPLES) or 1
-    return response[::step], mean[::step], around[::step]
+    return response, mean, around
 
 
 def _lattice_samples(plane: npt.NDArray[Any], usable: BoolArray) -> Samples:
@@ -229,9 +233,14 @@ def _laplacian_difference(data: npt.NDArray[np.float64]) -> npt.NDArray[np.float
 
 def _box_sum(data: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
     """Return sums over size x size pixels, without the border that has none."""
-    windows = np.lib.stride_tricks.sliding_window_view
-    rows: npt.NDArray[np.float64] = windows(data, size, axis=0).sum(axis=-1)
-    return np.asarray(windows(rows, size, axis=1).sum(axis=-1))
+    ny, nx = data.shape[0] - size + 1, data.shape[1] - size + 1
+    rows = data[:ny].copy()
+    for k in range(1, size):
+        rows += data[k : k + ny]
+    total = rows[:, :nx].copy()
+    for k in range(1, size):
+        total += rows[:, k : k + nx]
+    return total
 
 
 def _deviation(values: npt.NDArray[Any]) -> float:

@@ -6,13 +6,15 @@ import dataclasses
 import itertools
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from skyloom._threads import map_bands, row_bands
 from skyloom.background import faint_noise, noise_samples, response_noise
 from skyloom.errors import NoUsableDataError, SkyloomWarning
-from skyloom.exposure import Exposure
+from skyloom.exposure import BoolArray, Exposure
 
 CONSISTENT = 1.3
 """Predicted and measured sky variance (or two gains) that differ by less than this factor agree."""
@@ -24,6 +26,8 @@ PLAUSIBLE_GAIN = (0.05, 1e5)
 """Electrons per unit of data that an inferred gain may have; it is larger than a detector's for averages."""
 WINDOWS = (15, 5, 1)
 """Pixels a side of the windows of the local statistics."""
+HALO = 20
+"""Rows beyond a band that its local statistics may need: 7 + 7 + 2 + 2."""
 
 
 @dataclass(frozen=True)
@@ -260,29 +264,47 @@ def expected_signal(exposure: Exposure, model: NoiseModel) -> npt.NDArray[np.flo
     ndarray of float64, shape (ny, nx)
     """
     usable = exposure.usable
-    data = np.where(usable, exposure.data, 0).astype(np.float64) - np.where(usable, model.level, 0.0)
+    ny = exposure.shape[0]
+    signal = np.empty(exposure.shape)
+
+    def fill(band: tuple[int, int]) -> None:
+        start, stop = band
+        first, last = max(start - HALO, 0), min(stop + HALO, ny)
+        signal[start:stop] = _signal_of(exposure.data[first:last], usable[first:last], model)[
+            start - first : stop - first
+        ]
+
+    map_bands(fill, row_bands(ny, 256))
+    return signal
+
+
+def _signal_of(plane: npt.NDArray[Any], usable: BoolArray, model: NoiseModel) -> npt.NDArray[np.float64]:
+    """Return `expected_signal` of one band of an image."""
     weight = usable.astype(np.float64)
+    data = (np.where(usable, plane, 0).astype(np.float64) - model.level) * weight
     estimate = _local_mean(data, weight, WINDOWS[0])
     for coarse, fine in itertools.pairwise(WINDOWS):
-        detail = _local_mean(data, weight, fine) - estimate
+        detail = (_local_mean(data, weight, fine) - estimate) * weight
         scatter = _local_mean(detail * detail, weight, coarse)
         noise = model.variance(estimate + model.level) / fine**2
         # Below twice the noise nothing else is seen: a scatter of 9 to 25 independent values has an error of 0.3 to 0.5
-        share = np.maximum(1 - 2 * noise / np.maximum(scatter, noise), 0)
-        estimate = estimate + share * np.where(usable, detail, 0)
+        estimate += np.maximum(1 - 2 * noise / np.maximum(scatter, noise), 0) * detail
     return estimate + model.level
 
 
 def _local_mean(data: npt.NDArray[np.float64], weight: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """Return the weighted mean of the window about each pixel, 0 where all weights are 0."""
+    """Return the mean over the window about each pixel, 0 where all weights are 0; `data` is 0 where `weight` is."""
     from scipy import ndimage
 
     if window == 1:
-        return data * weight
+        return data
+    mean: npt.NDArray[np.float64] = ndimage.uniform_filter(data, window, mode="constant")
+    if weight.all():
+        along_y, along_x = (ndimage.uniform_filter1d(np.ones(n), window, mode="constant") for n in data.shape)
+        return mean / along_y[:, None] / along_x
     total = ndimage.uniform_filter(weight, window, mode="constant")
     some = total > 0.5 / window**2
-    mean = ndimage.uniform_filter(data * weight, window, mode="constant") / np.where(some, total, 1)
-    return np.where(some, mean, 0)
+    return np.divide(mean, total, out=np.zeros_like(mean), where=some)
 
 
 def _warn(message: str) -> None:

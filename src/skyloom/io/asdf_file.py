@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from skyloom.errors import ReadError
 from skyloom.io.fits_file import open_regular
 from skyloom.io.profiles import JWST, mask_bits
+from skyloom.io.quiet import quiet_astropy
 
 
 def asdf_fields(path: Path) -> dict[str, Any]:
@@ -29,11 +29,12 @@ def asdf_fields(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise ReadError(f"{path.name} is an ASDF file; install skyloom[asdf] to read it.", path=path.name) from error
     try:
-        with open_regular(path) as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with asdf.open(stream, lazy_load=False, memmap=False) as file:
-                branch = next(_branches(file.tree), None)
-                return _fields(branch, path.name)
+        with (
+            open_regular(path) as stream,
+            quiet_astropy(),
+            asdf.open(stream, lazy_load=False, memmap=False) as file,
+        ):
+            return _fields(next(_branches(file.tree), None), path.name)
     except ReadError:
         raise
     except Exception as error:

@@ -31,7 +31,7 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> Pat
     WriteError
         The file exists and `overwrite` is False, it is a folder, or its folder is missing or may not be written.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(Path(path).expanduser()))
     if target.is_dir():
         raise WriteError(f"{path} is a folder; give the name of a file.", path=str(path))
     if target.exists() and not overwrite:
@@ -78,7 +78,8 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> It
             raise WriteError(f"Nothing was written for {path}.", path=str(path))
         _sync(temporary)
         _rename(temporary, target, path, overwrite)
-        _sync(target.parent)
+        with suppress(OSError):  # some network file systems cannot
+            _sync(target.parent)
     except SkyloomError:
         raise
     except OSError as error:
@@ -106,13 +107,8 @@ def _rename(temporary: Path, target: Path, path: str | os.PathLike[str], overwri
 
 
 def _sync(path: Path) -> None:
-    """Bring a file or a folder to the disk, where the system can."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:
-        if path.is_dir():  # Windows does not open folders
-            return
-        raise
+    """Bring a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

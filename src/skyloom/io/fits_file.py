@@ -16,6 +16,7 @@ import numpy.typing as npt
 from skyloom.errors import ReadError, SkyloomWarning
 from skyloom.io.fits_layout import HduLayout, decompressed, scan, verify_checksums
 from skyloom.io.keywords import card, hdu_name
+from skyloom.io.quiet import quiet_astropy
 from skyloom.io.tiles import check_tiles
 
 BYTES_PER_PIXEL = 16
@@ -61,8 +62,7 @@ class FitsFile:
             self.layouts = scan(self._stream, self.name)
             self._size = self._stream.seek(0, os.SEEK_END)
             self._stream.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet_astropy():
                 try:
                     self.hdulist = fits.open(self._stream, memmap=False, lazy_load_hdus=False)
                 except Exception as error:
@@ -85,8 +85,7 @@ class FitsFile:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.layouts is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet_astropy():
                 self.hdulist.close()
             self._file.close()
 
@@ -139,8 +138,7 @@ class FitsFile:
                 path=self.name,
             )
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet_astropy():
                 data = hdu.data
                 if data is None:
                     raise ReadError(f"{label} has no data.", path=self.name)

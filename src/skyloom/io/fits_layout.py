@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import warnings
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from skyloom.errors import ReadError
 from skyloom.io.keywords import card
+from skyloom.io.quiet import quiet_astropy
 
 BLOCK = 2880
 CARD = 80
@@ -136,8 +136,7 @@ def _parse(raw: bytes, name: str, index: int) -> Any:
         # seen in the wild in comments (degree signs, accents); what they stand in is not believed
         raw = bytes(byte if 32 <= byte < 127 else 63 for byte in raw)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_astropy():
             return Header.fromstring(raw.decode("ascii"))
     except Exception as error:
         raise ReadError(f"The header of HDU {index} of {name} cannot be parsed: {error}.", path=name) from error

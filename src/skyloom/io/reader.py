@@ -110,7 +110,7 @@ def _fields_of(source: Any, ext: Any, verify: bool) -> dict[str, Any]:
     if isinstance(source, Exposure):
         return {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
     if isinstance(source, str | os.PathLike):
-        return _fields_of_path(Path(source), ext, verify)
+        return _fields_of_path(Path(source).expanduser(), ext, verify)
     # whoever passes an astropy object has imported its module already
     fits = sys.modules.get("astropy.io.fits")
     if fits is not None and isinstance(source, fits.HDUList):
@@ -307,7 +307,7 @@ def _variance(planes: dict[str, Any], name: str) -> npt.NDArray[np.float64] | No
 def _extra_mask(mask: Any, exposure: Exposure, verify: bool) -> npt.NDArray[np.uint32]:
     """Return the bits of the mask that the user gave, as array or file."""
     if isinstance(mask, str | os.PathLike):
-        path = Path(mask)
+        path = Path(mask).expanduser()
         profile = profile_for((exposure.header,))
         with FitsFile(path, path.name, verify) as file:
             images = [i for i, hdu in enumerate(file.hdulist) if image_shape(hdu) == exposure.shape]

@@ -9,6 +9,7 @@ from typing import Any
 
 from skyloom.errors import SkyloomWarning
 from skyloom.io.keywords import hdu_name
+from skyloom.io.quiet import quiet_astropy
 
 logger = logging.getLogger("skyloom.io")
 
@@ -35,8 +36,7 @@ def wcs_from_header(header: Any, hdulist: Any = None, name: str = "image") -> An
     from astropy.wcs import WCS
 
     try:
-        with warnings.catch_warnings(), _quiet_astropy():
-            warnings.simplefilter("ignore")
+        with quiet_astropy():
             wcs = WCS(header, fobj=hdulist)
             if not wcs.has_celestial:
                 return None
@@ -69,8 +69,7 @@ def wcs_from_asdf_extension(hdulist: Any, name: str = "image") -> Any:
         logger.info("%s has a gwcs; it is ignored because asdf and gwcs are not installed.", name)
         return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_astropy():
             tree = io.BytesIO(extension.data["ASDF_METADATA"].tobytes())
             with asdf.open(tree, lazy_load=False, memmap=False) as file:
                 return file.tree.get("meta", {}).get("wcs")
@@ -95,8 +94,7 @@ def header_from_wcs(wcs: Any, shape: tuple[int, int]) -> Any:
         return Header()
     if hasattr(wcs, "low_level_wcs"):
         wcs = wcs.low_level_wcs
-    with warnings.catch_warnings(), _quiet_astropy():
-        warnings.simplefilter("ignore")
+    with quiet_astropy():
         if hasattr(wcs, "to_header"):
             return wcs.to_header(relax=True)
         if hasattr(wcs, "to_fits_sip"):
@@ -113,18 +111,3 @@ def header_from_wcs(wcs: Any, shape: tuple[int, int]) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-class _quiet_astropy:  # noqa: N801  # used like a function
-    """Keep astropy's log from printing what it repaired in a header."""
-
-    def __enter__(self) -> None:
-        from astropy import log
-
-        self._level = log.level
-        log.setLevel("ERROR")
-
-    def __exit__(self, *_: object) -> None:
-        from astropy import log
-
-        log.setLevel(self._level)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from skyloom.errors import InputError
 from skyloom.exposure import BoolArray, Exposure, MaskBit
 from skyloom.io.atomic import atomic_write
 from skyloom.io.provenance import Provenance
+from skyloom.io.quiet import quiet_astropy
 from skyloom.io.wcs import header_from_wcs
 
 # Cards that describe the old file, not the image
@@ -118,8 +118,7 @@ def write_hdus(hdus: Sequence[Any], path: str | os.PathLike[str], *, overwrite: 
     """
     from astropy.io import fits
 
-    with atomic_write(path, overwrite=overwrite) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with atomic_write(path, overwrite=overwrite) as temporary, quiet_astropy():
         fits.HDUList(list(hdus)).writeto(temporary, checksum=True, output_verify="silentfix+exception")
     return Path(path)
 
@@ -182,8 +181,7 @@ def _as_header(mapping: Mapping[str, Any]) -> Any:
     from astropy.io import fits
 
     header = fits.Header()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_astropy():
         for key, value in mapping.items():
             try:
                 header[key] = value
