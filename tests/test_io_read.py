@@ -82,6 +82,8 @@ def test_an_exposure_passes_and_takes_overrides():
     np.testing.assert_array_equal(bits(again, MaskBit.SATURATED), SKY >= 104)
     np.testing.assert_array_equal(bits(again, MaskBit.BAD), SKY > 105)
     assert exposure.gain == 2.0
+    assert read(exposure) is exposure
+    assert read(exposure, mask=False).usable.all()
 
 
 @pytest.mark.parametrize("suffix", ["fits", "fits.gz", "fits.bz2", "fits.xz"])
@@ -305,6 +307,8 @@ def test_hdus_in_memory():
         np.testing.assert_array_equal(exposure.data, SKY)
         assert exposure.wcs is not None
     assert exposure.variance[0, 0] == 4
+    with pytest.raises(ReadError, match="a table"):
+        read(fits.BinTableHDU.from_columns([fits.Column("a", "E", array=np.arange(3.0))]))
 
 
 def test_sip_distortion_survives(tmp_path):

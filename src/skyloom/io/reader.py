@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import sys
@@ -89,12 +88,15 @@ def read(
     NoUsableDataError
         No pixel of the image can be used.
     """
-    fields = _fields_of(source, ext, verify)
     given = {"gain": gain, "read_noise": read_noise, "saturation": saturation, "exptime": exptime}
-    fields.update({key: value for key, value in given.items() if value is not None})
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if mask is False:
-        fields.update(data=np.ma.getdata(fields["data"]), mask=None)
-    exposure = Exposure(**fields)
+        changes["mask"] = None
+    if isinstance(source, Exposure):
+        exposure = source.replace(**changes) if changes else source
+    else:
+        fields = _fields_of(source, ext, verify) | changes
+        exposure = Exposure(**fields | {"data": np.ma.getdata(fields["data"]) if mask is False else fields["data"]})
     if mask is not None and mask is not False:
         exposure = exposure.replace(mask=exposure.mask | _extra_mask(mask, exposure, verify))
     if not exposure.usable.any():
@@ -107,8 +109,6 @@ def read(
 
 def _fields_of(source: Any, ext: Any, verify: bool) -> dict[str, Any]:
     """Return the fields of the exposure that `source` becomes, by its type."""
-    if isinstance(source, Exposure):
-        return {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
     if isinstance(source, str | os.PathLike):
         return _fields_of_path(Path(source).expanduser(), ext, verify)
     # whoever passes an astropy object has imported its module already
@@ -116,7 +116,9 @@ def _fields_of(source: Any, ext: Any, verify: bool) -> dict[str, Any]:
     if fits is not None and isinstance(source, fits.HDUList):
         name = Path(source.filename() or "HDUList").name
         return _fields_of_file(FitsFile(source, name, verify=False), ext, None)
-    if fits is not None and isinstance(source, fits.hdu.base._BaseHDU):
+    if fits is not None and isinstance(
+        source, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU | fits.BinTableHDU | fits.TableHDU
+    ):
         name = hdu_name(source) or "HDU"
         return _fields_of_file(FitsFile(fits.HDUList([source]), name, verify=False), 0, None)
     nddata = sys.modules.get("astropy.nddata")
@@ -169,11 +171,12 @@ def _fields_of_file(file: FitsFile, ext: Any, path: Path | None) -> dict[str, An
         values["saturation"] = pile_up_level(data)
     if profile is SKYLOOM:
         values["correlation"] = as_number(primary, "CORRFAC") or 1.0
+    wcs = wcs_from_asdf_extension(hdulist, file.name)
     return {
         "data": data,
         "variance": _variance(planes, file.name),
         "mask": planes.get("quality"),
-        "wcs": wcs_from_asdf_extension(hdulist, file.name) or wcs_from_header(header, hdulist, file.name),
+        "wcs": wcs if wcs is not None else wcs_from_header(header, hdulist, file.name),
         "header": header,
         "name": file.name,
         **values,
