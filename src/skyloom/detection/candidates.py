@@ -17,7 +17,7 @@ from skyloom.detection.flags import CandidateFlag, flag_text
 from skyloom.detection.peaks import CORE, Source, deblend, disc, local_maxima
 from skyloom.detection.photometry import DifferenceLike, Pixels, PsfFlux, psf_flux
 from skyloom.detection.score import Score
-from skyloom.detection.shape import Shape, is_dipole, is_sharper, line_share, measure_shape
+from skyloom.detection.shape import Shape, is_dipole, is_sharper, line_flux, measure_shape
 from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning
 from skyloom.exposure import UNUSABLE, MaskBit
 from skyloom.psf import stamp_fwhm
@@ -32,8 +32,6 @@ RESIDUAL_SIGMA = 3.0
 """A candidate must exceed so many times the fraction of the star's flux that bright stars leave."""
 PSF_ERROR = 0.03
 """Error of the PSF model relative to itself that the shape of a candidate allows for."""
-LINE_SHARE = 0.5
-"""A candidate of which so much is a bad row or column is none."""
 ELONGATED = 0.5
 """A significant ellipticity above this is that of a bad row, a spike or a trail."""
 WELL_CALIBRATED = 1.03
@@ -56,6 +54,7 @@ class _Context:
     saturated: npt.NDArray[np.bool_]
     fwhm: float
     noise_ratio: float
+    threshold: float
 
 
 def find_candidates(
@@ -112,7 +111,7 @@ def find_candidates(
     pixels = Pixels.of(difference, score)
     peaks = _peaks(score, threshold, fwhm, both_signs=both_signs)
     sources, residual = deblend(peaks, score, pixels, threshold, fwhm)
-    context = _context(difference, score, pixels, residual, fwhm)
+    context = _context(difference, score, pixels, residual, fwhm=fwhm, threshold=threshold)
     rows = [row for source in sources if (row := _judge(source, context)) is not None]
     rows.sort(key=lambda row: (-abs(row["snr"]), row["y"], row["x"]))
     table = _table(rows, difference)
@@ -153,7 +152,9 @@ def _peaks(score: Score, threshold: float, fwhm: float, *, both_signs: bool) -> 
     return [(int(x), int(y)) for x, y in peaks]
 
 
-def _context(difference: DifferenceLike, score: Score, pixels: Pixels, residual: Array, fwhm: float) -> _Context:
+def _context(
+    difference: DifferenceLike, score: Score, pixels: Pixels, residual: Array, *, fwhm: float, threshold: float
+) -> _Context:
     mask = np.asarray(difference.mask)
     usable = (mask & np.uint32(UNUSABLE)) == 0
     science = difference.science
@@ -167,7 +168,9 @@ def _context(difference: DifferenceLike, score: Score, pixels: Pixels, residual:
     inside = pixels.weight > 0
     ratio = MAD_TO_SIGMA * float(np.median(np.abs(pixels.image[inside] * np.sqrt(pixels.weight[inside]))))
     opposite = {sign: np.column_stack(local_maxima(-sign * score.significance, 3.0, fwhm)) for sign in (1, -1)}
-    return _Context(difference, score, pixels, residual, opposite, bright, border, saturated, fwhm, max(ratio, 1.0))
+    return _Context(
+        difference, score, pixels, residual, opposite, bright, border, saturated, fwhm, max(ratio, 1.0), threshold
+    )
 
 
 def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
@@ -190,7 +193,8 @@ def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
     kernel_image = None if kernel is None else np.asarray(kernel.image_at(source.x, source.y), float)
     if is_sharper(data, soft, source.model, core, kernel_image):
         flags |= CandidateFlag.TOO_SHARP
-    if line_share(pixels.image[box], weight, source.model, fwhm) > LINE_SHARE:
+    line = line_flux(pixels.image[box], weight, source.model, fwhm)
+    if line != 0 and abs(flux.flux - line) < context.threshold * flux.error:
         flags |= CandidateFlag.NOT_PSF_LIKE
     science_flux = float(context.bright.flux[source.iy, source.ix])
     return {

@@ -19,7 +19,7 @@ class CandidateFlag(IntFlag):
     BRIGHT_RESIDUAL = 16
     """No more than what bright sources of this image leave behind, in proportion to the source at this place."""
     NOT_PSF_LIKE = 32
-    """The PSF does not describe it: the chi-square of the fit is too large, it is long and narrow, or part of a bad row or column."""
+    """The chi-square of the PSF fit is too large, or it is long and narrow, or part of a bad row or column."""
     TOO_SHARP = 64
     """Sharper than a point source: a cosmic ray or a hot pixel (in the template: one of the kernel's shape)."""
 

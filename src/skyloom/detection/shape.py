@@ -96,8 +96,8 @@ def measure_shape(
     return Shape(chi2, dof, width, width_snr, min(ellipticity, 1.0), elongation_snr)
 
 
-def line_share(data: Array, weight: Array, model: Array, radius: float) -> float:
-    """Return what part of a PSF flux comes from a bright or dark row or column that runs through the whole stamp.
+def line_flux(data: Array, weight: Array, model: Array, radius: float) -> float:
+    """Return how much of a PSF flux comes from a bright or dark row or column that runs through the whole stamp.
 
     Outside of the core, the amplitude of a line with the PSF's cross profile is measured in each column (for a row);
     their weighted median is the line. It counts from 4 sigma on.
@@ -113,12 +113,10 @@ def line_share(data: Array, weight: Array, model: Array, radius: float) -> float
 
     Returns
     -------
-    share : float
+    flux : float
         The larger one of row and column; 0 without a line.
     """
-    flux = float((weight * data * model).sum())
-    if flux == 0:
-        return 0.0
+    total = float((weight * model**2).sum())
     outside = np.abs(np.arange(len(data)) - len(data) // 2) > radius
     best = 0.0
     for d, w, m in ((data, weight, model), (data.T, weight.T, model.T)):
@@ -133,7 +131,7 @@ def line_share(data: Array, weight: Array, model: Array, radius: float) -> float
         line = float(amplitude[order][np.searchsorted(share, share[-1] / 2)])
         # a median scatters by sqrt(pi / 2) more than a mean
         if abs(line) > 4 * np.sqrt(np.pi / 2 / share[-1]):
-            best = max(best, float((w * line * profile * m).sum()) / flux)
+            best = max(best, float((w * line * profile * m).sum()) / total, key=abs)
     return best
 
 
