@@ -8,6 +8,7 @@ import pytest
 from browser.chromium import Chromium, find_chromium
 from browser.report_scene import make_candidates, make_difference
 from skyloom.report import write_report
+from skyloom.report.images import Stretch, cut
 
 pytestmark = pytest.mark.browser
 
@@ -254,27 +255,33 @@ def test_readout_tells_position_sky_and_value(opened, difference):
     opened.click("[data-plane=science]")
     opened.wait_for("Boolean(skyloomReport.view.pictures.get('science'))")
     left, top, _, _ = frame_box(opened)
-    stretch = opened.run("skyloomReport.view.frame.stretch")
-    for px, py in ((120, 200), (200, 90)):
+    shown = opened.run("skyloomReport.view.frame.stretch")
+    stretch = Stretch(**shown)
+    data = np.where(
+        difference.science.usable & (difference.science.data < 0.9 * shown["high"]), difference.science.data, 0
+    )
+    # the brightest pixel that is not cut off, one beside it, and sky
+    bright = np.unravel_index(np.argmax(data), data.shape)
+    for py, px in (bright, (bright[0] + 2, bright[1] - 1), (200, 120), (90, 200)):
+        opened.run(f"Object.assign(skyloomReport.view, {{center: [{px}, {py}], zoom: 12}}).draw()")
         sx, sy = opened.run(f"skyloomReport.view.toScreen({px}, {py})")
         opened.mouse("mouseMoved", left + sx, top + sy)
         words = opened.run("document.getElementById('readout').textContent").split()
         assert words[0::2][:2] == ["x", "y"]
-        # the browser tells the place of the cursor in whole screen pixels, the page writes one decimal
-        zoom = opened.run("skyloomReport.view.zoom")
-        assert [float(words[1]), float(words[3])] == pytest.approx([px, py], abs=1 / zoom + 0.05)
+        # the browser tells the place of the cursor in whole screen pixels (a 12th of a pixel), the page one decimal
+        assert [float(words[1]), float(words[3])] == pytest.approx([px, py], abs=1 / 12 + 0.05)
         sky = difference.wcs.pixel_to_world(float(words[1]), float(words[3]))
         ra, dec = (np.array(text.replace("−", "-").split(":"), dtype=float) for text in words[4:6])
         assert words[5].startswith("−")
         seconds = np.array([3600, 60, 1])
         assert 15 * ra @ seconds == pytest.approx(sky.ra.arcsec, abs=0.3)  # a decimal of x is 0.08 arcsec
         assert np.abs(dec) @ seconds == pytest.approx(-sky.dec.arcsec, abs=0.3)
+        # the value is that of the grey level of this very pixel, in four digits
         value = float(words[words.index("≈") + 1])
-        near = difference.science.data[py - 2 : py + 3, px - 2 : px + 3]
-        # 127 levels: a step is nowhere more than a 20th of the range
-        step = 0.05 * (stretch["high"] - stretch["low"])
-        assert np.abs(near - value).min() < step
+        level = stretch.apply(np.array([value]), np.array([True]))
+        assert level == stretch.apply(difference.science.data[py : py + 1, px], np.array([True]))
         assert words[-1] == "adu"
+    opened.click("#fit")
     sx, sy = opened.run("skyloomReport.view.toScreen(2, 100)")
     opened.mouse("mouseMoved", left + sx, top + sy)
     assert "unusable" in opened.run("document.getElementById('readout').textContent")
@@ -320,15 +327,60 @@ def test_planes_blink_and_colours(opened):
     assert pixels(opened) != grey
 
 
-def test_cutouts_are_drawn(opened):
+def greys(browser, canvas, points):
+    """The grey values of a canvas at canvas pixels."""
+    return np.array(
+        browser.run(f"""(() => {{
+            const canvas = document.querySelector({canvas!r});
+            const copy = new OffscreenCanvas(canvas.width, canvas.height)
+                .getContext("2d", {{willReadFrequently: true}});
+            copy.drawImage(canvas, 0, 0);
+            return {np.asarray(points).tolist()}.map(([x, y]) => copy.getImageData(x, y, 1, 1).data[0]);
+        }})()""")
+    )
+
+
+def test_cutouts_are_drawn_of_their_candidate(opened, difference):
+    opened.key("c")  # no ticks
     opened.wait_for("""[...document.querySelectorAll("td.cutouts canvas")].slice(0, 5).every((canvas) => {
         const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {willReadFrequently: true});
         copy.drawImage(canvas, 0, 0);
-        const data = copy.getImageData(0, 0, canvas.width, canvas.height).data;
-        return new Set(data).size > 20;
+        return new Set(copy.getImageData(0, 0, canvas.width, canvas.height).data).size > 20;
     })""")
     labels = opened.run("document.querySelector('td.cutouts canvas').getAttribute('aria-label')")
     assert "science, matched template, difference, score" in labels
+    size = opened.run("skyloomReport.data.sprites.size")
+    zoom, gap = 4, 6
+    steps = np.arange(size) * zoom + zoom // 2
+    planes = (difference.science.data, difference.matched, difference.image, difference.score.significance)
+    for k, xy in enumerate(zip(column(opened, "x")[:3], column(opened, "y")[:3], strict=True)):
+        for panel, plane in enumerate(planes):
+            points = [(panel * (size * zoom + gap) + x, y) for y in steps[::-1] for x in steps]
+            shown = greys(opened, f"tbody tr[aria-rowindex='{k + 2}'] canvas", points).reshape(size, size)
+            usable = cut(difference.mask == 0, np.array([xy]), size, False)[0]
+            values = cut(plane, np.array([xy]), size, 0.0)[0][usable]
+            # brighter is lighter, pixel by pixel
+            assert (np.diff(shown[usable][np.argsort(values, kind="stable")]) >= 0).all()
+
+
+def test_frame_is_drawn_the_right_way_up(opened, difference):
+    opened.key("c")
+    opened.key("1")
+    opened.wait_for("Boolean(skyloomReport.view.pictures.get('science'))")
+    opened.run("Object.assign(skyloomReport.view, {center: [150, 180], zoom: 12}).draw()")
+    width, height = opened.run("[skyloomReport.view.canvas.width, skyloomReport.view.canvas.height]")
+    steps = np.arange(-10, 11)
+    points = [(int(width / 2 + 12 * i), int(height / 2 - 12 * j)) for j in steps for i in steps]
+    level = Stretch(**opened.run("skyloomReport.view.frame.stretch")).apply(
+        difference.science.data[180 + steps[:, None], 150 + steps],
+        difference.science.usable[180 + steps[:, None], 150 + steps],
+    )
+    expected = 255 * (level.ravel() - 1.0) / 127
+    shown = greys(opened, "#frame", points)
+    seen = level.ravel() > 0
+    assert seen.sum() > 250
+    assert np.abs(shown - expected)[seen].max() <= 1  # rounding
+    assert set(shown[~seen]) == {96}  # the colour of unusable pixels
 
 
 def test_works_without_a_mouse(opened):
