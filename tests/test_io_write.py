@@ -100,6 +100,20 @@ def test_headers_that_are_no_fits_headers(tmp_path):
     assert read(path).header["OBSERVER"] == "me"
 
 
+def test_names_and_units_that_are_not_ascii(tmp_path):
+    path = write_exposure(Exposure(SKY, unit="µJy"), tmp_path / "é.fits", provenance=Provenance("Ü", {"é": "è"}, ["ß"]))
+    exposure = read(path)
+    assert exposure.unit == "uJy"
+    assert read_provenance(exposure.header).parameters == {"é": "è"}
+    assert read_provenance(exposure.header).inputs == ("ß",)
+
+
+def test_more_inputs_than_short_keywords(tmp_path):
+    inputs = [f"frame{n}.fits" for n in range(1200)]
+    path = write_exposure(Exposure(SKY), tmp_path / "a.fits", provenance=Provenance("coadd", {}, inputs))
+    assert read_provenance(read(path).header).inputs == tuple(inputs)
+
+
 def test_gwcs_becomes_a_fits_wcs(tmp_path):
     gwcs = pytest.importorskip("gwcs")
     from astropy import units
@@ -270,14 +284,14 @@ def test_provenance_survives_the_file(tmp_path):
         "none": None,
         "flag": True,
         "nested": {"a": [1, 2.5]},
-        "text": "a=b",
+        "text": "a=b\nÅngström",
     }
-    provenance = Provenance("difference", parameters, [source, "somewhere/else.fits"])
+    provenance = Provenance("difference", parameters, [source, "elsewhere/Été.fits"])
     header = read(write_exposure(full_exposure(), tmp_path / "out.fits", provenance=provenance)).header
     found = read_provenance(header)
     assert found.command == "difference"
     assert found.parameters == {**parameters, "path": "x/y", "array": [0, 1, 2]}
-    assert found.inputs == ("in.fits", "somewhere/else.fits")
+    assert found.inputs == ("in.fits", "elsewhere/Été.fits")
     # the checksum is that of the whole file: the sum over a sealed file is that of its words
     words = np.frombuffer(source.read_bytes(), ">u4").astype(object).sum()
     while words >> 32:

@@ -40,17 +40,17 @@ class Provenance:
         cards: list[tuple[str, Any, str]] = [
             ("CREATOR", f"skyloom {version}", "software that wrote this file"),
             ("DATE", dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC of writing"),
-            ("SLCMD", self.command, "what was done"),
+            ("SLCMD", _ascii(self.command), "what was done"),
             ("SLNIN", len(self.inputs), "number of inputs"),
         ]
         for number, source in enumerate(self.inputs, 1):
             name, total = _identify(source)
-            cards.append((f"SLIN{number}", name, "input"))
+            cards.append((f"SLIN{number}", _ascii(name), "input"))
             if total is not None:
                 cards.append((f"SLSUM{number}", total, "checksum of that file (as DATASUM)"))
         for number, (key, value) in enumerate(self.parameters.items(), 1):
-            cards.append((f"SLPAR{number}", f"{key}={json.dumps(value, default=_plain)}", "parameter"))
-        cards.append(("HISTORY", f"skyloom {version}: {self.command}", ""))
+            cards.append((f"SLPAR{number}", f"{_ascii(key)}={json.dumps(value, default=_plain)}", "parameter"))
+        cards.append(("HISTORY", f"skyloom {version}: {_ascii(self.command)}", ""))
         return cards
 
 
@@ -66,13 +66,13 @@ def read_provenance(header: Mapping[str, Any]) -> Provenance | None:
     while f"SLPAR{number}" in header:
         key, _, text = str(header[f"SLPAR{number}"]).partition("=")
         try:
-            parameters[key] = json.loads(text)
+            parameters[_text(key)] = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"The parameter card SLPAR{number} is damaged: {text!r}.", card=number) from error
         number += 1
-    inputs = tuple(str(header[f"SLIN{n}"]) for n in range(1, int(header.get("SLNIN", 0)) + 1))
+    inputs = tuple(_text(str(header[f"SLIN{n}"])) for n in range(1, int(header.get("SLNIN", 0)) + 1))
     version = str(header.get("CREATOR", "")).removeprefix("skyloom ")
-    return Provenance(str(header["SLCMD"]), parameters, inputs, version)
+    return Provenance(_text(str(header["SLCMD"])), parameters, inputs, version)
 
 
 def _identify(source: str | os.PathLike[str]) -> tuple[str, str | None]:
@@ -94,6 +94,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return repr(value)
+
+
+def _ascii(text: str) -> str:
+    """Return text that a FITS card can hold: other characters become backslash escapes."""
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def _text(escaped: str) -> str:
+    """Undo `_ascii`."""
+    return escaped.encode("ascii", "replace").decode("unicode_escape")
 
 
 def _version() -> str:

@@ -80,16 +80,18 @@ def write_exposure(
     compress = Path(path).suffix.lower() == ".fz"
     wcs_cards = header_from_wcs(exposure.wcs, exposure.shape)
     no_data = (exposure.mask & np.uint32(MaskBit.NO_DATA)) != 0
+    unit = {"BUNIT": exposure.unit.replace("µ", "u").encode("ascii", "replace").decode()}
     science = np.where(no_data if blank is None else no_data | blank, np.nan, exposure.data)
-    extensions = [_image("SCI", science.astype(exposure.data.dtype), wcs_cards, compress, {"BUNIT": exposure.unit})]
+    extensions = [_image("SCI", science.astype(exposure.data.dtype), wcs_cards, compress, unit)]
     if exposure.variance is not None:
         error = np.sqrt(exposure.variance)
-        extensions.append(_image("ERR", error, wcs_cards, compress, {"BUNIT": exposure.unit}))
+        extensions.append(_image("ERR", error, wcs_cards, compress, unit))
     extensions.append(_image("DQ", exposure.mask, wcs_cards, compress, _bit_cards()))
     for name, plane in (planes or {}).items():
         extensions.append(_image(name.upper(), plane, wcs_cards, compress, {}))
     extensions.extend(more)
-    primary = fits.PrimaryHDU(header=_primary_header(exposure, provenance))
+    with quiet_astropy():
+        primary = fits.PrimaryHDU(header=_primary_header(exposure, provenance))
     primary.header["NEXTEND"] = (len(extensions), "number of extensions")
     return write_hdus([primary, *extensions], path, overwrite=overwrite)
 
