@@ -11,11 +11,13 @@ from astropy.table import Table
 from scipy import ndimage
 
 from skyloom._threads import serial_blas
-from skyloom.convolution import Convolved, polynomial
+from skyloom.convolution import polynomial
 from skyloom.errors import NoUsableDataError, ShapeError, TooFewStampsError
-from skyloom.exposure import UNUSABLE, BoolArray, Exposure, FloatArray, MaskBit
+from skyloom.exposure import UNUSABLE, BoolArray, Exposure, FloatArray
 from skyloom.subtraction.basis import default_half_width, default_sigmas, gaussian_basis
 from skyloom.subtraction.fit import FitInput, KernelFit, fit_kernel, systematic_fraction
+from skyloom.subtraction.masking import combine_masks, spread_mask
+from skyloom.subtraction.noise import convolved_noise_gain
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.result import Subtraction
 from skyloom.subtraction.stamps import (
@@ -30,10 +32,7 @@ from skyloom.subtraction.stamps import (
 
 log = logging.getLogger("skyloom.subtraction")
 
-_TOUCHED = 1e-3  # a pixel that lost less than this share of the kernel's weight counts as untouched
 _WEIGHT_BOX = 5  # pixels over which variances are averaged before they become weights
-_UNUSABLE_BITS = tuple(bit for bit in MaskBit if bit & UNUSABLE)
-
 
 def subtract(
     science: Exposure,
@@ -94,7 +93,9 @@ def subtract(
         convolved = options.convolve
     with serial_blas():
         fit, counts = _fit(planes, convolved, xy, fwhm, options)
-    return _difference(science, template, planes, convolved, fit, options, _describe(fit, counts, fwhm))
+    result = _difference(science, template, planes, convolved=convolved, fit=fit, max_lost=options.max_lost)
+    result.statistics.update(_describe(fit, counts, fwhm) | _noise_statistics(result))
+    return result
 
 
 def _with_variance(exposure: Exposure) -> Exposure:
@@ -178,82 +179,70 @@ def _weighing(planes: Planes, usable: BoolArray) -> Planes:
     return Planes(planes.data, variance, usable)
 
 
-def _difference(science: Exposure, template: Exposure, planes: dict[str, Planes],
-                convolved: Literal["template", "science"], fit: KernelFit, options: AlardLuptonOptions,
-                statistics: dict[str, Any]) -> Subtraction:
+def _difference(
+    science: Exposure,
+    template: Exposure,
+    planes: dict[str, Planes],
+    *,
+    convolved: Literal["template", "science"],
+    fit: KernelFit,
+    max_lost: float,
+) -> Subtraction:
     """Convolve, subtract, and put the planes together."""
     moved, still = (template, science) if convolved == "template" else (science, template)
-    moved_planes = planes[convolved]
-    smooth = fit.kernel.convolve(moved_planes.data, moved_planes.variance, moved_planes.usable)
+    smooth = fit.kernel.convolve(planes[convolved].data, planes[convolved].variance, planes[convolved].usable)
+    assert still.variance is not None
     assert smooth.variance is not None
     ny, nx = science.shape
     x, y = np.arange(nx)[None, :], np.arange(ny)[:, None]
-    background = polynomial(fit.background, x, y, fit.kernel.centre, fit.kernel.scale)
-    still_pedestal = _pedestal(still)
-    matched = smooth.data + (background + still_pedestal)
+    level = polynomial(fit.background, x, y, fit.kernel.centre, fit.kernel.scale) + _pedestal(still)
+    matched = smooth.data + level
     image = still.data - matched
-    variance_still: FloatArray = still.variance  # type: ignore[assignment]
-    variance_moved: FloatArray = smooth.variance
-    if convolved == "science":
-        total = fit.kernel.sum_at(x, y)
-        image, matched, background = -image / total, matched / total, (background + still_pedestal) / total
-        variance_still, variance_moved = variance_still / total**2, variance_moved / total**2
-    mask = _mask(still, moved, smooth, fit.kernel.half, convolved, options.max_lost)
+    gain = convolved_noise_gain(fit.kernel.image_at((nx - 1) / 2, (ny - 1) / 2), moved.correlation)
+    variance_moved, variance_still = smooth.variance * np.float32(gain), still.variance
+    sigma = np.sqrt(variance_moved + variance_still)
+    spread = spread_mask(planes[convolved], moved, fit.kernel, smooth.lost, sigma=sigma, max_lost=max_lost)
+    mask = combine_masks(spread, still.mask, convolved)
     usable = (mask & np.uint32(UNUSABLE)) == 0
     if not usable.any():
-        raise NoUsableDataError("No pixel of the difference is usable: the images overlap in too small a part, or the kernel "
-                                f"(half width {fit.kernel.half} pixels) reaches a masked pixel everywhere.")
+        raise NoUsableDataError("No pixel of the difference is usable: the images overlap in too small a part, or the "
+                                f"kernel (half width {fit.kernel.half} pixels) reaches a masked pixel everywhere.")
+    if convolved == "science":
+        total = fit.kernel.sum_at(x, y)
+        image, matched, level = -image / total, matched / total, level / total
+        variance_still, variance_moved = variance_still / total**2, variance_moved / total**2
 
-    def clean(plane: FloatArray) -> FloatArray:
-        return np.where(usable, plane, 0).astype(science.data.dtype)
+    dtype = science.data.dtype
 
-    variances = {convolved: clean(variance_moved), "science" if convolved == "template" else "template": clean(variance_still)}
-    image, matched = clean(image), matched.astype(science.data.dtype)
-    variance = variances["science"] + variances["template"]
-    signal = matched - np.median(matched[usable])
-    statistics |= _noise_statistics(image[usable], variance[usable], signal[usable])
-    return Subtraction(image, variance, variances["science"], variances["template"], mask, matched, fit.kernel,
-                       background.astype(science.data.dtype), convolved, _table(fit), statistics, science.correlation,
-                       template.correlation)
+    def clean(plane: npt.NDArray[Any]) -> FloatArray:
+        return np.where(usable, plane, 0).astype(dtype)
 
-
-def _mask(still: Exposure, moved: Exposure, smooth: Convolved, half: int, convolved: str, max_lost: float
-          ) -> npt.NDArray[np.uint32]:
-    """Bits of the difference: those of the image that stayed, and those that the kernel spread."""
-    from_template = np.uint32(MaskBit.TEMPLATE)
-    bits_still, bits_moved = still.mask.copy(), moved.mask.copy()
-    lost = smooth.lost > max_lost
-    spread = np.zeros_like(bits_moved)
-    for bit in _UNUSABLE_BITS:
-        has = (moved.mask & np.uint32(bit)) != 0
-        if has.any():
-            spread[lost & dilate(has, half)] |= np.uint32(bit)
-            bits_moved[has & ~lost] &= ~np.uint32(bit)
-    border = np.ones(lost.shape, bool)
-    border[half:-half or None, half:-half or None] = False
-    edge = lost & border & (spread == 0)
-    bits_moved |= spread
-    touched = ~lost & (smooth.lost > _TOUCHED)
-    for name, bits in (("template" if convolved == "science" else "science", bits_still), (convolved, bits_moved)):
-        if name == "template":
-            bits[bits != 0] |= from_template
-    mask = bits_still | bits_moved
-    mask[edge | (lost & ((mask & np.uint32(UNUSABLE)) == 0))] |= np.uint32(MaskBit.EDGE)
-    mask[touched] |= np.uint32(MaskBit.SPREAD)
-    return mask
+    variance_science, variance_template = (clean(variance_still), clean(variance_moved)) if convolved == "template" else (
+        clean(variance_moved), clean(variance_still))
+    correlation = {"science": science.correlation, "template": template.correlation}
+    correlation[convolved] /= gain
+    return Subtraction(
+        image=clean(image), variance=variance_science + variance_template, variance_science=variance_science,
+        variance_template=variance_template, mask=mask, matched=matched.astype(dtype), kernel=fit.kernel,
+        background=level.astype(dtype), convolved=convolved, stamps=_table(fit),
+        correlation_science=correlation["science"], correlation_template=correlation["template"])
 
 
-def _noise_statistics(image: FloatArray, variance: FloatArray, signal: FloatArray) -> dict[str, float]:
+def _noise_statistics(result: Subtraction) -> dict[str, float]:
     """How far the difference scatters as its variance says, on the sky and under bright stars."""
-    z = image / np.sqrt(variance)
-    sky = z[signal < 3 * np.sqrt(variance)]
+    usable = result.usable
+    image, matched = result.image[usable].astype(np.float64), result.matched[usable].astype(np.float64)
+    sigma = np.sqrt(result.variance[usable].astype(np.float64))
+    signal = matched - np.median(matched)
+    z = image / sigma
+    sky = z[signal < 3 * sigma]
     sky = sky if len(sky) > 100 else z
     middle = float(np.median(sky))
     kept = sky[np.abs(sky - middle) < 5]
     return {
         "noise_ratio": float(1.4826 * np.median(np.abs(sky - middle))),
         "mean_over_sigma": float(kept.mean()) if len(kept) else middle,
-        "systematic_fraction": systematic_fraction(image, variance, signal),
+        "systematic_fraction": systematic_fraction(image, sigma**2, signal),
     }
 
 

@@ -49,7 +49,8 @@ class AlardLuptonOptions:
     max_iterations : int
         Of fitting and dropping.
     max_lost : float
-        A pixel of the convolved image is unusable if more than this share of the kernel's weight fell on unusable pixels.
+        A pixel of the convolved image is unusable if more than this share of the kernel's weight fell on unusable
+        pixels; it is so before, where what they may have held would matter.
 
     Raises
     ------
@@ -73,7 +74,7 @@ class AlardLuptonOptions:
     stamp_clip: float = 3.5
     pixel_clip: float = 6.0
     max_iterations: int = 10
-    max_lost: float = 0.03
+    max_lost: float = 0.1
 
     def __post_init__(self) -> None:
         if self.convolve not in ("auto", "template", "science"):
