@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy import ndimage
 from skyloom._threads import serial_blas
 from skyloom.convolution import polynomial
 from skyloom.errors import NoUsableDataError, ShapeError, TooFewStampsError
-from skyloom.exposure import UNUSABLE, BoolArray, Exposure, FloatArray
+from skyloom.exposure import UNUSABLE, Exposure, FloatArray
 from skyloom.subtraction.basis import default_half_width, default_sigmas, gaussian_basis
 from skyloom.subtraction.fit import FitInput, KernelFit, fit_kernel, systematic_fraction
 from skyloom.subtraction.masking import combine_masks, spread_mask
@@ -92,7 +93,8 @@ def subtract(
     else:
         convolved = options.convolve
     with serial_blas():
-        fit, counts = _fit(planes, convolved, xy, fwhm, options)
+        correlation = (template if convolved == "template" else science).correlation
+        fit, counts = _fit(planes, xy, fwhm, options, convolved=convolved, correlation=correlation)
     result = _difference(science, template, planes, convolved=convolved, fit=fit, max_lost=options.max_lost)
     result.statistics.update(_describe(fit, counts, fwhm) | _noise_statistics(result))
     return result
@@ -127,12 +129,13 @@ def _seeing(planes: dict[str, Planes], xy: npt.NDArray[np.float64], science_fwhm
     if None not in given.values():
         return given  # type: ignore[return-value]
     half = 12
-    stars, counts = find_candidates(planes["science"], planes["template"], xy, half=half, core=4, reach=half, fwhm=3.0,
+    padded = {name: image.padded(half) for name, image in planes.items()}
+    stars, counts = find_candidates(padded["science"], padded["template"], xy + half, half=half, core=4, fwhm=3.0,
                                     min_snr=20.0)
     if not stars:
         raise _too_few("No source is good enough to measure the seeing", counts, 1)
-    stars = sorted(stars, key=lambda star: -star[2])[:100]
-    return {name: measure_fwhm(planes[name], stars, half) if value is None else value for name, value in given.items()}
+    stars = sorted(stars, key=lambda star: -star.snr)[:100]
+    return {name: measure_fwhm(padded[name], stars, half) if value is None else value for name, value in given.items()}
 
 
 def _too_few(what: str, counts: dict[str, int], needed: int) -> TooFewStampsError:
@@ -141,8 +144,15 @@ def _too_few(what: str, counts: dict[str, int], needed: int) -> TooFewStampsErro
                              "source list with sources=, or lower min_snr or min_stamps.", needed=needed, **counts)
 
 
-def _fit(planes: dict[str, Planes], convolved: Literal["template", "science"], xy: npt.NDArray[np.float64],
-         fwhm: dict[str, float], options: AlardLuptonOptions) -> tuple[KernelFit, dict[str, int]]:
+def _fit(
+    planes: dict[str, Planes],
+    xy: npt.NDArray[np.float64],
+    fwhm: dict[str, float],
+    options: AlardLuptonOptions,
+    *,
+    convolved: Literal["template", "science"],
+    correlation: float,
+) -> tuple[KernelFit, dict[str, int]]:
     """Choose the basis and the stamps, and fit the kernel."""
     other = "science" if convolved == "template" else "template"
     wide = max(fwhm.values())
@@ -153,20 +163,21 @@ def _fit(planes: dict[str, Planes], convolved: Literal["template", "science"], x
     basis = gaussian_basis(sigmas, options.gaussian_orders, kernel_half)
     half = options.stamp_half_width or max(8, int(np.ceil(3.5 * wide)))
     core = max(3, int(np.ceil(1.25 * wide)))
+    border = half + kernel_half
+    target, source = (_weighing(planes[name]).padded(border) for name in (other, convolved))
     # the middle half of the kernel holds nearly all of its weight
-    touched = dilate(~planes[convolved].usable, (kernel_half + 1) // 2)
-    inputs = FitInput(_weighing(planes[other], planes[other].usable), _weighing(planes[convolved], ~touched), basis, half, core)
-    accepted, counts = find_candidates(inputs.target, inputs.source, xy, half=half, core=core, reach=half + kernel_half,
-                                       fwhm=wide, min_snr=options.min_snr)
+    untouched = ~dilate(~source.usable, (kernel_half + 1) // 2)
+    images = FitInput(target, replace(source, usable=untouched), basis, half, core, border, correlation)
+    accepted, counts = find_candidates(images.target, images.source, xy + border, half=half, core=core, fwhm=wide,
+                                       min_snr=options.min_snr)
     if len(accepted) < options.min_stamps:
         raise _too_few(f"Only {len(accepted)} sources are good enough for stamps", counts, options.min_stamps)
-    ny, nx = inputs.target.shape
-    tiles = options.tiles or int(np.clip(max(ny, nx) / (2 * half + 1) / 1.5, 1, 12))
-    cells = spread(accepted, (ny, nx), tiles, options.candidates_per_tile)
-    return fit_kernel(inputs, cells, options), counts
+    tiles = options.tiles or int(np.clip(max(images.shape) / (2 * half + 1) / 1.5, 1, 12))
+    cells = spread(accepted, images.target.shape, tiles, options.candidates_per_tile)
+    return fit_kernel(images, cells, options), counts
 
 
-def _weighing(planes: Planes, usable: BoolArray) -> Planes:
+def _weighing(planes: Planes) -> Planes:
     """Return planes whose variance is averaged over some pixels.
 
     A variance that was computed from the pixel's own counts goes up and down with them, and its inverse as a weight would
@@ -176,7 +187,7 @@ def _weighing(planes: Planes, usable: BoolArray) -> Planes:
     weight = ndimage.uniform_filter(seen, _WEIGHT_BOX, mode="constant")
     mean = ndimage.uniform_filter(np.where(planes.usable, planes.variance, 0), _WEIGHT_BOX, mode="constant")
     variance = np.where(planes.usable, mean / np.maximum(weight, 1e-6), 0)
-    return Planes(planes.data, variance, usable)
+    return replace(planes, variance=variance)
 
 
 def _difference(
@@ -247,8 +258,7 @@ def _noise_statistics(result: Subtraction) -> dict[str, float]:
 
 
 def _describe(fit: KernelFit, counts: dict[str, int], fwhm: dict[str, float]) -> dict[str, Any]:
-    x, y = (np.array([getattr(star, axis) for star in fit.stars], float) for axis in ("x", "y"))
-    sums = fit.kernel.sum_at(x, y)
+    sums = fit.kernel.sum_at(*fit.positions(fit.stars).T)
     return {
         "n_sources": counts["sources"], "n_stamps": len(fit.stars), "n_stamps_rejected": len(fit.rejected),
         "chi2": float(np.median(fit.chi2)), "kernel_sum": float(np.mean(sums)), "kernel_sum_scatter": float(np.std(sums)),
@@ -260,8 +270,9 @@ def _describe(fit: KernelFit, counts: dict[str, int], fwhm: dict[str, float]) ->
 
 def _table(fit: KernelFit) -> Table:
     stars = fit.stars + fit.rejected
+    xy = fit.positions(stars)
     return Table({
-        "x": np.array([star.x for star in stars], float), "y": np.array([star.y for star in stars], float),
+        "x": xy[:, 0], "y": xy[:, 1],
         "snr": np.array([star.snr for star in stars]),
         "chi2": np.concatenate([fit.chi2, np.full(len(fit.rejected), np.nan)]),
         "used": np.arange(len(stars)) < len(fit.stars),

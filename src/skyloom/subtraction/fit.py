@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
+from scipy.signal import convolve2d
 
 from skyloom._threads import map_bands
 from skyloom.convolution import Float32Array, convolve, exponents, monomials
@@ -13,7 +15,8 @@ from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray, FloatArray
 from skyloom.subtraction.basis import Float64Array, KernelBasis
 from skyloom.subtraction.kernel import SpatialKernel
-from skyloom.subtraction.normal import Model, assemble, chi_squares, local_coefficients, solve
+from skyloom.subtraction.noise import smoothing_kernel
+from skyloom.subtraction.normal import Model, StampSums, chi_squares, local_coefficients, solve
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.stamps import Candidate, Planes, cut
 
@@ -22,6 +25,7 @@ log = logging.getLogger("skyloom.subtraction")
 _AUTO_ORDERS = (0, 1, 2, 3)
 _STAMPS_PER_TERM = 3  # a polynomial term is only tried with so many stamps for each
 _FOLDS = 5
+_ENOUGH = 80  # with fewer cells than this, each cell gives more than one stamp
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,10 @@ class FitInput:
         Of the kernel.
     half, core : int
         Half widths in pixels of a stamp, and radius of the part of it on which it is judged.
+    border : int
+        Both planes are padded by so many pixels, at least `half` and half of the kernel.
+    correlation : float
+        `Exposure.correlation` of the source.
     """
 
     target: Planes
@@ -45,18 +53,30 @@ class FitInput:
     basis: KernelBasis
     half: int
     core: int
+    border: int
+    correlation: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the field without its border, (ny, nx)."""
+        ny, nx = self.target.shape
+        return ny - 2 * self.border, nx - 2 * self.border
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Middle of the field: where X = Y = 0."""
-        ny, nx = self.target.shape
+        """Middle of the field, in its own pixels: where X = Y = 0."""
+        ny, nx = self.shape
         return (nx - 1) / 2, (ny - 1) / 2
 
     @property
     def scale(self) -> tuple[float, float]:
         """Half the field: X and Y run from -1 to 1."""
-        ny, nx = self.target.shape
+        ny, nx = self.shape
         return nx / 2, ny / 2
+
+    def monomials(self, x: npt.ArrayLike, y: npt.ArrayLike, order: int) -> Float64Array:
+        """Return X^i Y^j at pixels of the padded planes."""
+        return monomials(np.asarray(x) - self.border, np.asarray(y) - self.border, order, self.centre, self.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +101,6 @@ class Stamp:
     source_variance: Float32Array
     usable: BoolArray
     core: BoolArray
-
-
-@dataclass(frozen=True, eq=False)
-class Sums:
-    """A stamp's part of the normal equations for given weights, and how its residuals look."""
-
-    gram: Float64Array
-    moment: Float64Array
-    square: float
-    n_pixels: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +130,11 @@ class KernelFit:
     chi2: Float64Array
     rejected: list[Candidate]
     systematic: float
+    border: int
+
+    def positions(self, stars: list[Candidate]) -> Float64Array:
+        """Return the stars' positions (x, y) in the field, shape (N, 2)."""
+        return np.array([(star.x - self.border, star.y - self.border) for star in stars], float).reshape(-1, 2)
 
 
 def load_stamp(images: FitInput, star: Candidate, background_order: int) -> Stamp:
@@ -128,7 +143,7 @@ def load_stamp(images: FitInput, star: Candidate, background_order: int) -> Stam
     convolved = images.basis.convolve(cut(images.source.data, x, y, reach))
     axis = np.arange(-half, half + 1)
     columns, rows = np.broadcast_arrays(x + axis[None, :], y + axis[:, None])
-    background = monomials(columns, rows, background_order, images.centre, images.scale)
+    background = images.monomials(columns, rows, background_order)
     usable = cut(images.source.usable, x, y, half) & cut(images.target.usable, x, y, half)
     return Stamp(
         star=star,
@@ -147,19 +162,22 @@ class _Fitter:
     def __init__(self, images: FitInput, cells: list[list[Candidate]], options: AlardLuptonOptions) -> None:
         self.images, self.options = images, options
         self.max_background = max(_AUTO_ORDERS) if options.background_order == "auto" else options.background_order
-        self.waiting = [list(cell[options.stamps_per_tile :]) for cell in cells for _ in (0,)]
+        per_tile = options.stamps_per_tile or int(np.clip(np.ceil(_ENOUGH / len(cells)), 1, options.candidates_per_tile))
+        self.waiting = [cell[per_tile:] for cell in cells]
         self.cell_of = {id(star): k for k, cell in enumerate(cells) for star in cell}
-        self.stamps = self._load([star for cell in cells for star in cell[: options.stamps_per_tile]])
+        self.stamps = self._load([star for cell in cells for star in cell[:per_tile]])
         self.rejected: list[Candidate] = []
         self.systematic = 0.0
         self._images = images.basis.images
+        self._noise_gram = _noise_gram(self._images, images.correlation, len(exponents(self.max_background)))
         order = 0 if options.spatial_order == "auto" else options.spatial_order
         background = 0 if options.background_order == "auto" else options.background_order
         self.model = Model(len(images.basis), order, background, self.max_background, options.vary_kernel_sum)
-        # before there is a kernel: one that keeps the flux ratio, as wide as the target's noise tells nothing about
-        self.variances = [stamp.target_variance + _inner(stamp.source_variance, images.basis.half) for stamp in self.stamps]
-        self.weights = [np.where(s.usable, 1 / v, 0.0) for s, v in zip(self.stamps, self.variances, strict=True)]
-        self.sums = map_bands(lambda k: _sums(self.stamps[k], self.weights[k]), range(len(self.stamps)))
+        # before there is a kernel, the source's noise is taken as it is
+        self.source_variances = [_inner(stamp.source_variance, images.basis.half) for stamp in self.stamps]
+        self.weights = [_inverse(stamp.target_variance + v, stamp.usable)
+                        for stamp, v in zip(self.stamps, self.source_variances, strict=True)]
+        self.sum_up()
 
     def _load(self, stars: list[Candidate]) -> list[Stamp]:
         return map_bands(lambda star: load_stamp(self.images, star, self.max_background), stars)
@@ -167,11 +185,13 @@ class _Fitter:
     def terms(self, order: int) -> Float64Array:
         x = np.array([stamp.star.x for stamp in self.stamps])
         y = np.array([stamp.star.y for stamp in self.stamps])
-        return monomials(x, y, order, self.images.centre, self.images.scale).T
+        return self.images.monomials(x, y, order).T
 
-    def stacked(self) -> tuple[Float64Array, Float64Array, Float64Array]:
-        return (np.array([s.gram for s in self.sums]), np.array([s.moment for s in self.sums]),
-                np.array([s.square for s in self.sums]))
+    def sum_up(self) -> None:
+        """Sum the normal equations of all stamps with their present weights."""
+        parts = map_bands(lambda k: _sums(self.stamps[k], self.weights[k]), range(len(self.stamps)))
+        noise = [w @ v for w, v in zip(self.weights, self.source_variances, strict=True)]
+        self.sums = StampSums(*(np.array(part) for part in zip(*parts, strict=True)), np.array(noise), self._noise_gram)
 
     def need_enough(self) -> None:
         if len(self.stamps) < self.options.min_stamps:
@@ -192,7 +212,6 @@ class _Fitter:
 
     def _held_out_chi2(self, model: Model) -> float:
         """Sum of chi2 over stamps, each predicted from the other folds (k-fold cross-validation)."""
-        grams, moments, squares = self.stacked()
         terms = self.terms(model.spatial_order)
         folds = np.arange(len(terms)) % min(_FOLDS, len(terms))
         total = 0.0
@@ -200,16 +219,15 @@ class _Fitter:
             out = folds == fold
             if out.all():
                 return 0.0
-            solution = solve(*assemble(model, terms[~out], grams[~out], moments[~out]))
-            total += chi_squares(model, solution, terms[out], grams[out], moments[out], squares[out]).sum()
+            solution = solve(model, terms[~out], self.sums[~out])
+            total += chi_squares(model, solution, terms[out], self.sums[out]).sum()
         log.debug("held-out chi2 of %s: %.6g", model, total)
         return total
 
     def solve(self) -> None:
         """Fit, and look at the residuals."""
-        grams, moments, _ = self.stacked()
         terms = self.terms(self.model.spatial_order)
-        self.solution = solve(*assemble(self.model, terms, grams, moments))
+        self.solution = solve(self.model, terms, self.sums)
         local = local_coefficients(self.model, self.solution, terms)
         n = self.model.n_basis
         self.signals = [c[:n] @ stamp.design[:n] for c, stamp in zip(local, self.stamps, strict=True)]
@@ -219,22 +237,23 @@ class _Fitter:
     def reweight(self, clip_pixels: bool) -> None:
         """Inverse variances with the kernel that was found, pixel clipping, and the systematic term."""
         half = self.images.basis.half
-        self.variances = [
-            stamp.target_variance + _inner(convolve(stamp.source_variance, kernel**2), half)
-            for stamp, kernel in zip(self.stamps, self.kernels, strict=True)]
+        convolved = [_inner(convolve(stamp.source_variance, kernel**2), half)
+                     for stamp, kernel in zip(self.stamps, self.kernels, strict=True)]
+        variances = [stamp.target_variance + v for stamp, v in zip(self.stamps, convolved, strict=True)]
+        self.source_variances = [v / (kernel**2).sum() for v, kernel in zip(convolved, self.kernels, strict=True)]
         core = [stamp.usable & stamp.core for stamp in self.stamps]
         self.systematic = systematic_fraction(
             *(np.concatenate([plane[c] for plane, c in zip(planes, core, strict=True)])
-              for planes in (self.residuals, self.variances, self.signals)))
-        totals = [v + (self.systematic * s) ** 2 for v, s in zip(self.variances, self.signals, strict=True)]
+              for planes in (self.residuals, variances, self.signals)))
+        totals = [v + (self.systematic * s) ** 2 for v, s in zip(variances, self.signals, strict=True)]
         good = [stamp.usable for stamp in self.stamps]
         if clip_pixels:
             good = [g & (r * r <= self.options.pixel_clip**2 * t)
                     for g, r, t in zip(good, self.residuals, totals, strict=True)]
         self.chi2 = np.array([np.mean((r * r / t)[c]) if c.any() else np.inf
                               for r, t, c in zip(self.residuals, totals, core, strict=True)])
-        self.weights = [np.where(g, 1 / t, 0.0) for g, t in zip(good, totals, strict=True)]
-        self.sums = map_bands(lambda k: _sums(self.stamps[k], self.weights[k]), range(len(self.stamps)))
+        self.weights = [_inverse(t, g) for g, t in zip(good, totals, strict=True)]
+        self.sum_up()
 
     def drop_bad(self) -> int:
         """Drop stamps with a chi2 far above the others', and bring in the next ones of their cells."""
@@ -250,18 +269,15 @@ class _Fitter:
             queue = self.waiting[self.cell_of[id(star)]]
             if queue:
                 newcomers.append(queue.pop(0))
-        keep = np.flatnonzero(~bad)
-        fresh = self._load(newcomers)
-        half = self.images.basis.half
-        kernel = self.kernels.mean(axis=0)
-        for name in ("stamps", "variances", "weights", "sums"):
-            setattr(self, name, [getattr(self, name)[k] for k in keep])
-        for stamp in fresh:
-            variance = stamp.target_variance + _inner(convolve(stamp.source_variance, kernel**2), half)
+        half, kernel = self.images.basis.half, self.kernels.mean(axis=0)
+        for name in ("stamps", "source_variances", "weights"):
+            setattr(self, name, [getattr(self, name)[k] for k in np.flatnonzero(~bad)])
+        for stamp in self._load(newcomers):
+            variance = _inner(convolve(stamp.source_variance, kernel**2), half)
             self.stamps.append(stamp)
-            self.variances.append(variance)
-            self.weights.append(np.where(stamp.usable, 1 / variance, 0.0))
-            self.sums.append(_sums(stamp, self.weights[-1]))
+            self.source_variances.append(variance / (kernel**2).sum())
+            self.weights.append(_inverse(stamp.target_variance + variance, stamp.usable))
+        self.sum_up()
         return int(bad.sum())
 
 
@@ -296,7 +312,7 @@ def fit_kernel(images: FitInput, cells: list[list[Candidate]], options: AlardLup
     coefficients, background = fitter.model.unpack(fitter.solution)
     kernel = SpatialKernel(images.basis, coefficients, images.centre, images.scale)
     return KernelFit(kernel, background, fitter.model.background_order, [stamp.star for stamp in fitter.stamps], fitter.chi2,
-                     fitter.rejected, fitter.systematic)
+                     fitter.rejected, fitter.systematic, images.border)
 
 
 def systematic_fraction(residual: Float64Array, variance: Float64Array, model: Float64Array) -> float:
@@ -322,12 +338,26 @@ def systematic_fraction(residual: Float64Array, variance: Float64Array, model: F
     return high
 
 
-def _sums(stamp: Stamp, weight: Float64Array) -> Sums:
+def _sums(stamp: Stamp, weight: Float64Array) -> tuple[Float64Array, Float64Array, float]:
+    """Return sum w f f^T, sum w f I and sum w I^2 of a stamp."""
     used = weight > 0
     design, target, weight = stamp.design[:, used], stamp.target[used], weight[used]
     weighted = design * weight
-    return Sums(weighted @ design.T, weighted @ target, float(weight @ (target * target)), int(used.sum()))
+    return weighted @ design.T, weighted @ target, float(weight @ (target * target))
+
+
+def _noise_gram(images: Float64Array, correlation: float, n_background: int) -> Float64Array:
+    """Return the covariance of the basis images of noise of variance 1, zero for the background's monomials."""
+    smoothing = smoothing_kernel(correlation)
+    seen = np.array([convolve2d(image, smoothing) for image in images]).reshape(len(images), -1)
+    gram = np.zeros((len(images) + n_background,) * 2)
+    gram[: len(images), : len(images)] = seen @ seen.T / (smoothing**2).sum()
+    return gram
 
 
 def _inner(plane: FloatArray, border: int) -> Float64Array:
     return plane[border:-border, border:-border].astype(np.float64).ravel()
+
+
+def _inverse(variance: Float64Array, good: BoolArray) -> Float64Array:
+    return np.divide(1.0, variance, out=np.zeros_like(variance), where=good)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.linalg
 
 from skyloom.convolution import exponents
@@ -12,6 +14,7 @@ from skyloom.subtraction.basis import Float64Array
 
 _SMALLEST_RCOND = 1e-13  # below, the Cholesky solution has no correct digits left and directions are cut off
 _CUT_RCOND = 1e-11
+_DEBIASING = 8  # iterations: leaves (N / (S + N))^8 of the bias, 1e-7 where noise adds an eighth to the matrix
 
 
 @dataclass(frozen=True)
@@ -56,73 +59,121 @@ class Model:
         return coefficients, background
 
 
-def assemble(
-    model: Model, terms: Float64Array, grams: Float64Array, moments: Float64Array
-) -> tuple[Float64Array, Float64Array]:
-    """Sum the stamps' normal equations.
+@dataclass(frozen=True, eq=False)
+class StampSums:
+    """What the normal equations need of the stamps.
 
-    With the design row of stamp s being its convolved basis images times the monomials phi_s of its position, the blocks
-    are sum_s (phi_s phi_s^T) (x) G_s: the polynomials are taken at the stamp's star, which carries its signal.
+    With the design f of a stamp (basis images convolved with the source, then background monomials), the target I and the
+    weights w, sums run over the stamp's pixels.
+
+    Parameters
+    ----------
+    grams : ndarray, shape (n_stamps, m, m)
+        sum w f f^T.
+    moments : ndarray, shape (n_stamps, m)
+        sum w f I.
+    squares : ndarray, shape (n_stamps,)
+        sum w I^2.
+    noise : ndarray, shape (n_stamps,)
+        sum w v, v the variance of a pixel of the source.
+    noise_gram : ndarray, shape (m, m)
+        Products of the basis images as the source's noise sees them: the noise adds noise * noise_gram to a gram.
+    """
+
+    grams: Float64Array
+    moments: Float64Array
+    squares: Float64Array
+    noise: Float64Array
+    noise_gram: Float64Array
+
+    def __getitem__(self, which: npt.NDArray[np.bool_]) -> StampSums:
+        return StampSums(self.grams[which], self.moments[which], self.squares[which], self.noise[which], self.noise_gram)
+
+
+def normal_matrix(model: Model, terms: Float64Array, grams: Float64Array) -> Float64Array:
+    """Sum the stamps' matrices.
+
+    The design row of stamp s is f times the monomials phi_s of its position, so that the blocks are
+    sum_s (phi_s phi_s^T) (x) G_s: the polynomials are taken at the stamp's star, which carries its signal.
 
     Parameters
     ----------
     terms : ndarray, shape (n_stamps, n_terms)
+        Monomials of `model.spatial_order` at each stamp.
     grams : ndarray, shape (n_stamps, m, m)
-        G_s = sum over pixels of w f f^T, f the basis images and background monomials.
-    moments : ndarray, shape (n_stamps, m)
-        sum over pixels of w f I.
-
-    Returns
-    -------
-    matrix, vector : ndarray
-        Of the normal equations.
     """
     blocks = model.blocks(terms)
-    n_stamps = len(terms)
-    rows, vector = [], []
+    full: list[list[Float64Array]] = [[] for _ in blocks]
     for i, (index_i, phi_i) in enumerate(blocks):
-        vector.append((moments[:, index_i].T @ phi_i).ravel())
-        row = []
+        full[i] += [full[j][i].T for j in range(i)]
         for index_j, phi_j in blocks[i:]:
-            gram = grams[:, index_i][:, :, index_j]
-            products = (phi_i[:, :, None] * phi_j[:, None, :]).reshape(n_stamps, -1)
-            block = (products.T @ gram.reshape(n_stamps, -1)).reshape(
-                phi_i.shape[1], phi_j.shape[1], len(index_i), len(index_j))
-            row.append(block.transpose(2, 0, 3, 1).reshape(len(index_i) * phi_i.shape[1], -1))
-        rows.append(row)
-    full = [[rows[i][j - i] if j >= i else rows[j][i - j].T for j in range(len(blocks))] for i in range(len(blocks))]
-    return np.block(full), np.concatenate(vector)
+            gram = grams[:, index_i][:, :, index_j].reshape(len(terms), -1)
+            products = (phi_i[:, :, None] * phi_j[:, None, :]).reshape(len(terms), -1)
+            block = (products.T @ gram).reshape(phi_i.shape[1], phi_j.shape[1], len(index_i), len(index_j))
+            full[i].append(block.transpose(2, 0, 3, 1).reshape(len(index_i) * phi_i.shape[1], -1))
+    return np.block(full)
 
 
-def solve(matrix: Float64Array, vector: Float64Array) -> Float64Array:
-    """Solve symmetric normal equations by Cholesky; directions that the data do not constrain are set to 0.
+def normal_vector(model: Model, terms: Float64Array, moments: Float64Array) -> Float64Array:
+    """Sum the stamps' right-hand sides, in the order of `normal_matrix`."""
+    return np.concatenate([(moments[:, index].T @ phi).ravel() for index, phi in model.blocks(terms)])
+
+
+class Factored:
+    """A symmetric matrix, ready to solve with: by Cholesky, without the directions that the data do not constrain.
 
     The matrix is first scaled to a unit diagonal. When it is singular to working precision, its eigenvectors of the
-    smallest eigenvalues are left out of the solution.
+    smallest eigenvalues are left out of solutions.
     """
-    scale = np.sqrt(np.diagonal(matrix))
-    scale = np.where(scale > 0, scale, 1.0)
-    scaled = matrix / scale[:, None] / scale[None, :]
-    try:
-        factor = scipy.linalg.cho_factor(scaled, lower=False)
-        rcond = scipy.linalg.lapack.dpocon(factor[0], np.abs(scaled).sum(axis=0).max())[0]
-    except np.linalg.LinAlgError:
-        rcond = 0.0
-    if rcond > _SMALLEST_RCOND:
-        return scipy.linalg.cho_solve(factor, vector / scale) / scale
-    values, vectors = np.linalg.eigh(scaled)
-    kept = values > _CUT_RCOND * values[-1]
-    vectors = vectors[:, kept]
-    return (vectors @ ((vectors.T @ (vector / scale)) / values[kept])) / scale
+
+    def __init__(self, matrix: Float64Array) -> None:
+        scale = np.sqrt(np.diagonal(matrix))
+        self._scale = np.where(scale > 0, scale, 1.0)
+        scaled = matrix / self._scale[:, None] / self._scale[None, :]
+        self._cholesky: Any = None
+        try:
+            factor = scipy.linalg.cho_factor(scaled, lower=False)
+        except np.linalg.LinAlgError:
+            pass
+        else:
+            if scipy.linalg.lapack.dpocon(factor[0], np.abs(scaled).sum(axis=0).max())[0] > _SMALLEST_RCOND:
+                self._cholesky = factor
+        if self._cholesky is None:
+            values, vectors = np.linalg.eigh(scaled)
+            kept = values > _CUT_RCOND * values[-1]
+            self._half_inverse = vectors[:, kept] / np.sqrt(values[kept])
+
+    def solve(self, vector: Float64Array) -> Float64Array:
+        """Return the solution for one right-hand side."""
+        scaled = vector / self._scale
+        if self._cholesky is not None:
+            return scipy.linalg.cho_solve(self._cholesky, scaled) / self._scale
+        return (self._half_inverse @ (self._half_inverse.T @ scaled)) / self._scale
 
 
-def chi_squares(
-    model: Model, solution: Float64Array, terms: Float64Array, grams: Float64Array, moments: Float64Array,
-    squares: Float64Array
-) -> Float64Array:
-    """Return chi2 of each stamp, sum w (I - model)^2 = yy - 2 c.m + c.G.c, from its sums alone."""
+def solve(model: Model, terms: Float64Array, sums: StampSums) -> Float64Array:
+    """Solve the normal equations without the bias that noise in the convolved image brings.
+
+    The design holds the source with its noise, whose power N = noise * noise_gram adds to the matrix, A = S + N: plain
+    least squares would find a kernel that is too weak and too smooth, the more so where the source is the noisier image.
+    (A - N) c = b is solved by iterating A c' = b + N c: well measured directions converge to the unbiased solution, while
+    those without signal (S << N), in which A - N would be singular, stay damped.
+    """
+    matrix = Factored(normal_matrix(model, terms, sums.grams))
+    solution = matrix.solve(normal_vector(model, terms, sums.moments))
+    for _ in range(_DEBIASING):
+        local = local_coefficients(model, solution, terms)
+        moments = sums.moments + sums.noise[:, None] * (local @ sums.noise_gram)
+        solution = matrix.solve(normal_vector(model, terms, moments))
+    return solution
+
+
+def chi_squares(model: Model, solution: Float64Array, terms: Float64Array, sums: StampSums) -> Float64Array:
+    """Return chi2 of each stamp, sum w (I - model)^2, less what the source's noise adds to it: from the sums alone."""
     local = local_coefficients(model, solution, terms)
-    return squares - 2 * np.einsum("sm,sm->s", local, moments) + np.einsum("sm,smn,sn->s", local, grams, local, optimize=True)
+    grams = sums.grams - sums.noise[:, None, None] * sums.noise_gram
+    return (sums.squares - 2 * np.einsum("sm,sm->s", local, sums.moments)
+            + np.einsum("sm,smn,sn->s", local, grams, local, optimize=True))
 
 
 def local_coefficients(model: Model, solution: Float64Array, terms: Float64Array) -> Float64Array:

@@ -34,8 +34,9 @@ class AlardLuptonOptions:
     tiles : int, optional
         Cells along the longer side of the field; stamps are spread evenly over the cells. From the image's size if not
         given.
-    stamps_per_tile : int
-        So many stamps of each cell take part in the fit, the others wait as replacements.
+    stamps_per_tile : int, optional
+        So many stamps of each cell take part in the fit, the others wait as replacements. If not given, one, or more
+        when there are few cells.
     candidates_per_tile : int
         So many candidates of each cell are kept.
     min_stamps : int
@@ -67,8 +68,8 @@ class AlardLuptonOptions:
     gaussian_orders: tuple[int, ...] = (6, 4, 2)
     stamp_half_width: int | None = None
     tiles: int | None = None
-    stamps_per_tile: int = 1
-    candidates_per_tile: int = 4
+    stamps_per_tile: int | None = None
+    candidates_per_tile: int = 5
     min_stamps: int = 4
     min_snr: float = 20.0
     stamp_clip: float = 3.5

@@ -19,11 +19,10 @@ _FLAG_BAD = 4 | 8  # SExtractor's bits for saturated and truncated sources
 
 @dataclass(frozen=True)
 class Candidate:
-    """A star that may become a stamp: its middle pixel, its cell, its rank there and its signal-to-noise ratio."""
+    """A star that may become a stamp: its middle pixel (of the padded planes) and its signal-to-noise ratio."""
 
     x: int
     y: int
-    tile: int
     snr: float
 
 
@@ -38,7 +37,11 @@ class Planes:
     @property
     def shape(self) -> tuple[int, int]:
         """Shape, (ny, nx)."""
-        return self.data.shape  # type: ignore[return-value]
+        return self.data.shape
+
+    def padded(self, border: int) -> Planes:
+        """Return larger planes with a border of unusable pixels."""
+        return Planes(*(np.pad(plane, border) for plane in (self.data, self.variance, self.usable)))
 
 
 def find_sources(planes: Planes) -> Float64Array:
@@ -74,38 +77,31 @@ def cut(plane: npt.NDArray[Any], x: int, y: int, half: int) -> npt.NDArray[Any]:
 
 
 def find_candidates(
-    science: Planes, template: Planes, xy: Float64Array, *, half: int, core: int, reach: int, fwhm: float,
-    min_snr: float
-) -> tuple[list[tuple[int, int, float]], dict[str, int]]:
-    """Return (x, y, S/N) of the sources fit to be stamps, and how many were turned down for what reason.
+    science: Planes, template: Planes, xy: Float64Array, *, half: int, core: int, fwhm: float, min_snr: float
+) -> tuple[list[Candidate], dict[str, int]]:
+    """Return the sources fit to be stamps, and how many were turned down for what reason.
 
-    A stamp needs its box and the kernel's reach inside of the image, a core without unusable pixels in both images, at
-    least 3/4 of its box usable, to be the brightest thing in its core, and enough S/N in both images.
+    A stamp needs a core without unusable pixels in both images, half of its box usable, to be the brightest thing in its
+    core, and enough S/N in both images. The planes are padded with unusable pixels so that the box fits everywhere.
 
     Parameters
     ----------
-    half, core, reach : int
-        Half widths in pixels of the stamp, of its core, and of the stamp together with the kernel.
+    xy : ndarray, shape (N, 2)
+        Positions, brightest first.
+    half, core : int
+        Half widths in pixels of the stamp and of its core.
     fwhm : float
         Of the wider image, pixels.
     """
-    ny, nx = science.shape
-    counts = dict.fromkeys(("sources", "at the border", "unusable pixels", "not a peak", "low S/N"), 0)
+    counts = dict.fromkeys(("sources", "unusable pixels or border", "not a peak", "low S/N"), 0)
     counts["sources"] = len(xy)
     usable = science.usable & template.usable
-    bad_sum = np.pad(np.cumsum(np.cumsum(~usable, axis=0, dtype=np.int64), axis=1), ((1, 0), (1, 0)))
-
-    def bad_in_box(x: int, y: int, h: int) -> int:
-        return int(bad_sum[y + h + 1, x + h + 1] - bad_sum[y - h, x + h + 1] - bad_sum[y + h + 1, x - h]
-                   + bad_sum[y - h, x - h])
-
-    accepted: list[tuple[int, int, float]] = []
-    taken = np.zeros((ny, nx), bool)
+    taken = np.zeros(usable.shape, bool)
+    accepted: list[Candidate] = []
     for x, y in np.rint(xy).astype(int):
-        if not (reach <= x < nx - reach and reach <= y < ny - reach):
-            counts["at the border"] += 1
-        elif bad_in_box(x, y, core) or bad_in_box(x, y, half) > 0.25 * (2 * half + 1) ** 2:
-            counts["unusable pixels"] += 1
+        inside = half <= x < usable.shape[1] - half and half <= y < usable.shape[0] - half
+        if not inside or not cut(usable, x, y, core).all() or cut(usable, x, y, half).mean() < 0.5:
+            counts["unusable pixels or border"] += 1
         elif taken[y, x]:
             counts["not a peak"] += 1
         else:
@@ -114,7 +110,7 @@ def find_candidates(
                 counts["low S/N"] += 1
                 continue
             cut(taken, x, y, core)[...] = True
-            accepted.append((int(x), int(y), snr))
+            accepted.append(Candidate(int(x), int(y), snr))
     return accepted, counts
 
 
@@ -127,26 +123,21 @@ def _core_snr(planes: Planes, x: int, y: int, half: int, fwhm: float) -> float:
     return float((core - sky).sum() / np.sqrt(cut(planes.variance, x, y, small).sum()))
 
 
-def spread(
-    accepted: list[tuple[int, int, float]], shape: tuple[int, int], tiles: int, per_tile: int
-) -> list[list[Candidate]]:
+def spread(accepted: list[Candidate], shape: tuple[int, int], tiles: int, per_tile: int) -> list[list[Candidate]]:
     """Sort candidates into the cells of a grid, best first, `per_tile` at most in each; empty cells are left out.
 
     `tiles` counts the cells along the longer side.
     """
-    ny, nx = shape
-    side = max(ny, nx) / tiles
-    columns = int(np.ceil(nx / side))
-    cells: dict[int, list[Candidate]] = {}
-    for x, y, snr in sorted(accepted, key=lambda one: (-one[2], one[1], one[0])):
-        tile = int(y / side) * columns + int(x / side)
-        cell = cells.setdefault(tile, [])
+    side = max(shape) / tiles
+    cells: dict[tuple[int, int], list[Candidate]] = {}
+    for star in sorted(accepted, key=lambda one: (-one.snr, one.y, one.x)):
+        cell = cells.setdefault((int(star.y / side), int(star.x / side)), [])
         if len(cell) < per_tile:
-            cell.append(Candidate(x, y, tile, snr))
-    return [cells[tile] for tile in sorted(cells)]
+            cell.append(star)
+    return [cells[place] for place in sorted(cells)]
 
 
-def measure_fwhm(planes: Planes, positions: list[tuple[int, int, float]], half: int) -> float:
+def measure_fwhm(planes: Planes, stars: list[Candidate], half: int) -> float:
     """Return the median FWHM (pixels) of stars, from their Gaussian-weighted second moments.
 
     With a round weight of the star's own width s, a Gaussian star has the weighted second moment s^2 / 2 on each axis,
@@ -155,9 +146,9 @@ def measure_fwhm(planes: Planes, positions: list[tuple[int, int, float]], half: 
     axis = np.arange(-half, half + 1.0)
     r2 = axis[None, :] ** 2 + axis[:, None] ** 2
     widths = []
-    for x, y, _ in positions:
-        box = cut(planes.data, x, y, half).astype(np.float64)
-        usable = cut(planes.usable, x, y, half)
+    for star in stars:
+        box = cut(planes.data, star.x, star.y, half).astype(np.float64)
+        usable = cut(planes.usable, star.x, star.y, half)
         ring = usable & (r2 > (0.7 * half) ** 2)
         signal = np.where(usable, box - np.median(box[ring]) if ring.any() else box, 0.0)
         s2 = (0.25 * half) ** 2
