@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import convolve_oracle
 from scipy.signal import convolve2d
 
+from reference import convolve_oracle
 from skyloom.convolution import PolynomialKernel, convolve, convolve_varying, exponents, monomials, polynomial
 from skyloom.errors import InputError, ShapeError
 

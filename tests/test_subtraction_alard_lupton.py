@@ -2,8 +2,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-from simulate import simulate_pair
 
+from simulate import simulate_pair
 from skyloom.errors import NoUsableDataError, ShapeError, TooFewStampsError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.subtraction import AlardLuptonOptions, subtract

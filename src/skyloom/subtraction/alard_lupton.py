@@ -47,9 +47,9 @@ def subtract(
     """Match a template to a science image and subtract it.
 
     The image with the narrower stars, T, is convolved with a kernel K, a sum of Gaussians times polynomials whose
-    coefficients vary over the field, found by weighted least squares on stamps around stars: S = K * T + background. When
-    it is the science image that is convolved, the difference is divided by the kernel's sum, so that it always has the
-    science image's flux scale.
+    coefficients vary over the field, found by weighted least squares on stamps around stars: S = K * T + background.
+    When it is the science image that is convolved, the difference is divided by the kernel's sum, so that it always has
+    the science image's flux scale.
 
     Parameters
     ----------
@@ -78,8 +78,8 @@ def subtract(
     """
     options = options or AlardLuptonOptions()
     if science.shape != template.shape:
-        raise ShapeError(f"The science image has the shape {science.shape} and the template {template.shape}; they must be on "
-                         "the same grid. Resample the template first.", science=science.shape, template=template.shape)
+        raise ShapeError(f"The science image has the shape {science.shape} and the template {template.shape}; they must "
+                         "be on the same grid. Resample the template first.", science=science.shape, template=template.shape)
     science, template = _with_variance(science), _with_variance(template)
     if not (science.usable & template.usable).any():
         raise NoUsableDataError("No pixel is usable in both the science image and the template; check their masks and "
@@ -89,7 +89,8 @@ def subtract(
     fwhm = _seeing(planes, xy, science_fwhm, template_fwhm)
     convolved: Literal["template", "science"]
     if options.convolve == "auto":
-        convolved = "template" if fwhm["template"] <= fwhm["science"] else "science"
+        # when they are about equal the template, which is deeper as a rule
+        convolved = "template" if fwhm["template"] <= 1.03 * fwhm["science"] else "science"
     else:
         convolved = options.convolve
     with serial_blas():
@@ -225,11 +226,13 @@ def _difference(
 
     dtype = science.data.dtype
 
-    def clean(plane: npt.NDArray[Any]) -> FloatArray:
-        return np.where(usable, plane, 0).astype(dtype)
+    def clean(plane: FloatArray) -> FloatArray:
+        cleaned: FloatArray = np.where(usable, plane, 0).astype(dtype)
+        return cleaned
 
-    variance_science, variance_template = (clean(variance_still), clean(variance_moved)) if convolved == "template" else (
-        clean(variance_moved), clean(variance_still))
+    variance_science, variance_template = clean(variance_still), clean(variance_moved)
+    if convolved == "science":
+        variance_science, variance_template = variance_template, variance_science
     correlation = {"science": science.correlation, "template": template.correlation}
     correlation[convolved] /= gain
     return Subtraction(

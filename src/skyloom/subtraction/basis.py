@@ -19,8 +19,8 @@ class KernelBasis:
     """Basis functions B_0 .. B_n of the kernel.
 
     The functions span u^p v^q exp(-(u^2 + v^2) / (2 sigma_g^2)), p + q <= d_g. B_0, the first Gaussian, has the sum 1
-    and all others have the sum 0 (Alard 2000, section 2), so that the coefficient of B_0 is the kernel's sum. The zero-sum
-    functions are orthonormalised: the span is the same, and the normal equations are better conditioned.
+    and all others have the sum 0 (Alard 2000, section 2), so that the coefficient of B_0 is the kernel's sum. The
+    zero-sum functions are orthonormalised: the span is the same, and the normal equations are better conditioned.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ class KernelBasis:
         ny, nx = stamp.shape[0] - 2 * half, stamp.shape[1] - 2 * half
         along_x, index = np.unique(self.filters[:, 1], axis=0, return_inverse=True)
         # out[x] = sum_u f[u] in[x - u + half]: a band matrix for each filter
-        rows = np.einsum("yxu,fu->fyx", np.lib.stride_tricks.sliding_window_view(stamp, 2 * half + 1, axis=1)[:, :nx],
-                         along_x[:, ::-1], optimize=True)
+        windows = np.lib.stride_tricks.sliding_window_view(stamp.astype(np.float64), 2 * half + 1, axis=1)[:, :nx]
+        rows = np.tensordot(along_x[:, ::-1], windows, axes=(1, 2))
         columns = np.lib.stride_tricks.sliding_window_view(np.eye(ny + 2 * half), 2 * half + 1, axis=1)
         band = np.tensordot(self.filters[:, 0, ::-1], columns, axes=(1, 2))  # (n_raw, ny + 2 half, ny)
         raw = np.matmul(band.transpose(0, 2, 1), rows[index.reshape(-1)])

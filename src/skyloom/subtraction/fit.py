@@ -23,8 +23,10 @@ from skyloom.subtraction.stamps import Candidate, Planes, cut
 log = logging.getLogger("skyloom.subtraction")
 
 _AUTO_ORDERS = (0, 1, 2, 3)
-_STAMPS_PER_TERM = 3  # a polynomial term is only tried with so many stamps for each
+_STAMPS_PER_TERM = 2  # a polynomial term is only tried with so many stamps for each
 _FOLDS = 5
+_AS_GOOD = 0.01  # difference of chi2 per pixel that is none
+_VARIATION = 0.05  # prior: a coefficient varies over the field by so much of the kernel's norm
 _ENOUGH = 80  # with fewer cells than this, each cell gives more than one stamp
 
 
@@ -168,6 +170,7 @@ class _Fitter:
         self.stamps = self._load([star for cell in cells for star in cell[:per_tile]])
         self.rejected: list[Candidate] = []
         self.systematic = 0.0
+        self.stiffness = 0.0
         self._images = images.basis.images
         self._noise_gram = _noise_gram(self._images, images.correlation, len(exponents(self.max_background)))
         order = 0 if options.spatial_order == "auto" else options.spatial_order
@@ -191,7 +194,8 @@ class _Fitter:
         """Sum the normal equations of all stamps with their present weights."""
         parts = map_bands(lambda k: _sums(self.stamps[k], self.weights[k]), range(len(self.stamps)))
         noise = [w @ v for w, v in zip(self.weights, self.source_variances, strict=True)]
-        self.sums = StampSums(*(np.array(part) for part in zip(*parts, strict=True)), np.array(noise), self._noise_gram)
+        grams, moments, squares = (np.array(part) for part in zip(*parts, strict=True))
+        self.sums = StampSums(grams, moments, squares, np.array(noise), self._noise_gram)
 
     def need_enough(self) -> None:
         if len(self.stamps) < self.options.min_stamps:
@@ -202,13 +206,20 @@ class _Fitter:
                 n_stamps=len(self.stamps), n_rejected=len(self.rejected), needed=self.options.min_stamps)
 
     def choose_orders(self) -> None:
-        """Set the orders that are free to those that predict unseen stamps best."""
+        """Set the orders that are free to those that predict unseen stamps well.
+
+        The background gets the best one. The kernel gets the highest one that is about as good as the best: its prior
+        keeps needless terms small, and a held-out bright star asks for an extrapolation that the full fit does not make.
+        """
+        orders = [n for n in _AUTO_ORDERS if _STAMPS_PER_TERM * len(exponents(n)) <= len(self.stamps)] or [0]
         if self.options.background_order == "auto":
-            orders = [n for n in _AUTO_ORDERS if _STAMPS_PER_TERM * len(exponents(n)) <= len(self.stamps)] or [0]
-            self.model = min((replace(self.model, background_order=n) for n in orders), key=self._held_out_chi2)
+            models = [replace(self.model, background_order=n) for n in orders]
+            self.model = min(models, key=self._held_out_chi2)
         if self.options.spatial_order == "auto":
-            orders = [n for n in _AUTO_ORDERS if _STAMPS_PER_TERM * len(exponents(n)) <= len(self.stamps)] or [0]
-            self.model = min((replace(self.model, spatial_order=n) for n in orders), key=self._held_out_chi2)
+            models = [replace(self.model, spatial_order=n) for n in orders]
+            chi2 = np.array([self._held_out_chi2(model) for model in models])
+            n_pixels = sum(np.count_nonzero(weight) for weight in self.weights)
+            self.model = models[np.flatnonzero(chi2 <= chi2.min() + _AS_GOOD * n_pixels)[-1]]
 
     def _held_out_chi2(self, model: Model) -> float:
         """Sum of chi2 over stamps, each predicted from the other folds (k-fold cross-validation)."""
@@ -219,7 +230,7 @@ class _Fitter:
             out = folds == fold
             if out.all():
                 return 0.0
-            solution = solve(model, terms[~out], self.sums[~out])
+            solution = solve(model, terms[~out], self.sums[~out], self.stiffness)
             total += chi_squares(model, solution, terms[out], self.sums[out]).sum()
         log.debug("held-out chi2 of %s: %.6g", model, total)
         return total
@@ -227,12 +238,13 @@ class _Fitter:
     def solve(self) -> None:
         """Fit, and look at the residuals."""
         terms = self.terms(self.model.spatial_order)
-        self.solution = solve(self.model, terms, self.sums)
+        self.solution = solve(self.model, terms, self.sums, self.stiffness)
         local = local_coefficients(self.model, self.solution, terms)
         n = self.model.n_basis
         self.signals = [c[:n] @ stamp.design[:n] for c, stamp in zip(local, self.stamps, strict=True)]
         self.residuals = [stamp.target - c @ stamp.design for c, stamp in zip(local, self.stamps, strict=True)]
         self.kernels = np.tensordot(local[:, :n], self._images, axes=1)
+        self.stiffness = 1 / (_VARIATION**2 * np.mean(np.sum(self.kernels**2, axis=(1, 2))))
 
     def reweight(self, clip_pixels: bool) -> None:
         """Inverse variances with the kernel that was found, pixel clipping, and the systematic term."""

@@ -46,6 +46,13 @@ class Model:
         ones = np.ones((len(terms), 1))
         return [([0], terms if self.vary_sum else ones), (list(range(1, self.n_basis)), terms), (self.background_index, ones)]
 
+    def varying(self, n_terms: int) -> Float64Array:
+        """Return 1 for the unknowns that make a zero-sum function vary over the field, 0 for the others."""
+        rest = np.ones((self.n_basis - 1, n_terms))
+        rest[:, 0] = 0
+        first = np.zeros(n_terms if self.vary_sum else 1)
+        return np.concatenate([first, rest.ravel(), np.zeros(len(self.background_index))])
+
     def unpack(self, solution: Float64Array) -> tuple[Float64Array, Float64Array]:
         """Return coefficients (n_basis, n_terms) of the kernel and (n,) of the background, all `max_background_order` terms."""
         n_terms = len(exponents(self.spatial_order))
@@ -151,15 +158,21 @@ class Factored:
         return (self._half_inverse @ (self._half_inverse.T @ scaled)) / self._scale
 
 
-def solve(model: Model, terms: Float64Array, sums: StampSums) -> Float64Array:
+def solve(model: Model, terms: Float64Array, sums: StampSums, stiffness: float = 0.0) -> Float64Array:
     """Solve the normal equations without the bias that noise in the convolved image brings.
 
     The design holds the source with its noise, whose power N = noise * noise_gram adds to the matrix, A = S + N: plain
     least squares would find a kernel that is too weak and too smooth, the more so where the source is the noisier image.
     (A - N) c = b is solved by iterating A c' = b + N c: well measured directions converge to the unbiased solution, while
     those without signal (S << N), in which A - N would be singular, stay damped.
+
+    `stiffness` is added to the diagonal for each coefficient that makes a zero-sum function vary over the field: it is the
+    inverse variance of a Gaussian prior about 0. The variation that few stars do not measure is then left out, not made
+    up from noise.
     """
-    matrix = Factored(normal_matrix(model, terms, sums.grams))
+    normal = normal_matrix(model, terms, sums.grams)
+    normal[np.diag_indices_from(normal)] += stiffness * model.varying(terms.shape[1])
+    matrix = Factored(normal)
     solution = matrix.solve(normal_vector(model, terms, sums.moments))
     for _ in range(_DEBIASING):
         local = local_coefficients(model, solution, terms)

@@ -18,10 +18,11 @@ class AlardLuptonOptions:
     convolve : {'auto', 'template', 'science'}
         Which image to convolve; 'auto' takes the one with the narrower stars.
     spatial_order : 'auto' or int
-        Order of the polynomial with which the kernel varies over the field, 0 to 4; 'auto' is the one of 0 to 3 that predicts
-        stamps best that the fit has not seen.
+        Order of the polynomial with which the kernel varies over the field, 0 to 4; 'auto' is the highest of 0 to 3
+        that predicts stamps well that the fit has not seen.
     background_order : 'auto' or int
-        Order of the polynomial of the differential background, 0 to 4; 'auto' as above.
+        Order of the polynomial of the differential background, 0 to 4; 'auto' is the one of 0 to 3 that
+        predicts best.
     vary_kernel_sum : bool
         Let the kernel's sum (the flux ratio of the two images) vary over the field like the rest of the kernel.
     kernel_half_width : int, optional

@@ -41,7 +41,7 @@ class Planes:
 
     def padded(self, border: int) -> Planes:
         """Return larger planes with a border of unusable pixels."""
-        return Planes(*(np.pad(plane, border) for plane in (self.data, self.variance, self.usable)))
+        return Planes(np.pad(self.data, border), np.pad(self.variance, border), np.pad(self.usable, border))
 
 
 def find_sources(planes: Planes) -> Float64Array:
