@@ -25,12 +25,15 @@ def make_case(seed, shape, half, order, bad=0.05):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31), ny=st.integers(1, 12), nx=st.integers(1, 40), hy=st.integers(0, 2), hx=st.integers(0, 2),
-       order=st.integers(0, 4))
-def test_varying_kernel_is_the_sum_over_pixels(seed, ny, nx, hy, hx, order):
-    data, variance, usable, kernel = make_case(seed, (ny, nx), (hy, hx), order)
-    out, _, lost, kept = convolve_oracle.convolve_varying(
-        data, variance, usable, kernel.planes, order, kernel.centre, kernel.scale)
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 40)),
+    half=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    order=st.integers(0, 4),
+)
+def test_varying_kernel_is_the_sum_over_pixels(seed, shape, half, order):
+    data, variance, usable, kernel = make_case(seed, shape, half, order)
+    out, _, lost, kept = convolve_oracle.convolve_varying(data, variance, usable, kernel)
     found = convolve_varying(data, kernel, variance, usable)
     hopeless = kept < 0.1
     # float32: each of the <= 25 products and 5 terms of the polynomial rounds to EPS of sum |K d| < 25 * 2 * 4
@@ -43,11 +46,10 @@ def test_varying_kernel_is_the_sum_over_pixels(seed, ny, nx, hy, hx, order):
 
 
 def test_variance_is_convolved_with_the_squared_kernel():
-    # K^2 is expanded to first order over 16 columns each way: off by t^2 (K'^2 + K K'') with t = 16 / 200, and K' and K''
-    # below 0.2 K for these planes
+    # K^2 is expanded to first order over 16 columns each way: off by t^2 (K'^2 + K K'') with t = 16 / 200, and K' and
+    # K'' below 0.2 K for these planes
     data, variance, usable, kernel = make_case(3, (9, 400), (1, 2), 2)
-    _, expected, _, kept = convolve_oracle.convolve_varying(
-        data, variance, usable, kernel.planes, 2, kernel.centre, kernel.scale)
+    _, expected, _, kept = convolve_oracle.convolve_varying(data, variance, usable, kernel)
     found = convolve_varying(data, kernel, variance, usable).variance
     np.testing.assert_allclose(found, expected / kept**2, rtol=(16 / 200) ** 2 * 0.24)
 
@@ -56,8 +58,7 @@ def test_variance_is_convolved_with_the_squared_kernel():
 @given(seed=st.integers(0, 2**31), ny=st.integers(1, 12), nx=st.integers(1, 40))
 def test_fixed_kernel_has_exact_variance_and_lost_weight(seed, ny, nx):
     data, variance, usable, kernel = make_case(seed, (ny, nx), (2, 1), 0, bad=0.3)
-    _, expected, lost, kept = convolve_oracle.convolve_varying(
-        data, variance, usable, kernel.planes, 0, kernel.centre, kernel.scale)
+    _, expected, lost, kept = convolve_oracle.convolve_varying(data, variance, usable, kernel)
     found = convolve_varying(data, kernel, variance, usable)
     good = kept > 0.11
     np.testing.assert_allclose(found.variance[good], (expected / np.where(good, kept, 1) ** 2)[good], rtol=50 * EPS)
@@ -69,8 +70,10 @@ def test_unusable_pixels_contribute_nothing_whatever_they_hold():
     poisoned_data, poisoned_variance = data.copy(), variance.copy()
     poisoned_data[~usable] = np.nan
     poisoned_variance[~usable] = np.inf
-    clean, poisoned = convolve_varying(data, kernel, variance, usable), convolve_varying(
-        poisoned_data, kernel, poisoned_variance, usable)
+    clean, poisoned = (
+        convolve_varying(data, kernel, variance, usable),
+        convolve_varying(poisoned_data, kernel, poisoned_variance, usable),
+    )
     for plane in ("data", "variance", "lost"):
         np.testing.assert_array_equal(getattr(clean, plane), getattr(poisoned, plane))
         assert np.isfinite(getattr(poisoned, plane)).all()
@@ -113,8 +116,11 @@ def test_plain_convolution(dtype, side):
     assert found.dtype == dtype
     # rounding of side^2 products; the FFT spreads it over the image
     np.testing.assert_allclose(found, expected, atol=side**2 * 10 * np.finfo(dtype).eps)
-    np.testing.assert_allclose(convolve(image, kernel), convolve2d(image.astype(float), kernel, mode="same"),
-                               atol=side**2 * 10 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        convolve(image, kernel),
+        convolve2d(image.astype(float), kernel, mode="same"),
+        atol=side**2 * 10 * np.finfo(dtype).eps,
+    )
 
 
 def test_inputs_may_be_views_and_are_not_changed():

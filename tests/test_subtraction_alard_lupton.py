@@ -39,7 +39,8 @@ def test_difference_scatters_as_its_variance_says():
     quiet = ~discs(result.image.shape, truth.transients, 15)
     near = discs(result.image.shape, truth.stars, 3, 2e4)
     mean, std, n = scatter(result, quiet & ~discs(result.image.shape, truth.stars, 20))
-    # the relative error of a scatter of n independent pixels is 1 / sqrt(2 n); 4 times that, and 1 % for the systematics
+    # the relative error of a scatter of n independent pixels is 1 / sqrt(2 n); 4 times that, and 1 % for the
+    # systematics
     assert abs(std - 1) < 0.01 + 4 / np.sqrt(2 * n)
     assert abs(mean) < 0.05
     _, std, n = scatter(result, quiet & near)
@@ -131,7 +132,9 @@ def test_unusable_pixels_stay_local():
     noise = np.sqrt(np.median(expected.variance[ok]))
     assert np.percentile(np.abs(damaged.image - expected.image)[ok], 99.9) < 1.5 * noise
     assert np.abs(damaged.image - expected.image)[ok].max() < 8 * noise
-    assert (damaged.mask[105:135, 205:235] & (MaskBit.NO_DATA | MaskBit.TEMPLATE) == MaskBit.NO_DATA | MaskBit.TEMPLATE).all()
+    assert (
+        damaged.mask[105:135, 205:235] & (MaskBit.NO_DATA | MaskBit.TEMPLATE) == MaskBit.NO_DATA | MaskBit.TEMPLATE
+    ).all()
     assert damaged.mask[300, 300] & (MaskBit.COSMIC_RAY | MaskBit.TEMPLATE) == MaskBit.COSMIC_RAY | MaskBit.TEMPLATE
     assert damaged.mask[55, 410] & MaskBit.SATURATED
     assert (damaged.mask[250, 100:150] & (MaskBit.BAD | MaskBit.TEMPLATE) == MaskBit.BAD).all()
@@ -172,8 +175,14 @@ def test_no_common_pixel_and_other_shapes_are_errors():
 
 def test_sources_and_fixed_orders_are_taken():
     stars = pair().stars[pair().stars["flux"] > 5e3]
-    result = subtract(pair().science, pair().template, AlardLuptonOptions(spatial_order=1, background_order=2),
-                      sources=stars, science_fwhm=4.2, template_fwhm=3.0)
+    result = subtract(
+        pair().science,
+        pair().template,
+        AlardLuptonOptions(spatial_order=1, background_order=2),
+        sources=stars,
+        science_fwhm=4.2,
+        template_fwhm=3.0,
+    )
     assert (result.statistics["spatial_order"], result.statistics["background_order"]) == (1, 2)
     assert result.statistics["n_sources"] == len(stars)
     distance = np.hypot(result.stamps["x"][:, None] - stars["x"], result.stamps["y"][:, None] - stars["y"]).min(axis=1)

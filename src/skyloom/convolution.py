@@ -54,8 +54,11 @@ class PolynomialKernel:
         shape = self.planes.shape
         orders = [n for n in range(MAX_ORDER + 1) if (n + 1) * (n + 2) // 2 == shape[0]]
         if len(shape) != 3 or not orders or shape[1] % 2 == 0 or shape[2] % 2 == 0:
-            raise ShapeError(f"The planes of a varying kernel have the shape {shape}; (terms, odd, odd) is needed, with "
-                             f"1, 3, 6, 10 or 15 terms for the orders 0 to {MAX_ORDER}.", shape=shape)
+            raise ShapeError(
+                f"The planes of a varying kernel have the shape {shape}; (terms, odd, odd) is needed, with "
+                f"1, 3, 6, 10 or 15 terms for the orders 0 to {MAX_ORDER}.",
+                shape=shape,
+            )
 
     @property
     def order(self) -> int:
@@ -162,8 +165,11 @@ def convolve_varying(
         usable = np.ones(data.shape, bool)
     for what, plane in (("variance", variance), ("usable", usable)):
         if plane is not None and plane.shape != data.shape:
-            raise ShapeError(f"The {what} has the shape {plane.shape}, but the data have {data.shape}; they must be "
-                             "the same.", found=plane.shape, needed=data.shape)
+            raise ShapeError(
+                f"The {what} has the shape {plane.shape}, but the data have {data.shape}; they must be the same.",
+                found=plane.shape,
+                needed=data.shape,
+            )
     out, out_variance, lost, kept = _run(data, kernel, variance, usable)
     assert lost is not None
     assert kept is not None
@@ -206,8 +212,11 @@ def convolve(image: FloatArray, kernel: npt.ArrayLike, usable: BoolArray | None 
     if not np.isfinite(kernel).all():
         raise InputError("The kernel holds NaN or infinite values; it must be finite.")
     if usable is not None and usable.shape != image.shape:
-        raise ShapeError(f"usable has the shape {usable.shape}, but the image has {image.shape}; they must be the same.",
-                         found=usable.shape, needed=image.shape)
+        raise ShapeError(
+            f"usable has the shape {usable.shape}, but the image has {image.shape}; they must be the same.",
+            found=usable.shape,
+            needed=image.shape,
+        )
     if image.dtype == np.float64 or kernel.size > _DIRECT_TAPS:
         masked = image if usable is None else np.where(usable, image, image.dtype.type(0))
         return oaconvolve(masked, kernel.astype(image.dtype, copy=False), mode="same")
@@ -240,8 +249,21 @@ def _run(
     flipped = np.ascontiguousarray(kernel.planes[:, ::-1, ::-1], np.float64)
 
     def band(rows: tuple[int, int]) -> None:
-        _kernels.convolve_varying(padded_data, padded_variance, padded_usable, flipped, kernel.order, kernel.centre,
-                                  kernel.scale, out, out_variance, lost, kept, nx, rows)
+        _kernels.convolve_varying(
+            padded_data,
+            padded_variance,
+            padded_usable,
+            flipped,
+            kernel.order,
+            kernel.centre,
+            kernel.scale,
+            out,
+            out_variance,
+            lost,
+            kept,
+            nx,
+            rows,
+        )
 
     map_bands(band, row_bands(ny))
     return tuple(None if plane is None else plane[:, :nx] for plane in (out, out_variance, lost, kept))  # type: ignore[return-value]

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def kernel_at(planes, order, centre, scale, x, y):
+def kernel_at(planes, order, centre, scale, *, x, y):
     """sum_{i + j <= order} X^i Y^j P_ij"""
     X, Y = (x - centre[0]) / scale[0], (y - centre[1]) / scale[1]
     kernel, term = np.zeros(planes.shape[1:]), 0
@@ -14,14 +14,15 @@ def kernel_at(planes, order, centre, scale, x, y):
     return kernel
 
 
-def convolve_varying(data, variance, usable, planes, order, centre, scale):
+def convolve_varying(data, variance, usable, kernel):
     """Return data, variance, the lost share of |K| and the kept share of K; no renormalisation."""
+    planes, order, centre, scale = kernel.planes, kernel.order, kernel.centre, kernel.scale
     ny, nx = data.shape
     ky, kx = planes.shape[1:]
     out, out_variance, lost, kept = (np.zeros((ny, nx)) for _ in range(4))
     for y in range(ny):
         for x in range(nx):
-            kernel = kernel_at(planes, order, centre, scale, x, y)
+            kernel = kernel_at(planes, order, centre, scale, x=x, y=y)
             seen = np.zeros((ky, kx))
             for v in range(ky):
                 for u in range(kx):

@@ -35,6 +35,7 @@ log = logging.getLogger("skyloom.subtraction")
 
 _WEIGHT_BOX = 5  # pixels over which variances are averaged before they become weights
 
+
 def subtract(
     science: Exposure,
     template: Exposure,
@@ -58,8 +59,8 @@ def subtract(
     options : AlardLuptonOptions, optional
         All choices.
     sources : Table, optional
-        Stars on the science image (columns x, y and, if there, flux and flag) from which to choose stamps; detected if not
-        given.
+        Stars on the science image (columns x, y and, if there, flux and flag) from which to choose stamps; detected
+        if not given.
     science_fwhm, template_fwhm : float, optional
         Seeing in pixels; measured if not given.
 
@@ -78,12 +79,17 @@ def subtract(
     """
     options = options or AlardLuptonOptions()
     if science.shape != template.shape:
-        raise ShapeError(f"The science image has the shape {science.shape} and the template {template.shape}; they must "
-                         "be on the same grid. Resample the template first.", science=science.shape, template=template.shape)
+        raise ShapeError(
+            f"The science image has the shape {science.shape} and the template {template.shape}; they must "
+            "be on the same grid. Resample the template first.",
+            science=science.shape,
+            template=template.shape,
+        )
     science, template = _with_variance(science), _with_variance(template)
     if not (science.usable & template.usable).any():
-        raise NoUsableDataError("No pixel is usable in both the science image and the template; check their masks and "
-                                "that they overlap.")
+        raise NoUsableDataError(
+            "No pixel is usable in both the science image and the template; check their masks and that they overlap."
+        )
     planes = {"science": _planes(science), "template": _planes(template)}
     xy = find_sources(planes["science"]) if sources is None else source_positions(sources)
     fwhm = _seeing(planes, xy, science_fwhm, template_fwhm)
@@ -114,8 +120,11 @@ def _planes(exposure: Exposure) -> Planes:
     assert exposure.variance is not None
     usable = exposure.usable
     pedestal = _pedestal(exposure)
-    return Planes(np.where(usable, exposure.data - exposure.data.dtype.type(pedestal), exposure.data.dtype.type(0)),
-                  exposure.variance, usable)
+    return Planes(
+        np.where(usable, exposure.data - exposure.data.dtype.type(pedestal), exposure.data.dtype.type(0)),
+        exposure.variance,
+        usable,
+    )
 
 
 def _pedestal(exposure: Exposure) -> float:
@@ -123,16 +132,18 @@ def _pedestal(exposure: Exposure) -> float:
     return float(np.median(exposure.data[usable])) if usable.any() else 0.0
 
 
-def _seeing(planes: dict[str, Planes], xy: npt.NDArray[np.float64], science_fwhm: float | None,
-            template_fwhm: float | None) -> dict[str, float]:
+def _seeing(
+    planes: dict[str, Planes], xy: npt.NDArray[np.float64], science_fwhm: float | None, template_fwhm: float | None
+) -> dict[str, float]:
     """Return the FWHM of both images; those not given are measured, on the same stars."""
     given = {"science": science_fwhm, "template": template_fwhm}
     if None not in given.values():
         return given  # type: ignore[return-value]
     half = 12
     padded = {name: image.padded(half) for name, image in planes.items()}
-    stars, counts = find_candidates(padded["science"], padded["template"], xy + half, half=half, core=4, fwhm=3.0,
-                                    min_snr=20.0)
+    stars, counts = find_candidates(
+        padded["science"], padded["template"], xy + half, half=half, core=4, fwhm=3.0, min_snr=20.0
+    )
     if not stars:
         raise _too_few("No source is good enough to measure the seeing", counts, 1)
     stars = sorted(stars, key=lambda star: -star.snr)[:100]
@@ -141,8 +152,12 @@ def _seeing(planes: dict[str, Planes], xy: npt.NDArray[np.float64], science_fwhm
 
 def _too_few(what: str, counts: dict[str, int], needed: int) -> TooFewStampsError:
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if reason != "sources")
-    return TooFewStampsError(f"{what}: of {counts['sources']} sources, {why}; at least {needed} stamps are needed. Give a deeper "
-                             "source list with sources=, or lower min_snr or min_stamps.", needed=needed, **counts)
+    return TooFewStampsError(
+        f"{what}: of {counts['sources']} sources, {why}; at least {needed} stamps are needed. Give a deeper "
+        "source list with sources=, or lower min_snr or min_stamps.",
+        needed=needed,
+        **counts,
+    )
 
 
 def _fit(
@@ -169,8 +184,9 @@ def _fit(
     # the middle half of the kernel holds nearly all of its weight
     untouched = ~dilate(~source.usable, (kernel_half + 1) // 2)
     images = FitInput(target, replace(source, usable=untouched), basis, half, core, border, correlation)
-    accepted, counts = find_candidates(images.target, images.source, xy + border, half=half, core=core, fwhm=wide,
-                                       min_snr=options.min_snr)
+    accepted, counts = find_candidates(
+        images.target, images.source, xy + border, half=half, core=core, fwhm=wide, min_snr=options.min_snr
+    )
     if len(accepted) < options.min_stamps:
         raise _too_few(f"Only {len(accepted)} sources are good enough for stamps", counts, options.min_stamps)
     tiles = options.tiles or int(np.clip(max(images.shape) / (2 * half + 1) / 1.5, 1, 12))
@@ -181,8 +197,8 @@ def _fit(
 def _weighing(planes: Planes) -> Planes:
     """Return planes whose variance is averaged over some pixels.
 
-    A variance that was computed from the pixel's own counts goes up and down with them, and its inverse as a weight would
-    pull every fit below the mean.
+    A variance that was computed from the pixel's own counts goes up and down with them, and its inverse as a weight
+    would pull every fit below the mean.
     """
     seen = planes.usable.astype(np.float32)
     weight = ndimage.uniform_filter(seen, _WEIGHT_BOX, mode="constant")
@@ -217,8 +233,10 @@ def _difference(
     mask = combine_masks(spread, still.mask, convolved)
     usable = (mask & np.uint32(UNUSABLE)) == 0
     if not usable.any():
-        raise NoUsableDataError("No pixel of the difference is usable: the images overlap in too small a part, or the "
-                                f"kernel (half width {fit.kernel.half} pixels) reaches a masked pixel everywhere.")
+        raise NoUsableDataError(
+            "No pixel of the difference is usable: the images overlap in too small a part, or the "
+            f"kernel (half width {fit.kernel.half} pixels) reaches a masked pixel everywhere."
+        )
     if convolved == "science":
         total = fit.kernel.sum_at(x, y)
         image, matched, level = -image / total, matched / total, level / total
@@ -227,8 +245,7 @@ def _difference(
     dtype = science.data.dtype
 
     def clean(plane: FloatArray) -> FloatArray:
-        cleaned: FloatArray = np.where(usable, plane, 0).astype(dtype)
-        return cleaned
+        return np.where(usable, plane, 0).astype(dtype)  # type: ignore[return-value]  # numpy's stubs lose the type
 
     variance_science, variance_template = clean(variance_still), clean(variance_moved)
     if convolved == "science":
@@ -236,10 +253,19 @@ def _difference(
     correlation = {"science": science.correlation, "template": template.correlation}
     correlation[convolved] /= gain
     return Subtraction(
-        image=clean(image), variance=variance_science + variance_template, variance_science=variance_science,
-        variance_template=variance_template, mask=mask, matched=matched.astype(dtype), kernel=fit.kernel,
-        background=level.astype(dtype), convolved=convolved, stamps=_table(fit),
-        correlation_science=correlation["science"], correlation_template=correlation["template"])
+        image=clean(image),
+        variance=variance_science + variance_template,
+        variance_science=variance_science,
+        variance_template=variance_template,
+        mask=mask,
+        matched=matched.astype(dtype),
+        kernel=fit.kernel,
+        background=level.astype(dtype),
+        convolved=convolved,
+        stamps=_table(fit),
+        correlation_science=correlation["science"],
+        correlation_template=correlation["template"],
+    )
 
 
 def _noise_statistics(result: Subtraction) -> dict[str, float]:
@@ -263,10 +289,17 @@ def _noise_statistics(result: Subtraction) -> dict[str, float]:
 def _describe(fit: KernelFit, counts: dict[str, int], fwhm: dict[str, float]) -> dict[str, Any]:
     sums = fit.kernel.sum_at(*fit.positions(fit.stars).T)
     return {
-        "n_sources": counts["sources"], "n_stamps": len(fit.stars), "n_stamps_rejected": len(fit.rejected),
-        "chi2": float(np.median(fit.chi2)), "kernel_sum": float(np.mean(sums)), "kernel_sum_scatter": float(np.std(sums)),
-        "spatial_order": fit.kernel.order, "background_order": fit.background_order,
-        "kernel_half_width": fit.kernel.half, "science_fwhm": fwhm["science"], "template_fwhm": fwhm["template"],
+        "n_sources": counts["sources"],
+        "n_stamps": len(fit.stars),
+        "n_stamps_rejected": len(fit.rejected),
+        "chi2": float(np.median(fit.chi2)),
+        "kernel_sum": float(np.mean(sums)),
+        "kernel_sum_scatter": float(np.std(sums)),
+        "spatial_order": fit.kernel.order,
+        "background_order": fit.background_order,
+        "kernel_half_width": fit.kernel.half,
+        "science_fwhm": fwhm["science"],
+        "template_fwhm": fwhm["template"],
         "stamp_systematic_fraction": fit.systematic,
     }
 
@@ -274,9 +307,12 @@ def _describe(fit: KernelFit, counts: dict[str, int], fwhm: dict[str, float]) ->
 def _table(fit: KernelFit) -> Table:
     stars = fit.stars + fit.rejected
     xy = fit.positions(stars)
-    return Table({
-        "x": xy[:, 0], "y": xy[:, 1],
-        "snr": np.array([star.snr for star in stars]),
-        "chi2": np.concatenate([fit.chi2, np.full(len(fit.rejected), np.nan)]),
-        "used": np.arange(len(stars)) < len(fit.stars),
-    })
+    return Table(
+        {
+            "x": xy[:, 0],
+            "y": xy[:, 1],
+            "snr": np.array([star.snr for star in stars]),
+            "chi2": np.concatenate([fit.chi2, np.full(len(fit.rejected), np.nan)]),
+            "used": np.arange(len(stars)) < len(fit.stars),
+        }
+    )

@@ -78,8 +78,11 @@ def gaussian_basis(sigmas: tuple[float, ...], orders: tuple[int, ...], half: int
     for sigma, order in zip(sigmas, orders, strict=True):
         gauss = np.exp(-0.5 * (axis / sigma) ** 2)
         gauss /= gauss.sum()
-        filters += [((axis / sigma) ** q * gauss, (axis / sigma) ** p * gauss)
-                    for p in range(order + 1) for q in range(order + 1 - p)]
+        filters += [
+            ((axis / sigma) ** q * gauss, (axis / sigma) ** p * gauss)
+            for p in range(order + 1)
+            for q in range(order + 1 - p)
+        ]
     raw_filters = np.array(filters)
     raw = raw_filters[:, 0, :, None] * raw_filters[:, 1, None, :]
     sums = raw.sum(axis=(1, 2))

@@ -25,6 +25,7 @@ log = logging.getLogger("skyloom.subtraction")
 _AUTO_ORDERS = (0, 1, 2, 3)
 _STAMPS_PER_TERM = 2  # a polynomial term is only tried with so many stamps for each
 _FOLDS = 5
+_SHARED_NOISE = 0.5  # reduced chi2 below which the two images share their noise
 _AS_GOOD = 0.01  # difference of chi2 per pixel that is none
 _VARIATION = 0.05  # prior: a coefficient varies over the field by so much of the kernel's norm
 _ENOUGH = 80  # with fewer cells than this, each cell gives more than one stamp
@@ -164,13 +165,16 @@ class _Fitter:
     def __init__(self, images: FitInput, cells: list[list[Candidate]], options: AlardLuptonOptions) -> None:
         self.images, self.options = images, options
         self.max_background = max(_AUTO_ORDERS) if options.background_order == "auto" else options.background_order
-        per_tile = options.stamps_per_tile or int(np.clip(np.ceil(_ENOUGH / len(cells)), 1, options.candidates_per_tile))
+        per_tile = options.stamps_per_tile or int(
+            np.clip(np.ceil(_ENOUGH / len(cells)), 1, options.candidates_per_tile)
+        )
         self.waiting = [cell[per_tile:] for cell in cells]
         self.cell_of = {id(star): k for k, cell in enumerate(cells) for star in cell}
         self.stamps = self._load([star for cell in cells for star in cell[:per_tile]])
         self.rejected: list[Candidate] = []
         self.systematic = 0.0
         self.stiffness = 0.0
+        self.independent = False
         self._images = images.basis.images
         self._noise_gram = _noise_gram(self._images, images.correlation, len(exponents(self.max_background)))
         order = 0 if options.spatial_order == "auto" else options.spatial_order
@@ -178,8 +182,10 @@ class _Fitter:
         self.model = Model(len(images.basis), order, background, self.max_background, options.vary_kernel_sum)
         # before there is a kernel, the source's noise is taken as it is
         self.source_variances = [_inner(stamp.source_variance, images.basis.half) for stamp in self.stamps]
-        self.weights = [_inverse(stamp.target_variance + v, stamp.usable)
-                        for stamp, v in zip(self.stamps, self.source_variances, strict=True)]
+        self.weights = [
+            _inverse(stamp.target_variance + v, stamp.usable)
+            for stamp, v in zip(self.stamps, self.source_variances, strict=True)
+        ]
         self.sum_up()
 
     def _load(self, stars: list[Candidate]) -> list[Stamp]:
@@ -193,23 +199,27 @@ class _Fitter:
     def sum_up(self) -> None:
         """Sum the normal equations of all stamps with their present weights."""
         parts = map_bands(lambda k: _sums(self.stamps[k], self.weights[k]), range(len(self.stamps)))
-        noise = [w @ v for w, v in zip(self.weights, self.source_variances, strict=True)]
+        noise = [w @ v if self.independent else 0.0 for w, v in zip(self.weights, self.source_variances, strict=True)]
         grams, moments, squares = (np.array(part) for part in zip(*parts, strict=True))
         self.sums = StampSums(grams, moments, squares, np.array(noise), self._noise_gram)
 
     def need_enough(self) -> None:
         if len(self.stamps) < self.options.min_stamps:
             raise TooFewStampsError(
-                f"Only {len(self.stamps)} good stamps are left to fit the kernel ({len(self.rejected)} were dropped because "
+                f"Only {len(self.stamps)} good stamps are left to fit the kernel ({len(self.rejected)} were dropped as "
                 f"they do not fit); at least {self.options.min_stamps} are needed. Lower min_stamps, allow more with "
                 "stamps_per_tile, or check that the two images show the same stars and are aligned.",
-                n_stamps=len(self.stamps), n_rejected=len(self.rejected), needed=self.options.min_stamps)
+                n_stamps=len(self.stamps),
+                n_rejected=len(self.rejected),
+                needed=self.options.min_stamps,
+            )
 
     def choose_orders(self) -> None:
         """Set the orders that are free to those that predict unseen stamps well.
 
         The background gets the best one. The kernel gets the highest one that is about as good as the best: its prior
-        keeps needless terms small, and a held-out bright star asks for an extrapolation that the full fit does not make.
+        keeps needless terms small, and a held-out bright star asks for an extrapolation that the full fit does not
+        make.
         """
         orders = [n for n in _AUTO_ORDERS if _STAMPS_PER_TERM * len(exponents(n)) <= len(self.stamps)] or [0]
         if self.options.background_order == "auto":
@@ -249,22 +259,42 @@ class _Fitter:
     def reweight(self, clip_pixels: bool) -> None:
         """Inverse variances with the kernel that was found, pixel clipping, and the systematic term."""
         half = self.images.basis.half
-        convolved = [_inner(convolve(stamp.source_variance, kernel**2), half)
-                     for stamp, kernel in zip(self.stamps, self.kernels, strict=True)]
+        convolved = [
+            _inner(convolve(stamp.source_variance, kernel**2), half)
+            for stamp, kernel in zip(self.stamps, self.kernels, strict=True)
+        ]
         variances = [stamp.target_variance + v for stamp, v in zip(self.stamps, convolved, strict=True)]
         self.source_variances = [v / (kernel**2).sum() for v, kernel in zip(convolved, self.kernels, strict=True)]
         core = [stamp.usable & stamp.core for stamp in self.stamps]
         self.systematic = systematic_fraction(
-            *(np.concatenate([plane[c] for plane, c in zip(planes, core, strict=True)])
-              for planes in (self.residuals, variances, self.signals)))
+            *(
+                np.concatenate([plane[c] for plane, c in zip(planes, core, strict=True)])
+                for planes in (self.residuals, variances, self.signals)
+            )
+        )
         totals = [v + (self.systematic * s) ** 2 for v, s in zip(variances, self.signals, strict=True)]
         good = [stamp.usable for stamp in self.stamps]
         if clip_pixels:
-            good = [g & (r * r <= self.options.pixel_clip**2 * t)
-                    for g, r, t in zip(good, self.residuals, totals, strict=True)]
-        self.chi2 = np.array([np.mean((r * r / t)[c]) if c.any() else np.inf
-                              for r, t, c in zip(self.residuals, totals, core, strict=True)])
+            good = [
+                g & (r * r <= self.options.pixel_clip**2 * t)
+                for g, r, t in zip(good, self.residuals, totals, strict=True)
+            ]
+        self.chi2 = np.array(
+            [
+                np.mean((r * r / t)[c]) if c.any() else np.inf
+                for r, t, c in zip(self.residuals, totals, core, strict=True)
+            ]
+        )
         self.weights = [_inverse(t, g) for g, t in zip(good, totals, strict=True)]
+        self.sum_up()
+
+    def judge_noise(self) -> None:
+        """Find out whether the noise of the two images is independent, as the correction of its bias needs.
+
+        It is not when one image is a copy of the other, or when most of the same data went into both: then the
+        residuals are far smaller than the variances say.
+        """
+        self.independent = bool(np.median(self.chi2) > _SHARED_NOISE)
         self.sum_up()
 
     def drop_bad(self) -> int:
@@ -296,10 +326,11 @@ class _Fitter:
 def fit_kernel(images: FitInput, cells: list[list[Candidate]], options: AlardLuptonOptions) -> KernelFit:
     """Fit the kernel to the best stamp of each cell, replacing those that do not fit.
 
-    Weighted least squares (Alard & Lupton 1998, eq. 3) with weights 1 / (var_target + K^2 * var_source + (eps model)^2),
-    where eps is what the residuals of bright stars scatter beyond their noise: without it the few brightest stars alone
-    would decide. Stamps (variable stars, moving objects, blends with them) whose reduced chi2 stands out are replaced by the
-    next of their cell; single pixels that stand out get no weight. Orders left free are chosen by cross-validation.
+    Weighted least squares (Alard & Lupton 1998, eq. 3) with weights 1 / (var_target + K^2 * var_source + (eps
+    model)^2), where eps is what the residuals of bright stars scatter beyond their noise: without it the few
+    brightest stars alone would decide. Stamps (variable stars, moving objects, blends with them) whose reduced chi2
+    stands out are replaced by the next of their cell; single pixels that stand out get no weight. Orders left free
+    are chosen by cross-validation.
 
     Raises
     ------
@@ -313,8 +344,16 @@ def fit_kernel(images: FitInput, cells: list[list[Candidate]], options: AlardLup
             fitter.choose_orders()
         fitter.solve()
         fitter.reweight(clip_pixels=iteration > 1)
-        log.debug("iteration %d: %d stamps, chi2 %.3f, eps %.4f, %s", iteration, len(fitter.stamps),
-                  np.median(fitter.chi2), fitter.systematic, fitter.model)
+        if iteration == 0:
+            fitter.judge_noise()
+        log.debug(
+            "iteration %d: %d stamps, chi2 %.3f, eps %.4f, %s",
+            iteration,
+            len(fitter.stamps),
+            np.median(fitter.chi2),
+            fitter.systematic,
+            fitter.model,
+        )
         dropped = fitter.drop_bad() if iteration > 0 else 0
         fitter.need_enough()
         if iteration > 3 and not dropped:
@@ -323,8 +362,16 @@ def fit_kernel(images: FitInput, cells: list[list[Candidate]], options: AlardLup
     fitter.reweight(clip_pixels=True)
     coefficients, background = fitter.model.unpack(fitter.solution)
     kernel = SpatialKernel(images.basis, coefficients, images.centre, images.scale)
-    return KernelFit(kernel, background, fitter.model.background_order, [stamp.star for stamp in fitter.stamps], fitter.chi2,
-                     fitter.rejected, fitter.systematic, images.border)
+    return KernelFit(
+        kernel,
+        background,
+        fitter.model.background_order,
+        [stamp.star for stamp in fitter.stamps],
+        fitter.chi2,
+        fitter.rejected,
+        fitter.systematic,
+        images.border,
+    )
 
 
 def systematic_fraction(residual: Float64Array, variance: Float64Array, model: Float64Array) -> float:

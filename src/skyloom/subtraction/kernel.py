@@ -54,6 +54,8 @@ class SpatialKernel:
         """Return the kernel's sum at (x, y), numbers or arrays that broadcast."""
         return self.polynomial.sum_at(x, y)
 
-    def convolve(self, data: FloatArray, variance: FloatArray | None = None, usable: BoolArray | None = None) -> Convolved:
+    def convolve(
+        self, data: FloatArray, variance: FloatArray | None = None, usable: BoolArray | None = None
+    ) -> Convolved:
         """Convolve an image, see `skyloom.convolution.convolve_varying`."""
         return convolve_varying(data, self.polynomial, variance, usable)

@@ -23,10 +23,10 @@ def spread_mask(
 ) -> Mask:
     """Return the mask of an exposure after the convolution.
 
-    A pixel that lost some of the kernel's weight to unusable pixels, or outside of the image, was renormalised as if they
-    held the mean of the others. It stays usable (`MaskBit.SPREAD`) if the share is at most `max_lost` and if what they may
-    have held, sum |K| max |data nearby|, is below the difference's noise: so a bad column on empty sky costs little, and
-    the surroundings of a saturated star are given up.
+    A pixel that lost some of the kernel's weight to unusable pixels, or outside of the image, was renormalised as if
+    they held the mean of the others. It stays usable (`MaskBit.SPREAD`) if the share is at most `max_lost` and if
+    what they may have held, sum |K| max |data nearby|, is below the difference's noise: so a bad column on empty sky
+    costs little, and the surroundings of a saturated star are given up.
 
     Parameters
     ----------

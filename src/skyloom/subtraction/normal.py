@@ -21,9 +21,9 @@ _DEBIASING = 8  # iterations: leaves (N / (S + N))^8 of the bias, 1e-7 where noi
 class Model:
     """Which unknowns there are.
 
-    The kernel's n_basis functions have coefficients that are polynomials of `spatial_order` (B_0 a constant one unless
-    `vary_sum`); the background is a polynomial of `background_order`, out of `n_background` terms of `max_background_order`
-    for which the stamps hold sums.
+    The kernel's n_basis functions have coefficients that are polynomials of `spatial_order` (B_0 a constant one
+    unless `vary_sum`); the background is a polynomial of `background_order`, out of `n_background` terms of
+    `max_background_order` for which the stamps hold sums.
     """
 
     n_basis: int
@@ -35,8 +35,11 @@ class Model:
     @property
     def background_index(self) -> list[int]:
         """Rows of the stamps' sums that belong to the background."""
-        return [self.n_basis + k for k, (i, j) in enumerate(exponents(self.max_background_order))
-                if i + j <= self.background_order]
+        return [
+            self.n_basis + k
+            for k, (i, j) in enumerate(exponents(self.max_background_order))
+            if i + j <= self.background_order
+        ]
 
     def blocks(self, terms: Float64Array) -> list[tuple[list[int], Float64Array]]:
         """Return groups of unknowns: rows of a stamp's sums, and the monomials (n_stamps, n) that multiply them.
@@ -44,7 +47,11 @@ class Model:
         `terms` are the monomials of `spatial_order` at each stamp.
         """
         ones = np.ones((len(terms), 1))
-        return [([0], terms if self.vary_sum else ones), (list(range(1, self.n_basis)), terms), (self.background_index, ones)]
+        return [
+            ([0], terms if self.vary_sum else ones),
+            (list(range(1, self.n_basis)), terms),
+            (self.background_index, ones),
+        ]
 
     def varying(self, n_terms: int) -> Float64Array:
         """Return 1 for the unknowns that make a zero-sum function vary over the field, 0 for the others."""
@@ -54,7 +61,7 @@ class Model:
         return np.concatenate([first, rest.ravel(), np.zeros(len(self.background_index))])
 
     def unpack(self, solution: Float64Array) -> tuple[Float64Array, Float64Array]:
-        """Return coefficients (n_basis, n_terms) of the kernel and (n,) of the background, all `max_background_order` terms."""
+        """Return coefficients (n_basis, n_terms) of the kernel, and those of all the background's monomials."""
         n_terms = len(exponents(self.spatial_order))
         n_first = n_terms if self.vary_sum else 1
         coefficients = np.zeros((self.n_basis, n_terms))
@@ -70,8 +77,8 @@ class Model:
 class StampSums:
     """What the normal equations need of the stamps.
 
-    With the design f of a stamp (basis images convolved with the source, then background monomials), the target I and the
-    weights w, sums run over the stamp's pixels.
+    With the design f of a stamp (basis images convolved with the source, then background monomials), the target I and
+    the weights w, sums run over the stamp's pixels.
 
     Parameters
     ----------
@@ -94,7 +101,9 @@ class StampSums:
     noise_gram: Float64Array
 
     def __getitem__(self, which: npt.NDArray[np.bool_]) -> StampSums:
-        return StampSums(self.grams[which], self.moments[which], self.squares[which], self.noise[which], self.noise_gram)
+        return StampSums(
+            self.grams[which], self.moments[which], self.squares[which], self.noise[which], self.noise_gram
+        )
 
 
 def normal_matrix(model: Model, terms: Float64Array, grams: Float64Array) -> Float64Array:
@@ -161,14 +170,14 @@ class Factored:
 def solve(model: Model, terms: Float64Array, sums: StampSums, stiffness: float = 0.0) -> Float64Array:
     """Solve the normal equations without the bias that noise in the convolved image brings.
 
-    The design holds the source with its noise, whose power N = noise * noise_gram adds to the matrix, A = S + N: plain
-    least squares would find a kernel that is too weak and too smooth, the more so where the source is the noisier image.
-    (A - N) c = b is solved by iterating A c' = b + N c: well measured directions converge to the unbiased solution, while
-    those without signal (S << N), in which A - N would be singular, stay damped.
+    The design holds the source with its noise, whose power N = noise * noise_gram adds to the matrix, A = S + N:
+    plain least squares would find a kernel that is too weak and too smooth, the more so where the source is the
+    noisier image. (A - N) c = b is solved by iterating A c' = b + N c: well measured directions converge to the
+    unbiased solution, while those without signal (S << N), in which A - N would be singular, stay damped.
 
-    `stiffness` is added to the diagonal for each coefficient that makes a zero-sum function vary over the field: it is the
-    inverse variance of a Gaussian prior about 0. The variation that few stars do not measure is then left out, not made
-    up from noise.
+    `stiffness` is added to the diagonal for each coefficient that makes a zero-sum function vary over the field: it
+    is the inverse variance of a Gaussian prior about 0. The variation that few stars do not measure is then left out,
+    not made up from noise.
     """
     normal = normal_matrix(model, terms, sums.grams)
     normal[np.diag_indices_from(normal)] += stiffness * model.varying(terms.shape[1])
@@ -185,8 +194,11 @@ def chi_squares(model: Model, solution: Float64Array, terms: Float64Array, sums:
     """Return chi2 of each stamp, sum w (I - model)^2, less what the source's noise adds to it: from the sums alone."""
     local = local_coefficients(model, solution, terms)
     grams = sums.grams - sums.noise[:, None, None] * sums.noise_gram
-    return (sums.squares - 2 * np.einsum("sm,sm->s", local, sums.moments)
-            + np.einsum("sm,smn,sn->s", local, grams, local, optimize=True))
+    return (
+        sums.squares
+        - 2 * np.einsum("sm,sm->s", local, sums.moments)
+        + np.einsum("sm,smn,sn->s", local, grams, local, optimize=True)
+    )
 
 
 def local_coefficients(model: Model, solution: Float64Array, terms: Float64Array) -> Float64Array:

@@ -86,14 +86,27 @@ class AlardLuptonOptions:
             if order != "auto" and order not in range(MAX_ORDER + 1):
                 raise InputError(f"{what} is {order!r}; it must be 'auto' or a whole number from 0 to {MAX_ORDER}.")
         if self.gaussian_sigmas is not None and len(self.gaussian_sigmas) != len(self.gaussian_orders):
-            raise InputError(f"There are {len(self.gaussian_sigmas)} gaussian_sigmas and {len(self.gaussian_orders)} "
-                             "gaussian_orders; give one order for each width.")
+            raise InputError(
+                f"There are {len(self.gaussian_sigmas)} gaussian_sigmas and {len(self.gaussian_orders)} "
+                "gaussian_orders; give one order for each width."
+            )
         if any(sigma <= 0 for sigma in self.gaussian_sigmas or ()) or not self.gaussian_orders:
             raise InputError(f"gaussian_sigmas are {self.gaussian_sigmas}; at least one, all above 0, is needed.")
         if any(order not in range(9) for order in self.gaussian_orders):
             raise InputError(f"gaussian_orders are {self.gaussian_orders}; each must be a whole number from 0 to 8.")
-        limits = {"kernel_half_width": 1, "stamp_half_width": 3, "tiles": 1, "stamps_per_tile": 1, "candidates_per_tile": 1,
-                  "min_stamps": 1, "min_snr": 0, "stamp_clip": 1, "pixel_clip": 2, "max_iterations": 1, "max_lost": 0}
+        limits = {
+            "kernel_half_width": 1,
+            "stamp_half_width": 3,
+            "tiles": 1,
+            "stamps_per_tile": 1,
+            "candidates_per_tile": 1,
+            "min_stamps": 1,
+            "min_snr": 0,
+            "stamp_clip": 1,
+            "pixel_clip": 2,
+            "max_iterations": 1,
+            "max_lost": 0,
+        }
         for what, low in limits.items():
             value = getattr(self, what)
             if value is not None and not value >= low:

@@ -25,8 +25,8 @@ class Subtraction:
     variance : ndarray
         `variance_science` + `variance_template`; 0 where unusable.
     variance_science, variance_template : ndarray
-        What each input contributes to the variance of a pixel of `image`. The one of the image that was convolved belongs
-        to correlated pixels, see `noise_kernel`.
+        What each input contributes to the variance of a pixel of `image`. The one of the image that was convolved
+        belongs to correlated pixels, see `noise_kernel`.
     mask : ndarray of uint32
         Bits of `MaskBit`.
     matched : ndarray
@@ -43,7 +43,8 @@ class Subtraction:
     statistics : dict
         Numbers that tell how well it went.
     correlation_science, correlation_template : float
-        `Exposure.correlation` of the inputs: factor by which the noise of each grows, as a variance, on scales of many pixels.
+        `Exposure.correlation` of the inputs: factor by which the noise of each grows, as a variance, on scales of
+        many pixels.
     """
 
     image: FloatArray
@@ -68,9 +69,9 @@ class Subtraction:
     def noise_kernel(self, x: float, y: float) -> Float64Array:
         """Return the kernel through which the noise of the convolved image went, near pixel (x, y).
 
-        White noise of variance v in the convolved image has the autocovariance v (k correlated with k) in `image`, and the
-        variance v sum k^2 in `variance_template` (or `variance_science`). k is the matching kernel, divided by its sum
-        if the science image was convolved. The other image's noise is as it came.
+        White noise of variance v in the convolved image has the autocovariance v (k correlated with k) in `image`,
+        and the variance v sum k^2 in `variance_template` (or `variance_science`). k is the matching kernel, divided
+        by its sum if the science image was convolved. The other image's noise is as it came.
         """
         kernel = self.kernel.image_at(x, y)
         return kernel if self.convolved == "template" else kernel / kernel.sum()
@@ -78,5 +79,7 @@ class Subtraction:
     def __repr__(self) -> str:
         ny, nx = self.image.shape
         s = self.statistics
-        return (f"<Subtraction {nx}x{ny} {self.convolved} convolved, order {s.get('spatial_order')}, "
-                f"{s.get('n_stamps')} stamps, chi2 {s.get('chi2', np.nan):.2f}, usable={self.usable.mean():.1%}>")
+        return (
+            f"<Subtraction {nx}x{ny} {self.convolved} convolved, order {s.get('spatial_order')}, "
+            f"{s.get('n_stamps')} stamps, chi2 {s.get('chi2', np.nan):.2f}, usable={self.usable.mean():.1%}>"
+        )

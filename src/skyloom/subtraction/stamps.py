@@ -41,7 +41,9 @@ class Planes:
 
     def padded(self, border: int) -> Planes:
         """Return larger planes with a border of unusable pixels."""
-        return Planes(np.pad(self.data, border), np.pad(self.variance, border), np.pad(self.usable, border))
+        data: FloatArray = np.pad(self.data, border)  # type: ignore[assignment]  # numpy's stubs lose the type
+        variance: FloatArray = np.pad(self.variance, border)  # type: ignore[assignment]
+        return Planes(data, variance, np.pad(self.usable, border))
 
 
 def find_sources(planes: Planes) -> Float64Array:
@@ -81,8 +83,9 @@ def find_candidates(
 ) -> tuple[list[Candidate], dict[str, int]]:
     """Return the sources fit to be stamps, and how many were turned down for what reason.
 
-    A stamp needs a core without unusable pixels in both images, half of its box usable, to be the brightest thing in its
-    core, and enough S/N in both images. The planes are padded with unusable pixels so that the box fits everywhere.
+    A stamp needs a core without unusable pixels in both images, half of its box usable, to be the brightest thing in
+    its core, and enough S/N in both images. The planes are padded with unusable pixels so that the box fits
+    everywhere.
 
     Parameters
     ----------
@@ -164,8 +167,11 @@ def measure_fwhm(planes: Planes, stars: list[Candidate], half: int) -> float:
             s2 = new
         widths.append(np.sqrt(8 * np.log(2) * s2))
     if not np.isfinite(widths).any():
-        raise TooFewStampsError(f"None of {len(widths)} sources has a measurable width; give science_fwhm and "
-                                "template_fwhm, or better sources.", n_sources=len(widths))
+        raise TooFewStampsError(
+            f"None of {len(widths)} sources has a measurable width; give science_fwhm and "
+            "template_fwhm, or better sources.",
+            n_sources=len(widths),
+        )
     return float(np.nanmedian(widths))
 
 
