@@ -92,7 +92,7 @@ def gaussian_basis(sigmas: tuple[float, ...], orders: tuple[int, ...], half: int
     zero_sum /= np.linalg.norm(zero_sum @ raw.reshape(len(raw), -1), axis=1)[:, None]
     images = zero_sum @ raw.reshape(len(raw), -1)
     square, vectors = np.linalg.eigh(images @ images.T)
-    kept = square > _SAME * square[-1]
+    kept = square > _SAME * square.max(initial=0.0)
     mix = np.vstack([np.eye(1, len(raw)), (vectors[:, kept] / np.sqrt(square[kept])).T @ zero_sum])
     return KernelBasis(raw_filters, mix)
 

@@ -1,0 +1,199 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import convolve2d
+
+from skyloom.convolution import exponents, monomials
+from skyloom.errors import InputError
+from skyloom.exposure import Exposure, MaskBit
+from skyloom.subtraction.basis import default_sigmas, gaussian_basis
+from skyloom.subtraction.fit import systematic_fraction
+from skyloom.subtraction.kernel import SpatialKernel
+from skyloom.subtraction.masking import combine_masks, spread_mask
+from skyloom.subtraction.noise import convolved_noise_gain, smoothing_kernel
+from skyloom.subtraction.normal import Factored, Model, StampSums, normal_matrix, normal_vector, solve
+from skyloom.subtraction.options import AlardLuptonOptions
+from skyloom.subtraction.stamps import Candidate, Planes, measure_fwhm, spread
+
+
+def gauss(sigma, half):
+    axis = np.arange(-half, half + 1.0)
+    image = np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * sigma**2))
+    return image / image.sum()
+
+
+def test_basis_has_49_functions_of_which_one_carries_the_sum():
+    basis = gaussian_basis((0.7, 1.5, 3.0), (6, 4, 2), 10)
+    images = basis.images
+    assert images.shape == (49, 21, 21)
+    np.testing.assert_allclose(images.sum(axis=(1, 2)), np.eye(1, 49)[0], atol=1e-6)
+    np.testing.assert_allclose(images[0], gauss(0.7, 10), atol=1e-12)
+
+
+def test_basis_spans_alard_and_luptons_functions():
+    basis = gaussian_basis((0.7, 1.5, 3.0), (6, 4, 2), 10)
+    design = basis.images.reshape(len(basis), -1).T
+    axis = np.arange(-10, 11.0)
+    for sigma, p, q in ((0.7, 5, 1), (1.5, 2, 2), (3.0, 0, 2), (3.0, 0, 0)):
+        image = np.outer(axis**q, axis**p) * gauss(sigma, 10)
+        residual = image.ravel() - design @ np.linalg.lstsq(design, image.ravel(), rcond=None)[0]
+        assert np.linalg.norm(residual) < 1e-5 * np.linalg.norm(image)
+
+
+def test_basis_convolves_like_its_images():
+    basis = gaussian_basis((0.8, 2.0), (2, 1), 5)
+    stamp = np.random.default_rng(1).normal(size=(23, 26))
+    expected = [convolve2d(stamp, image, mode="valid") for image in basis.images]
+    np.testing.assert_allclose(basis.convolve(stamp), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("seeing", [(4.0, 4.0), (4.2, 3.0), (3.0, 4.2), (8.0, 2.0)])
+def test_widths_follow_the_seeing_and_never_vanish(seeing):
+    narrow, middle, wide = default_sigmas(*seeing)
+    assert (2 * narrow, wide) == pytest.approx((middle, 2 * middle))
+    assert middle >= 1
+    assert middle**2 == pytest.approx(max(1, abs(seeing[0] ** 2 - seeing[1] ** 2) / 5.545), rel=1e-3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), spatial=st.integers(0, 2), background=st.integers(0, 2), vary_sum=st.booleans())
+def test_normal_equations_are_those_of_the_full_design(seed, spatial, background, vary_sum):
+    rng = np.random.default_rng(seed)
+    n_basis, n_pixels, n_stamps = 3, 30, 25
+    model = Model(n_basis, spatial, background, 2, vary_sum)
+    xy = rng.uniform(-1, 1, (2, n_stamps))
+    terms = monomials(*xy, spatial, (0, 0), (1, 1)).T
+    designs = rng.normal(size=(n_stamps, n_basis + 6, n_pixels))
+    target, weight = rng.normal(size=(n_stamps, n_pixels)), rng.uniform(0.5, 2, (n_stamps, n_pixels))
+    # the design, column by column: each basis image times each of its monomials, then the background
+    columns = []
+    for n in range(n_basis):
+        powers = range(terms.shape[1]) if n > 0 or vary_sum else [0]
+        columns += [(designs[:, n] * terms[:, [t]]).ravel() for t in powers]
+    columns += [designs[:, n_basis + k].ravel() for k, (i, j) in enumerate(exponents(2)) if i + j <= background]
+    full = np.array(columns)
+    grams = np.einsum("smp,sp,snp->smn", designs, weight, designs)
+    moments = np.einsum("smp,sp,sp->sm", designs, weight, target)
+    np.testing.assert_allclose(normal_matrix(model, terms, grams), (full * weight.ravel()) @ full.T, atol=1e-9)
+    np.testing.assert_allclose(normal_vector(model, terms, moments), full @ (weight * target).ravel(), atol=1e-9)
+
+
+def test_noise_of_the_convolved_image_does_not_weaken_the_kernel():
+    # y = 2 x + 0 x', both regressors observed with noise of variance 1: least squares alone would find 2 / (1 + 1 / 4)
+    rng = np.random.default_rng(1)
+    n = 200_000
+    signal = rng.normal(0, 2, (2, n))
+    design = np.vstack([signal + rng.normal(0, 1, (2, n)), np.ones(n)])
+    target = 2 * signal[0] + rng.normal(0, 1, n)
+    model, terms = Model(2, 0, 0, 0, vary_sum=False), np.ones((1, 1))
+    gram, moment = design @ design.T, design @ target
+    sums = [
+        StampSums(gram[None], moment[None], np.array([target @ target]), np.array([noise]), np.diag([1.0, 1.0, 0.0]))
+        for noise in (0.0, float(n))
+    ]
+    plain, corrected = (solve(model, terms, one) for one in sums)
+    assert plain[0] == pytest.approx(1.6, abs=0.02)
+    # 5 standard errors of a slope: sqrt((1 + 4) / (4 n)), and what 8 iterations leave, (1 / 5)^9 of 0.4
+    assert corrected[0] == pytest.approx(2, abs=5 * np.sqrt(5 / (4 * n)))
+    assert corrected[1] == pytest.approx(0, abs=5 * np.sqrt(5 / (4 * n)))
+
+
+def test_singular_equations_have_a_finite_solution():
+    design = np.random.default_rng(1).normal(size=(3, 10))
+    design[2] = design[0] + design[1]
+    truth = design.T @ [1.0, 2.0, 0.0]
+    solution = Factored(design @ design.T).solve(design @ truth)
+    np.testing.assert_allclose(design.T @ solution, truth, atol=1e-6)
+
+
+def test_systematic_fraction_is_found():
+    rng = np.random.default_rng(1)
+    model, variance = rng.uniform(100, 1e5, 20000), np.full(20000, 100.0)
+    noise = rng.normal(0, 10, 20000)
+    # median of 20000: good to 1.2 / sqrt(20000), in eps somewhat more
+    assert systematic_fraction(noise + 0.01 * model * rng.normal(size=20000), variance, model) == pytest.approx(
+        0.01, rel=0.05
+    )
+    assert systematic_fraction(0.9 * noise, variance, model) == 0
+    assert systematic_fraction(noise[:40], variance[:40], model[:40]) == 0
+
+
+@pytest.mark.parametrize("correlation", [1.0, 1.2, 2.0, 5.0])
+def test_noise_gain_is_what_smoothed_noise_shows(correlation):
+    smoothing, kernel = smoothing_kernel(correlation), gauss(1.5, 6)
+    assert (smoothing**2).sum() == pytest.approx(1 / correlation)
+    noise = np.random.default_rng(1).normal(size=(600, 600))
+    before = convolve2d(noise, smoothing, mode="valid")
+    after = convolve2d(before, kernel, mode="valid")
+    # some 600^2 / 30 independent patches
+    assert after.var() / (before.var() * (kernel**2).sum()) == pytest.approx(
+        convolved_noise_gain(kernel, correlation), rel=4 * np.sqrt(2 * 30) / 600
+    )
+
+
+def test_lost_pixels_matter_near_bright_stars_only():
+    data = np.full((60, 80), 100.0, np.float32) + np.random.default_rng(1).normal(0, 5, (60, 80))
+    data[30, 60] += 1e5
+    mask = np.zeros(data.shape, np.uint32)
+    mask[30, 20] = MaskBit.BAD
+    mask[30, 60] = MaskBit.SATURATED
+    exposure = Exposure(data.astype(np.float32), mask=mask)
+    planes = Planes(np.where(exposure.usable, exposure.data - 100, 0), np.full(data.shape, 25.0), exposure.usable)
+    basis = gaussian_basis((1.5,), (0,), 7)
+    kernel = SpatialKernel(basis, np.ones((1, 1)), (0.0, 0.0), (1.0, 1.0))
+    convolved = kernel.convolve(planes.data, None, planes.usable)
+    bits = spread_mask(planes, exposure, kernel, convolved.lost, sigma=np.full(data.shape, 6.0), max_lost=0.1)
+    # the bad pixel on the sky: 7 % of the kernel, 1 sigma at most
+    assert bits[30, 20] == MaskBit.SPREAD
+    assert bits[30, 60] == MaskBit.SATURATED
+    assert bits[30, 64] == MaskBit.SATURATED
+    assert bits[0, 0] == MaskBit.EDGE
+    assert bits[15, 40] == 0
+    as_template = combine_masks(bits, np.zeros_like(bits), "template")
+    assert as_template[30, 64] == MaskBit.SATURATED | MaskBit.TEMPLATE
+    assert as_template[30, 20] == MaskBit.SPREAD
+    assert as_template[0, 0] == MaskBit.EDGE
+    np.testing.assert_array_equal(combine_masks(bits, np.zeros_like(bits), "science"), bits)
+
+
+def test_stamps_are_spread_over_cells():
+    rng = np.random.default_rng(1)
+    stars = [
+        Candidate(int(x), int(y), float(s))
+        for x, y, s in zip(*rng.integers(0, 100, (2, 300)), rng.random(300), strict=True)
+    ]
+    cells = spread(stars, (100, 100), 5, 3)
+    assert len(cells) == 25
+    for cell in cells:
+        assert len(cell) == 3
+        assert [star.snr for star in cell] == sorted((star.snr for star in cell), reverse=True)
+        inside = [s.snr for s in stars if (s.x // 20, s.y // 20) == (cell[0].x // 20, cell[0].y // 20)]
+        assert [star.snr for star in cell] == sorted(inside, reverse=True)[:3]
+
+
+@pytest.mark.parametrize("sigma", [1.2, 2.5])
+def test_width_of_gaussian_stars(sigma):
+    data = np.zeros((60, 60))
+    data[18:43, 20:45] = 1e4 * gauss(sigma, 12)
+    planes = Planes(data + 7, np.ones_like(data), np.ones(data.shape, bool))
+    # sampled at pixel centres, so without the pixel's width; the ring's level costs some 1e-3
+    assert measure_fwhm(planes, [Candidate(32, 30, 99.0)], 12) == pytest.approx(2.3548 * sigma, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"convolve": "both"},
+        {"spatial_order": 5},
+        {"background_order": "high"},
+        {"gaussian_sigmas": (1.0,)},
+        {"gaussian_sigmas": (1.0, -1.0, 2.0)},
+        {"gaussian_orders": (9,)},
+        {"min_stamps": 0},
+        {"kernel_half_width": 0},
+    ],
+)
+def test_impossible_options_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        AlardLuptonOptions(**wrong)
