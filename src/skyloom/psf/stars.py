@@ -45,6 +45,10 @@ class SourceField:
     counts: dict[str, int]
 
 
+MEASURED = 600
+"""So many sources, the brightest, have their size measured."""
+
+
 def half_sample_mode(values: Array) -> float:
     """Mode of a sample: the shortest half, again and again (Robertson & Cryer 1974)."""
     values = np.sort(values)
@@ -106,8 +110,12 @@ def choose_stars(
     aperture = 4.0
     for _ in range(4):  # the aperture follows the size of the stars
         light, error, _ = sep.sum_circle(image, x, y, aperture, err=sigma, mask=~usable)
-        radius, _ = sep.flux_radius(image, x, y, np.full(x.size, 2 * aperture), 0.5, mask=~usable, subpix=5)
         snr = light / np.maximum(error, np.finfo(float).tiny)
+        measured = np.argsort(-snr, kind="stable")[:MEASURED]
+        radius = np.full(x.size, np.nan)
+        radius[measured] = sep.flux_radius(
+            image, x[measured], y[measured], np.full(measured.size, 2 * aperture), 0.5, mask=~usable, subpix=5
+        )[0]
         dark = sep.sum_circle((~usable).astype(float), x, y, aperture / 2)[0]
         good = (snr > 20) & (dark == 0) & np.isfinite(radius) & (radius > 0.5)
         if np.count_nonzero(good) < 5:
@@ -117,7 +125,8 @@ def choose_stars(
         # the brightest ones: in crowded fields, neighbours make faint ones look large
         brightest = np.flatnonzero(good)[np.argsort(-snr[good], kind="stable")[: max(20, np.count_nonzero(good) // 3)]]
         typical = half_sample_mode(radius[brightest])
-        aperture = max(2.0, 2.5 * typical)
+        # slowly: in very crowded fields neighbours fill any aperture, and it would grow without end
+        aperture = min(max(2.0, 2.5 * typical), 1.5 * aperture)
     fwhm = 2 * typical
     flux = light if flux is None else flux
     counts["well exposed and unmasked"] = int(np.count_nonzero(good))
