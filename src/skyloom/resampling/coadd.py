@@ -345,8 +345,7 @@ def _drizzle(
     )
     culprits = np.zeros(shape, np.uint32)
     shares = []
-    # Variance that the mean of many output pixels has: sum_i a_i w_i^2 v_i / W^2, since the shares a_i of a drop sum to
-    # 1
+    # sum_i a_i w_i^2 v_i: over W^2, the variance that means of many pixels have, as the shares a_i of a drop sum to 1
     total = np.zeros((len(range(0, shape[0], _PROBED_ROWS)), shape[1]))
     before = np.zeros_like(total)
     for frame, found in zip(frames, outliers, strict=True):
@@ -372,9 +371,8 @@ def _drizzle(
     assert drizzle.out_img2 is not None
     assert drizzle.out_ctx is not None
     variance = drizzle.out_img2[0]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = total / before**2 / variance[::_PROBED_ROWS]
-    ratio = ratio[np.isfinite(ratio) & (before > 0)]
+    # both variances weighted by W^2, so that the ragged border, with its few drops, counts little
+    shared = float((variance[::_PROBED_ROWS] * before**2).sum())
     return _Sum(
         data=data,
         variance=variance,
@@ -383,7 +381,7 @@ def _drizzle(
         context=drizzle.out_ctx,
         culprits=culprits,
         shares=tuple(np.array(shares) / max(sum(shares), np.finfo(float).tiny)),
-        correlation=max(1.0, float(np.median(ratio))) if len(ratio) else 1.0,
+        correlation=max(1.0, float(total.sum()) / shared) if shared > 0 else 1.0,
     )
 
 

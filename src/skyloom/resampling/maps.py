@@ -466,8 +466,10 @@ def invert_map(map_: Map, shape: tuple[int, int], *, tolerance: float = 1e-4, it
                     / det[:, None]
                 )
             good = np.isfinite(step).all(axis=1)
-            answer[todo[done & good]] = (p + step)[done & good]  # the last step squares the error once more
-            xy[todo] = p + step
+            # the last step squares the error once more, where the map is defined on all sides
+            better = np.where(good[:, None], p + step, p)
+            answer[todo[done]] = better[done]
+            xy[todo] = better
             todo = todo[good & ~done]
             if not len(todo):
                 break
