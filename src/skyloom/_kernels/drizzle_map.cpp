@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "isa.hpp"
@@ -67,8 +68,62 @@ struct RawRow {
   alignas(64) double x[kBatch + 8], y[kBatch + 8];
 };
 
-// Interpolate to the sides, and find the extent {x_min, x_max, y_min, y_max} of what was interpolated.
-SKYLOOM_INLINE void interpolate_sides_body(const RawRow& raw, double h, MapRow& row, double* extent) {
+// The same as reading and interpolating a row, straight from an ordinary map for a full batch inside the image. p: the
+// row's first pixel of the batch. False if a value is not finite, or too far away.
+SKYLOOM_INLINE bool interpolate_inside_body(const double* __restrict p, double h, MapRow& __restrict row) {
+  const double own = 1 - h;
+  int32_t gaps = 0;
+#pragma GCC ivdep
+  for (int k = 0; k < kBatch; ++k) {
+    const double x = own * p[2 * k], y = own * p[2 * k + 1];
+    row.left_x[k] = x + h * p[2 * k - 2];
+    row.left_y[k] = y + h * p[2 * k - 1];
+    row.right_x[k] = x + h * p[2 * k + 2];
+    row.right_y[k] = y + h * p[2 * k + 3];
+  }
+  for (int k = 0; k < kBatch; ++k) {
+    const double size = std::fabs(row.left_x[k]) + std::fabs(row.left_y[k]) + std::fabs(row.right_x[k]) +
+                        std::fabs(row.right_y[k]);
+    gaps += !(size < kFarAway);
+  }
+  row.finite = true;
+  return gaps == 0;
+}
+
+SKYLOOM_DISPATCH(bool, interpolate_inside, (const double* p, double h, MapRow& row), (p, h, row))
+
+typedef double Octet __attribute__((vector_size(64)));
+
+// The extent of the n pixels at p, an even number, whose positions are interleaved. False as above.
+SKYLOOM_INLINE bool find_extent_inside_body(const double* __restrict p, int n, double* extent) {
+  Octet low, high, sum;
+  std::memcpy(&low, p, sizeof low);
+  high = low;
+  sum = low - low;
+  const int last = 2 * n - 8;
+  for (int i = 0; i < 2 * n; i += 8) {
+    Octet v;
+    std::memcpy(&v, p + (i < last ? i : last), sizeof v);
+    low = v < low ? v : low;
+    high = v > high ? v : high;
+    sum += v;
+  }
+  double total = 0;
+  extent[0] = low[0], extent[1] = high[0], extent[2] = low[1], extent[3] = high[1];
+  for (int k = 0; k < 8; ++k) {
+    double* e = extent + 2 * (k % 2);
+    e[0] = low[k] < e[0] ? low[k] : e[0];
+    e[1] = high[k] > e[1] ? high[k] : e[1];
+    total += sum[k];
+  }
+  return total == total && extent[0] > -kFarAway && extent[1] < kFarAway && extent[2] > -kFarAway &&
+         extent[3] < kFarAway;
+}
+
+SKYLOOM_DISPATCH(bool, find_extent_inside, (const double* p, int n, double* extent), (p, n, extent))
+
+// Interpolate the values half a drop to either side.
+SKYLOOM_INLINE void interpolate_sides_body(const RawRow& raw, double h, MapRow& row) {
   const double own = 1 - h;
 #pragma GCC ivdep
   for (int k = 0; k < kBatch; ++k) {
@@ -77,40 +132,46 @@ SKYLOOM_INLINE void interpolate_sides_body(const RawRow& raw, double h, MapRow& 
     row.right_x[k] = own * raw.x[k + 1] + h * raw.x[k + 2];
     row.right_y[k] = own * raw.y[k + 1] + h * raw.y[k + 2];
   }
-  double low_x[8], high_x[8], low_y[8], high_y[8], check[8];
-  for (int v = 0; v < 8; ++v) {
-    low_x[v] = low_y[v] = kFarAway * 4;
-    high_x[v] = high_y[v] = -kFarAway * 4;
-    check[v] = 0;
+  int32_t gaps = 0;  // a value that is not finite shows on its left or right side
+  for (int k = 0; k < kBatch; ++k) {
+    const double sum = (row.left_x[k] + row.left_y[k]) + (row.right_x[k] + row.right_y[k]);
+    gaps += sum != sum;
   }
-  for (int k = 0; k < kBatch; k += 8)
-    for (int v = 0; v < 8; ++v) {
-      const double lx = row.left_x[k + v], rx = row.right_x[k + v], ly = row.left_y[k + v], ry = row.right_y[k + v];
-      low_x[v] = lx < low_x[v] ? lx : low_x[v];
-      low_x[v] = rx < low_x[v] ? rx : low_x[v];
-      high_x[v] = lx > high_x[v] ? lx : high_x[v];
-      high_x[v] = rx > high_x[v] ? rx : high_x[v];
-      low_y[v] = ly < low_y[v] ? ly : low_y[v];
-      low_y[v] = ry < low_y[v] ? ry : low_y[v];
-      high_y[v] = ly > high_y[v] ? ly : high_y[v];
-      high_y[v] = ry > high_y[v] ? ry : high_y[v];
-      check[v] += (lx + rx) + (ly + ry);
-    }
-  double sum = 0;
-  extent[0] = extent[2] = kFarAway * 4;
-  extent[1] = extent[3] = -kFarAway * 4;
-  for (int v = 0; v < 8; ++v) {
-    extent[0] = std::min(extent[0], low_x[v]);
-    extent[1] = std::max(extent[1], high_x[v]);
-    extent[2] = std::min(extent[2], low_y[v]);
-    extent[3] = std::max(extent[3], high_y[v]);
-    sum += check[v];
-  }
-  row.finite = !std::isnan(sum);
+  row.finite = gaps == 0;
 }
 
-SKYLOOM_DISPATCH(void, interpolate_sides, (const RawRow& raw, double h, MapRow& row, double* extent),
-                 (raw, h, row, extent))
+SKYLOOM_DISPATCH(void, interpolate_sides, (const RawRow& raw, double h, MapRow& row), (raw, h, row))
+
+SKYLOOM_INLINE void widen(const double* v, int n, double& low, double& high, double& sum) {
+  double lows[8], highs[8], sums[8];
+  for (int k = 0; k < 8; ++k) {
+    lows[k] = highs[k] = v[0];
+    sums[k] = 0;
+  }
+  for (int i = 0; i < n; i += 8)
+    for (int k = 0; k < 8; ++k) {
+      lows[k] = v[i + k] < lows[k] ? v[i + k] : lows[k];
+      highs[k] = v[i + k] > highs[k] ? v[i + k] : highs[k];
+      sums[k] += v[i + k];
+    }
+  low = lows[0];
+  high = highs[0];
+  for (int k = 0; k < 8; ++k) {
+    low = lows[k] < low ? lows[k] : low;
+    high = highs[k] > high ? highs[k] : high;
+    sum += sums[k];
+  }
+}
+
+// The extent {x_min, x_max, y_min, y_max} of the first n values of a row, n a multiple of 8. False if any is not finite.
+SKYLOOM_INLINE bool find_extent_body(const RawRow& raw, int n, double* extent) {
+  double sum = 0;
+  widen(raw.x, n, extent[0], extent[1], sum);
+  widen(raw.y, n, extent[2], extent[3], sum);
+  return sum == sum;
+}
+
+SKYLOOM_DISPATCH(bool, find_extent, (const RawRow& raw, int n, double* extent), (raw, n, extent))
 
 SKYLOOM_INLINE void interpolate_corners_body(const MapRow& low, const MapRow& mid, const MapRow& high, double h,
                                              Corners& c) {
@@ -212,36 +273,64 @@ bool corners_near_gaps(const PixelMap& map, double half, int64_t j, int64_t i, d
 void RowWindow::start(int64_t i0, int n) {
   i0_ = i0;
   n_ = n;
-  held_[0] = held_[1] = held_[2] = -9;
+  for (int slot = 0; slot < 3; ++slot) held_[slot] = extent_held_[slot] = -9;
+}
+
+// The rows are far apart in memory: the processor does not guess the next one.
+void prefetch_row(const PixelMap& map, int64_t j, int64_t i0, int n) {
+  if (j >= map.ny) return;
+  const double* p = map.xy + j * map.row + i0 * map.col;
+  for (int64_t k = 0; k < n * map.col; k += 8) __builtin_prefetch(p + k);
+}
+
+// Columns i0-1 ... i0+n of row j; rows beyond the image continue it linearly.
+void read_any_row(const PixelMap& map, int64_t j, int64_t i0, int n, RawRow& raw) {
+  if (j >= 0 && j < map.ny) {
+    read_row(map, j, i0, n, raw.x, raw.y);
+  } else if (map.ny == 1) {
+    std::fill_n(raw.x, n + 2, kNaN);
+    std::fill_n(raw.y, n + 2, kNaN);
+  } else {
+    RawRow next;
+    read_row(map, j < 0 ? 0 : map.ny - 1, i0, n, raw.x, raw.y);
+    read_row(map, j < 0 ? 1 : map.ny - 2, i0, n, next.x, next.y);
+    for (int k = 0; k < n + 2; ++k) {
+      raw.x[k] = 2 * raw.x[k] - next.x[k];
+      raw.y[k] = 2 * raw.y[k] - next.y[k];
+    }
+  }
+  // idle lanes repeat the last drop, so that they do not show in an extent
+  for (int k = n + 2; k < kBatch + 8; ++k) {
+    raw.x[k] = raw.x[n + k % 2];
+    raw.y[k] = raw.y[n + k % 2];
+  }
 }
 
 const MapRow& RowWindow::row(int64_t j) {
   const int slot = int((j + 3) % 3);
   if (held_[slot] == j) return rows_[slot];
   held_[slot] = j;
+  prefetch_row(map_, j + 2, i0_, n_);
+  if (inside(j) && interpolate_inside(pixel(j, i0_), half_, rows_[slot])) return rows_[slot];
   RawRow raw;
-  if (j >= 0 && j < map_.ny) {
-    read_row(map_, j, i0_, n_, raw.x, raw.y);
-  } else if (map_.ny == 1) {
-    std::fill_n(raw.x, n_ + 2, kNaN);
-    std::fill_n(raw.y, n_ + 2, kNaN);
-  } else {  // one row beyond the image: continue linearly
-    RawRow next;
-    const int64_t inner = j < 0 ? 0 : map_.ny - 1;
-    read_row(map_, inner, i0_, n_, raw.x, raw.y);
-    read_row(map_, j < 0 ? 1 : map_.ny - 2, i0_, n_, next.x, next.y);
-    for (int k = 0; k < n_ + 2; ++k) {
-      raw.x[k] = 2 * raw.x[k] - next.x[k];
-      raw.y[k] = 2 * raw.y[k] - next.y[k];
+  read_any_row(map_, j, i0_, n_, raw);
+  interpolate_sides(raw, half_, rows_[slot]);
+  return rows_[slot];
+}
+
+const double* RowWindow::extent(int64_t j) {
+  const int slot = int((j + 3) % 3);
+  if (extent_held_[slot] != j) {
+    extent_held_[slot] = j;
+    prefetch_row(map_, j + 2, i0_, n_);
+    extent_finite_[slot] = inside(j) && find_extent_inside(pixel(j, i0_ - 1), kBatch + 2, extent_[slot]);
+    if (!extent_finite_[slot]) {
+      RawRow raw;
+      read_any_row(map_, j, i0_, n_, raw);
+      extent_finite_[slot] = find_extent(raw, kBatch + 8, extent_[slot]);
     }
   }
-  // idle lanes repeat the last drop, so that they do not show in the extent
-  for (int k = n_; k < kBatch; ++k) {
-    raw.x[k + 2] = raw.x[n_ + (k - n_) % 2];
-    raw.y[k + 2] = raw.y[n_ + (k - n_) % 2];
-  }
-  interpolate_sides(raw, half_, rows_[slot], extent_[slot]);
-  return rows_[slot];
+  return extent_finite_[slot] ? extent_[slot] : nullptr;
 }
 
 bool RowWindow::corners(int64_t j, Corners& c, uint8_t* lost) {
@@ -264,15 +353,15 @@ bool RowWindow::corners(int64_t j, Corners& c, uint8_t* lost) {
 }
 
 bool RowWindow::bounds(int64_t j, double box[4]) {
-  const bool regular = row(j - 1).finite && row(j).finite && row(j + 1).finite && half_ <= 1;
   box[0] = box[2] = kFarAway * 8;
   box[1] = box[3] = -kFarAway * 8;
-  if (regular) {  // corners lie between the values that they are interpolated from
-    for (int slot = 0; slot < 3; ++slot) {
-      box[0] = std::min(box[0], extent_[slot][0]);
-      box[1] = std::max(box[1], extent_[slot][1]);
-      box[2] = std::min(box[2], extent_[slot][2]);
-      box[3] = std::max(box[3], extent_[slot][3]);
+  const double* extents[3] = {extent(j - 1), extent(j), extent(j + 1)};
+  if (half_ <= 1 && extents[0] && extents[1] && extents[2]) {  // corners lie between the centres around them
+    for (const double* e : extents) {
+      box[0] = std::min(box[0], e[0]);
+      box[1] = std::max(box[1], e[1]);
+      box[2] = std::min(box[2], e[2]);
+      box[3] = std::max(box[3], e[3]);
     }
     return true;
   }

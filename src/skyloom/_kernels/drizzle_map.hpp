@@ -37,18 +37,26 @@ class RowWindow {
   void start(int64_t i0, int n);
   // Corners of the drops of row j. `lost[k]` is set where a drop has none. True if all drops are regular.
   bool corners(int64_t j, Corners& c, uint8_t* lost);
-  // Bounds {x_min, x_max, y_min, y_max} of all corners of row j; false if no drop has corners.
+  // Bounds {x_min, x_max, y_min, y_max} of all corners of row j, not tight; false if no drop has corners.
   bool bounds(int64_t j, double box[4]);
 
  private:
+  const double* pixel(int64_t j, int64_t i) const { return map_.xy + j * map_.row + i * map_.col; }
+  // a full batch with neighbours on all sides, in a map of ordinary layout
+  bool inside(int64_t j) const {
+    return map_.col == 2 && map_.axis == 1 && n_ == kBatch && i0_ > 0 && i0_ + n_ < map_.nx && j >= 0 && j < map_.ny;
+  }
   const MapRow& row(int64_t j);
+  const double* extent(int64_t j);  // {x_min, x_max, y_min, y_max} of the centres; null if any is not finite
   const PixelMap& map_;
   double half_;
   int64_t i0_ = 0;
   int n_ = 0;
   MapRow rows_[3];
-  double extent_[3][4];
   int64_t held_[3] = {-9, -9, -9};
+  double extent_[3][4];
+  bool extent_finite_[3];
+  int64_t extent_held_[3] = {-9, -9, -9};
 };
 
 // Corners of one drop from whatever finite map values are near. False if its own is not finite.

@@ -11,6 +11,8 @@ namespace {
 template <class T>
 SKYLOOM_INLINE void read_as_double(const Plane& plane, int64_t j, int64_t i0, int n, double* __restrict out) {
   const T* p = static_cast<const T*>(plane.data) + j * plane.row + i0 * plane.col;
+  // the next row of the batch is far away in memory; a prefetch beyond the plane does no harm
+  for (int k = 0; k < n; k += int(64 / sizeof(T))) __builtin_prefetch(p + plane.row + k * plane.col);
   if (plane.col == 1) {
     for (int k = 0; k < n; ++k) out[k] = double(p[k]);
   } else {
@@ -83,87 +85,105 @@ SKYLOOM_DISPATCH(void, load_values,
                  (const Input& input, int64_t j, int64_t i0, int n, int per_cell, double* values, int32_t* usable),
                  (input, j, i0, n, per_cell, values, usable))
 
-// mean = (mean W + sum wd) / (W + sum w); square = (square W^2 + sum w^2 v) / (W + sum w)^2. With W = 0 the old mean is
-// no number that means anything, and is not looked at.
-template <class T, bool kContiguous>
-SKYLOOM_INLINE void merge_means(const Tile& tile, int64_t y, const Output& out) {
-  const double* __restrict sums = tile.sums + y * tile.stride * tile.per_cell;
-  const int64_t step = tile.per_cell, j = tile.y0 + y;
-  const int64_t mc = kContiguous ? 1 : out.mean.col, wc = kContiguous ? 1 : out.weight.col;
-  T* __restrict mean = static_cast<T*>(out.mean.data) + j * out.mean.row + tile.x0 * mc;
-  T* __restrict weight = static_cast<T*>(out.weight.data) + j * out.weight.row + tile.x0 * wc;
-  const T fill = T(out.fill_value);
-  const bool fills = out.fill;
-  for (int64_t x = 0; x < tile.nx; ++x) {
-    const double wd = sums[x * step], w = sums[x * step + 1];
-    const double before = double(weight[x * wc]), total = before + w;
-    const T old = mean[x * mc];
-    const double kept = before == 0.0 ? 0.0 : double(old) * before;
-    const T fresh = T((kept + wd) / (total == 0.0 ? 1.0 : total));
-    mean[x * mc] = w != 0.0 && total != 0.0 ? fresh : (fills && total == 0.0 ? fill : old);
-    weight[x * wc] = T(total);
-  }
-}
-
 template <class T>
-SKYLOOM_INLINE void merge_squares(const Tile& tile, int64_t y, const Output& out, int s) {
-  const double* __restrict sums = tile.sums + y * tile.stride * tile.per_cell;
-  const int64_t step = tile.per_cell, j = tile.y0 + y;
-  const Plane& plane = out.squares[size_t(s)];
-  T* __restrict mean = static_cast<T*>(plane.data) + j * plane.row + tile.x0 * plane.col;
-  const T* __restrict weight = static_cast<const T*>(out.weight.data) + j * out.weight.row + tile.x0 * out.weight.col;
-  const T fill = T(out.fill_square_value);
-  const bool fills = out.fill_squares;
-  for (int64_t x = 0; x < tile.nx; ++x) {
-    const double wwv = sums[x * step + 2 + s], w = sums[x * step + 1];
-    const double before = double(weight[x * out.weight.col]), total = before + w;
-    const T old = mean[x * plane.col];
-    const double kept = before == 0.0 ? 0.0 : double(old) * before * before;
-    const T fresh = T((kept + wwv) / (total == 0.0 ? 1.0 : total * total));
-    mean[x * plane.col] = w != 0.0 && total != 0.0 ? fresh : (fills && total == 0.0 ? fill : old);
-  }
-}
-
-template <class T>
-SKYLOOM_INLINE void merge_row(const Tile& tile, int64_t y, const Output& out) {
-  for (int s = 0; s < int(out.squares.size()); ++s) merge_squares<T>(tile, y, out, s);
-  if (out.mean.col == 1 && out.weight.col == 1) {
-    merge_means<T, true>(tile, y, out);
+SKYLOOM_INLINE void write_from_double(const Plane& plane, int64_t j, int64_t i0, int n, const double* __restrict in) {
+  T* __restrict p = static_cast<T*>(plane.data) + j * plane.row + i0 * plane.col;
+  if (plane.col == 1) {
+    for (int k = 0; k < n; ++k) p[k] = T(in[k]);
   } else {
-    merge_means<T, false>(tile, y, out);
+    for (int k = 0; k < n; ++k) p[k * plane.col] = T(in[k]);
+  }
+}
+
+SKYLOOM_INLINE void write_row_body(const Plane& plane, int64_t j, int64_t i0, int n, const double* in) {
+  if (plane.is_double) {
+    write_from_double<double>(plane, j, i0, n, in);
+  } else {
+    write_from_double<float>(plane, j, i0, n, in);
+  }
+}
+
+// A piece of a row of a tile.
+struct Piece {
+  alignas(64) double sum[kBatch], weight[kBatch], before[kBatch], total[kBatch], mean[kBatch];
+};
+
+// mean = (mean W + sum wd) / (W + sum w), or (mean W^2 + sum w^2 v) / (W + sum w)^2 for kPower = 2. With W = 0 the old
+// mean is no number that means anything, and is not looked at.
+template <int kPower>
+SKYLOOM_INLINE void merge_means(Piece& p, bool fills, double fill) {
+#pragma GCC ivdep
+  for (int k = 0; k < kBatch; ++k) {
+    const double before = kPower == 2 ? p.before[k] * p.before[k] : p.before[k];
+    const double total = kPower == 2 ? p.total[k] * p.total[k] : p.total[k];
+    const double old = p.mean[k] * before, kept = before == 0.0 ? 0.0 : old;
+    const double fresh = (kept + p.sum[k]) / total;
+    const double mean = p.mean[k], merged = total == 0.0 ? mean : fresh;
+    p.mean[k] = p.weight[k] == 0.0 ? mean : merged;
+  }
+  if (fills)
+    for (int k = 0; k < kBatch; ++k) p.mean[k] = p.total[k] == 0.0 ? fill : p.mean[k];
+}
+
+template <int kPower>
+SKYLOOM_INLINE void merge_plane(const Plane& plane, int64_t j, int64_t i0, int n, Piece& p, bool fills, double fill) {
+  read_row_body(plane, j, i0, n, p.mean);
+  merge_means<kPower>(p, fills, fill);
+  write_row_body(plane, j, i0, n, p.mean);
+}
+
+SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, int64_t x, int n, const Piece& p) {
+  const int64_t j = tile.y0 + y, i0 = tile.x0 + x;
+  if (out.context.data != nullptr) {
+    int32_t* __restrict context = out.context.data + j * out.context.row + i0 * out.context.col;
+    const int64_t col = out.context.col;
+    const int32_t bit = out.context_bit;
+    if (col == 1) {
+      for (int k = 0; k < n; ++k) context[k] |= p.weight[k] > 0 ? bit : 0;
+    } else {
+      for (int k = 0; k < n; ++k) context[k * col] |= p.weight[k] > 0 ? bit : 0;
+    }
+  }
+  if (tile.dq != nullptr) {  // bits of a cell without earlier weight are replaced
+    const uint32_t* __restrict bits = tile.dq + y * tile.stride + x;
+    uint32_t* __restrict dq = out.dq.data + j * out.dq.row + i0 * out.dq.col;
+    const int64_t col = out.dq.col;
+    for (int k = 0; k < n; ++k) {
+      const uint32_t kept = (p.before[k] == 0) & (p.weight[k] != 0) ? 0 : dq[k * col];
+      dq[k * col] = kept | bits[k];
+    }
   }
 }
 
 SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
-  for (int64_t y = 0; y < tile.ny; ++y) {
-    const double* sums = tile.sums + y * tile.stride * tile.per_cell;
-    const int64_t step = tile.per_cell, j = tile.y0 + y;
-    if (out.context.data != nullptr) {
-      int32_t* __restrict context = out.context.data + j * out.context.row + tile.x0 * out.context.col;
-      const int64_t cc = out.context.col;
-      if (cc == 1) {
-        for (int64_t x = 0; x < tile.nx; ++x) context[x] |= sums[x * step + 1] > 0 ? out.context_bit : 0;
+  const int step = tile.per_cell;
+  Piece p{};
+  for (int64_t y = 0; y < tile.ny; ++y)
+    for (int64_t x = 0; x < tile.nx; x += kBatch) {
+      const int n = int(tile.nx - x < kBatch ? tile.nx - x : kBatch);
+      const int64_t j = tile.y0 + y, i0 = tile.x0 + x;
+      const double* __restrict sums = tile.sums + (y * tile.stride + x) * step;
+      read_row_body(out.weight, j, i0, n, p.before);
+      if (step == 2) {
+        for (int k = 0; k < n; ++k) {
+          p.sum[k] = sums[2 * k];
+          p.weight[k] = sums[2 * k + 1];
+        }
       } else {
-        for (int64_t x = 0; x < tile.nx; ++x) context[x * cc] |= sums[x * step + 1] > 0 ? out.context_bit : 0;
+        for (int k = 0; k < n; ++k) {
+          p.sum[k] = sums[step * k];
+          p.weight[k] = sums[step * k + 1];
+        }
       }
-    }
-    if (tile.dq != nullptr) {
-      const uint32_t* bits = tile.dq + y * tile.stride;
-      uint32_t* dq = out.dq.data + j * out.dq.row + tile.x0 * out.dq.col;
-      for (int64_t x = 0; x < tile.nx; ++x) {
-        if (sums[x * step + 1] == 0) continue;
-        const int64_t at = j * out.weight.row + (tile.x0 + x) * out.weight.col;
-        const double before = out.weight.is_double ? static_cast<const double*>(out.weight.data)[at]
-                                                   : static_cast<const float*>(out.weight.data)[at];
-        dq[x * out.dq.col] = (before == 0 ? 0 : dq[x * out.dq.col]) | bits[x];
+      for (int k = 0; k < kBatch; ++k) p.total[k] = p.before[k] + p.weight[k];
+      merge_bits(tile, out, y, x, n, p);
+      merge_plane<1>(out.mean, j, i0, n, p, out.fill, out.fill_value);
+      for (int s = 0; s < int(out.squares.size()); ++s) {
+        for (int k = 0; k < n; ++k) p.sum[k] = sums[step * k + 2 + s];
+        merge_plane<2>(out.squares[size_t(s)], j, i0, n, p, out.fill_squares, out.fill_square_value);
       }
+      write_row_body(out.weight, j, i0, n, p.total);
     }
-    if (out.mean.is_double) {
-      merge_row<double>(tile, y, out);
-    } else {
-      merge_row<float>(tile, y, out);
-    }
-  }
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "drizzle_square.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -12,6 +13,15 @@ namespace skyloom::drizzle {
 namespace {
 
 typedef double Pair __attribute__((vector_size(16)));
+typedef double Quad __attribute__((vector_size(32)));
+
+template <class Vector>
+SKYLOOM_INLINE void add_to(double* sum, const Vector& part) {
+  Vector total;
+  std::memcpy(&total, sum, sizeof total);
+  total += part;
+  std::memcpy(sum, &total, sizeof total);
+}
 
 // Drops of one class of width, waiting until there are enough of them for the vectorised areas.
 struct Batch {
@@ -24,60 +34,77 @@ struct Batch {
   int count = 0;
 };
 
-using Shares = double (*)[kBatch];
-
-// Add the drops `list` to the tile, `n` x `n` cells each. kPairs: pairs of square planes, -1 for any number.
+// Add drops, one for each bit that is set, to the tile, N x N cells each. kPairs: pairs of square planes, -1 for any
+// number.
 template <int N, int kPairs>
-SKYLOOM_INLINE void scatter_cells(const Shares share, const Batch& b, const uint8_t* list, int count, Tile& tile) {
+SKYLOOM_INLINE void scatter_cells(const double (*__restrict share)[kBatch], const Batch& b, uint64_t drops, Tile& tile) {
   const int per_cell = kPairs < 0 ? tile.per_cell : 2 + 2 * kPairs;
   const int64_t row = tile.stride * per_cell;
-  for (int q = 0; q < count; ++q) {
-    const int k = list[q];
-    double* cell = tile.sums + int64_t(b.cell[k]) * per_cell;
+  double* const sums = tile.sums;
+  for (; drops != 0; drops &= drops - 1) {
+    const int k = std::countr_zero(drops);
+    double* cell = sums + int64_t(b.cell[k]) * per_cell;
     const double* value = b.values + k * per_cell;
     Pair weighted;
     std::memcpy(&weighted, value, sizeof weighted);
-    for (int j = 0; j < N; ++j)
-      for (int i = 0; i < N; ++i) {
+    const Quad twice = {weighted[0], weighted[1], weighted[0], weighted[1]};
+    for (int j = 0; j < N; ++j, cell += row) {
+      int i = 0;
+      if (kPairs == 0)  // two cells side by side are four numbers
+        for (; i + 1 < N; i += 2) {
+          const double s = share[j * N + i][k], t = share[j * N + i + 1][k];
+          add_to(cell + 2 * i, twice * Quad{s, s, t, t});
+        }
+      for (; i < N; ++i) {
         const double s = share[j * N + i][k];
-        double* sum = cell + j * row + i * per_cell;
-        Pair total;
-        std::memcpy(&total, sum, sizeof total);
-        total += weighted * s;
-        std::memcpy(sum, &total, sizeof total);
+        double* sum = cell + i * per_cell;
+        add_to(sum, weighted * Pair{s, s});
         for (int v = 2; v < per_cell; v += 2) {
-          Pair square, part;
-          std::memcpy(&square, sum + v, sizeof square);
+          Pair part;
           std::memcpy(&part, value + v, sizeof part);
-          square += part * (s * s);
-          std::memcpy(sum + v, &square, sizeof square);
+          add_to(sum + v, part * Pair{s * s, s * s});
         }
       }
-    if (tile.dq != nullptr && b.dq[k] != 0) {
-      uint32_t* dq = tile.dq + b.cell[k];
-      for (int j = 0; j < N; ++j)
-        for (int i = 0; i < N; ++i)
-          if (share[j * N + i][k] > 0) dq[j * tile.stride + i] |= b.dq[k];
     }
   }
 }
 
 template <int N>
-void scatter_planes(const Shares share, const Batch& b, const uint8_t* list, int count, Tile& tile) {
+SKYLOOM_INLINE void scatter_planes(const double (*share)[kBatch], const Batch& b, uint64_t drops, Tile& tile) {
   switch (tile.per_cell) {
-    case 2: return scatter_cells<N, 0>(share, b, list, count, tile);
-    case 4: return scatter_cells<N, 1>(share, b, list, count, tile);
-    case 6: return scatter_cells<N, 2>(share, b, list, count, tile);
-    default: return scatter_cells<N, -1>(share, b, list, count, tile);
+    case 2: return scatter_cells<N, 0>(share, b, drops, tile);
+    case 4: return scatter_cells<N, 1>(share, b, drops, tile);
+    case 6: return scatter_cells<N, 2>(share, b, drops, tile);
+    default: return scatter_cells<N, -1>(share, b, drops, tile);
   }
 }
 
-void scatter(int n, const Shares share, const Batch& b, const uint8_t* list, int count, Tile& tile) {
+SKYLOOM_INLINE void scatter_sums_body(int n, const double (*share)[kBatch], const Batch& b, uint64_t drops, Tile& tile) {
   switch (n) {
-    case 2: return scatter_planes<2>(share, b, list, count, tile);
-    case 3: return scatter_planes<3>(share, b, list, count, tile);
-    case 4: return scatter_planes<4>(share, b, list, count, tile);
-    default: return scatter_planes<5>(share, b, list, count, tile);
+    case 2: return scatter_planes<2>(share, b, drops, tile);
+    case 3: return scatter_planes<3>(share, b, drops, tile);
+    case 4: return scatter_planes<4>(share, b, drops, tile);
+    default: return scatter_planes<5>(share, b, drops, tile);
+  }
+}
+
+SKYLOOM_DISPATCH(void, scatter_sums,
+                 (int n, const double (*share)[kBatch], const Batch& b, uint64_t drops, Tile& tile),
+                 (n, share, b, drops, tile))
+
+void scatter(int n, const double (*share)[kBatch], const Batch& b, uint64_t drops, Tile& tile) {
+  // Neighbours write to the same cells, and a load has to wait if it meets parts of a fresh store: first every other
+  // drop, then those between them.
+  constexpr uint64_t kEven = 0x5555555555555555;
+  scatter_sums(n, share, b, drops & kEven, tile);
+  scatter_sums(n, share, b, drops & ~kEven, tile);
+  if (tile.dq == nullptr) return;
+  for (; drops != 0; drops &= drops - 1) {
+    const int k = std::countr_zero(drops);
+    if (b.dq[k] == 0) continue;
+    for (int j = 0; j < n; ++j)
+      for (int i = 0; i < n; ++i)
+        if (share[j * n + i][k] > 0) tile.dq[b.cell[k] + j * tile.stride + i] |= b.dq[k];
   }
 }
 
@@ -135,37 +162,48 @@ struct Size {
   int64_t nx, ny;
 };
 
-// How the drops of a batch lie in a tile.
+// How the drops of a batch lie in a tile: bit k stands for drop k.
 struct Sorting {
-  int32_t total, hits, at_border;     // at_border: owned drops that stick out of the frame, their span is made negative
-  int32_t count[kMaxSpan + 2];        // drops by span, kMaxSpan + 1 stands for all wider ones
+  uint64_t within[kMaxSpan + 2];  // reaches the tile and spans at most so many cells; the last: any number
+  uint64_t at_border;             // owned by the tile, but it sticks out of the frame
+  int32_t hits;                   // owned by the tile, and inside of the frame
 };
+
+SKYLOOM_INLINE uint64_t spans_up_to(const int32_t* __restrict span, int32_t limit) {
+  uint32_t half[2] = {0, 0};
+  for (int h = 0; h < 2; ++h)
+    for (int k = 0; k < 32; ++k) half[h] |= (span[32 * h + k] & 255) <= limit ? uint32_t(1) << k : 0;
+  return half[0] | uint64_t(half[1]) << 32;
+}
 
 SKYLOOM_INLINE void sort_batch_body(const Placement& p, const int32_t* __restrict usable, Rectangle tile, Size frame,
                                     int64_t stride, int32_t* __restrict cell, int32_t* __restrict span, Sorting& out) {
   const int32_t x0 = int32_t(tile.x0), x1 = int32_t(tile.x1), y0 = int32_t(tile.y0), y1 = int32_t(tile.y1);
   const int32_t nx = int32_t(frame.nx), ny = int32_t(frame.ny), step = int32_t(stride);
-  int32_t hits = 0, border = 0, total = 0, c2 = 0, c3 = 0, c4 = 0, c5 = 0;
+  int32_t hits = 0, borders = 0;
   for (int k = 0; k < kBatch; ++k) {
     const int32_t x = p.x[k], y = p.y[k], end_x = x + p.width[k], end_y = y + p.height[k];
-    const int32_t widest = p.width[k] > p.height[k] ? p.width[k] : p.height[k];
-    const int32_t size = widest < 2 ? 2 : (widest > kMaxSpan ? kMaxSpan + 1 : widest);
+    const int32_t size = p.width[k] > p.height[k] ? p.width[k] : p.height[k];
     const int32_t reaches = (x < x1) & (y < y1) & (end_x > x0) & (end_y > y0) & p.valid[k] & usable[k];
     const int32_t own_x = x > 0 ? x : 0, own_y = y > 0 ? y : 0;
     const int32_t owned = reaches & (own_x >= x0) & (own_x < x1) & (own_y >= y0) & (own_y < y1);
     const int32_t inside = (x >= 0) & (y >= 0) & (end_x <= nx) & (end_y <= ny);
     const int32_t unsure = owned & (inside ^ 1);
     cell[k] = (y - y0) * step + (x - x0);
-    span[k] = reaches ? (unsure ? -size : size) : 0;
-    total += reaches;
+    span[k] = reaches ? (size < kMaxSpan ? size : (size > kMaxSpan ? kMaxSpan + 1 : kMaxSpan)) | (unsure << 8) : 255;
     hits += owned & inside;
-    border += unsure;
-    c2 += reaches & (size == 2);
-    c3 += reaches & (size == 3);
-    c4 += reaches & (size == 4);
-    c5 += reaches & (size == 5);
+    borders += unsure;
   }
-  out = {total, hits, border, {0, 0, c2, c3, c4, c5, total - c2 - c3 - c4 - c5}};
+  uint64_t within[kMaxSpan + 2] = {0, 0, spans_up_to(span, 2), spans_up_to(span, 3), 0, 0, spans_up_to(span, 6)};
+  within[4] = within[5] = within[3];
+  if (within[3] != within[6]) {
+    within[4] = spans_up_to(span, 4);
+    within[5] = spans_up_to(span, 5);
+  }
+  uint64_t at_border = 0;
+  if (borders > 0)
+    for (int k = 0; k < kBatch; ++k) at_border |= span[k] > 255 ? uint64_t(1) << k : 0;
+  out = {{0, 0, within[2], within[3], within[4], within[5], within[6]}, at_border, hits};
 }
 
 SKYLOOM_DISPATCH(void, sort_batch,
@@ -182,8 +220,7 @@ class SquareWorker {
 
  private:
   void drizzle_batch(int64_t j, int64_t i0, int n);
-  int sort_drops(int64_t j);
-  int list_spans(int low, int high);
+  Sorting sort_drops(int64_t j);
   void enqueue(int span, int k);
   void flush(int span);
 
@@ -202,9 +239,7 @@ class SquareWorker {
   Placement place_;
   alignas(64) double share_[kMaxSpan * kMaxSpan][kBatch];
   uint8_t lost_[kBatch];
-  alignas(64) int32_t span_[kBatch];                 // of the drops that reach the tile, else 0
-  int32_t count_[kMaxSpan + 2];                      // drops by span
-  uint8_t list_[kBatch + 1], all_[kBatch];
+  alignas(64) int32_t span_[kBatch];                 // of the drops that reach the tile
 };
 
 SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const Output& output, int64_t tile_edge,
@@ -221,37 +256,21 @@ SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const
     std::fill_n(waiting_[n]->area, kBatch, 0.0);
     waiting_[n]->values = values_.data() + size_t(n - 1) * kBatch * size_t(per_cell_);
   }
-  for (int k = 0; k < kBatch; ++k) all_[k] = uint8_t(k);
 }
 
-// Look up which drops reach the tile, and how wide they are. Returns how many do; the hits among them are counted by
-// the one tile that owns the first cell of a drop's part within the frame.
-int SquareWorker::sort_drops(int64_t j) {
+// Look up which drops reach the tile, and how wide they are. Hits are counted by the one tile that owns the first cell
+// of a drop's part within the frame.
+Sorting SquareWorker::sort_drops(int64_t j) {
   const Tile& t = *tile_;
   Sorting s;
   sort_batch(place_, now_->usable, {t.x0, t.x0 + t.nx, t.y0, t.y0 + t.ny}, {output_.nx, output_.ny}, t.stride,
              now_->cell, span_, s);
   int hits = s.hits;
-  if (s.at_border > 0)
-    for (int k = 0; k < kBatch; ++k)
-      if (span_[k] < 0) {
-        span_[k] = -span_[k];
-        hits += reaches_frame(now_->corners, place_, k, output_.ny, output_.nx);
-      }
+  for (uint64_t rest = s.at_border; rest != 0; rest &= rest - 1)
+    hits += reaches_frame(now_->corners, place_, std::countr_zero(rest), output_.ny, output_.nx);
   if (hits > 0)
     std::atomic_ref<int32_t>(row_hits_[j - footprint_.window.y0]).fetch_add(hits, std::memory_order_relaxed);
-  std::copy_n(s.count, kMaxSpan + 2, count_);
-  return s.total;
-}
-
-// Collect the drops with low <= span <= high.
-int SquareWorker::list_spans(int low, int high) {
-  int count = 0;
-  for (int k = 0; k < kBatch; ++k) {
-    list_[count] = uint8_t(k);
-    count += span_[k] >= low && span_[k] <= high;
-  }
-  return count;
+  return s;
 }
 
 void SquareWorker::enqueue(int span, int k) {
@@ -272,7 +291,7 @@ void SquareWorker::flush(int span) {
   Batch& b = *waiting_[span];
   if (b.count == 0) return;
   overlap_shares(span, b.corners, b.area, share_);
-  scatter(span, share_, b, all_, b.count, *tile_);
+  scatter(span, share_, b, b.count == kBatch ? ~uint64_t(0) : (uint64_t(1) << b.count) - 1, *tile_);
   b.count = 0;
 }
 
@@ -283,28 +302,23 @@ void SquareWorker::drizzle_batch(int64_t j, int64_t i0, int n) {
   if (!regular)
     for (int k = 0; k < n; ++k)
       if (lost_[k]) place_.valid[k] = 0;
-  const int total = sort_drops(j);
-  if (total == 0) return;
+  const Sorting sorted = sort_drops(j);
+  const uint64_t all = sorted.within[kMaxSpan + 1];
+  if (all == 0) return;
   // The smallest span that serves most drops is worked on in place, the other drops wait for their like.
-  int dense = 1;
-  for (int span = 2, sum = 0; span <= kMaxSpan && total >= kBatch / 3; ++span) {
-    sum += count_[span];
-    if (4 * sum < 3 * total) continue;
-    dense = span;
-    break;
-  }
-  int done = 0;
-  if (dense > 1) {
+  const int total = std::popcount(all);
+  int dense = 2;
+  while (dense <= kMaxSpan && 4 * std::popcount(sorted.within[dense]) < 3 * total) ++dense;
+  uint64_t rest = all;
+  if (dense <= kMaxSpan && total >= kBatch * 5 / 8) {
     overlap_shares(dense, now_->corners, place_.area, share_);
-    done = list_spans(2, dense);
-    scatter(dense, share_, *now_, list_, done, *tile_);
+    scatter(dense, share_, *now_, sorted.within[dense], *tile_);
+    rest &= ~sorted.within[dense];
   }
-  if (done == total) return;
-  const int rest = list_spans(dense + 1, kMaxSpan + 1);
-  for (int q = 0; q < rest; ++q) {
-    const int k = list_[q];
-    if (span_[k] <= kMaxSpan) {
-      enqueue(span_[k], k);
+  for (; rest != 0; rest &= rest - 1) {
+    const int k = std::countr_zero(rest), span = std::max(span_[k] & 255, 2);
+    if (span <= kMaxSpan) {
+      enqueue(span, k);
     } else {
       scatter_wide(now_->corners, place_, k, *now_, *tile_, below_);
     }
