@@ -3,6 +3,7 @@
 #include "drizzle_overlap.hpp"
 
 #include <cmath>
+#include <initializer_list>
 
 #include "isa.hpp"
 
@@ -13,20 +14,34 @@ SKYLOOM_INLINE double smaller(double a, double b) { return a < b ? a : b; }
 SKYLOOM_INLINE double larger(double a, double b) { return a > b ? a : b; }
 SKYLOOM_INLINE double clamp01(double t) { return smaller(larger(t, 0.0), 1.0); }
 
-// A step along an edge that is not 0, so that it can be divided by. A step as small as what is added changes areas by
-// less than their rounding, whatever becomes of it.
-SKYLOOM_INLINE double not_zero(double d) { return d + 1e-17; }
+// Added to a step along an edge so that it can be divided by. A step as small as this changes areas by less than their
+// rounding, whatever becomes of it.
+constexpr double kTiny = 1e-17;
 
 SKYLOOM_INLINE int32_t floor_int(double v) {
   const int32_t t = int32_t(v);
   return t - (double(t) > v);
 }
 
-SKYLOOM_INLINE void place_body(Corners& c, Placement& p) {
+// In which order to take a drop's corners so that the first edge goes right and up and the second left and up.
+void turned_order(const Corners& c, int k, int order[4]) {
+  for (int first = 0; first < 4; ++first)
+    for (int step : {1, 3}) {
+      const int b = (first + step) % 4, d = (first + 2) % 4;
+      if (c.x[b][k] < c.x[first][k] || c.y[b][k] < c.y[first][k]) continue;
+      if (c.x[d][k] > c.x[b][k] || c.y[d][k] < c.y[b][k]) continue;
+      for (int v = 0; v < 4; ++v) order[v] = (first + step * v) % 4;
+      return;
+    }
+}
+
+SKYLOOM_INLINE void place_ordered_body(Corners& c, Placement& p, int a0, int a1, int a2, int a3) {
+  const double *px0 = c.x[a0], *px1 = c.x[a1], *px2 = c.x[a2], *px3 = c.x[a3];
+  const double *py0 = c.y[a0], *py1 = c.y[a1], *py2 = c.y[a2], *py3 = c.y[a3];
 #pragma GCC ivdep
   for (int k = 0; k < kBatch; ++k) {
-    const double x0 = c.x[0][k] + 0.5, x1 = c.x[1][k] + 0.5, x2 = c.x[2][k] + 0.5, x3 = c.x[3][k] + 0.5;
-    const double y0 = c.y[0][k] + 0.5, y1 = c.y[1][k] + 0.5, y2 = c.y[2][k] + 0.5, y3 = c.y[3][k] + 0.5;
+    const double x0 = px0[k] + 0.5, x1 = px1[k] + 0.5, x2 = px2[k] + 0.5, x3 = px3[k] + 0.5;
+    const double y0 = py0[k] + 0.5, y1 = py1[k] + 0.5, y2 = py2[k] + 0.5, y3 = py3[k] + 0.5;
     const int32_t ox = floor_int(smaller(smaller(x0, x1), smaller(x2, x3)));
     const int32_t oy = floor_int(smaller(smaller(y0, y1), smaller(y2, y3)));
     const double fx = double(ox), fy = double(oy);
@@ -56,10 +71,19 @@ SKYLOOM_INLINE void place_body(Corners& c, Placement& p) {
     const double area = 0.5 * (abc + acd);
     p.area[k] = simple && std::fabs(area) > kAreaNoise ? area : 0.0;
   }
-  for (int k = 0; k < kBatch; ++k) p.valid[k] = p.area[k] != 0.0;
+  int32_t other = 0;
+  for (int k = 0; k < kBatch; ++k) {
+    p.valid[k] = p.area[k] != 0.0;
+    const double x0 = c.x[0][k], x1 = c.x[1][k], x2 = c.x[2][k], x3 = c.x[3][k];
+    const double y0 = c.y[0][k], y1 = c.y[1][k], y2 = c.y[2][k], y3 = c.y[3][k];
+    const bool turned = (x1 >= x0) & (y1 >= y0) & (x2 <= x1) & (y2 >= y1) & (x3 <= x2) & (y3 <= y2) & (x0 >= x3) & (y0 <= y3);
+    other += !turned;
+  }
+  p.turned = other == 0;
 }
 
-template <int N>
+// kTurned: the edges are known to go right and up, left and up, left and down, right and down.
+template <int N, bool kTurned>
 SKYLOOM_INLINE void shares(const Corners& c, const double* __restrict area, double (*__restrict share)[kBatch]) {
   constexpr int M = N - 1;
   for (int k = 0; k < kBatch; ++k) {
@@ -70,7 +94,10 @@ SKYLOOM_INLINE void shares(const Corners& c, const double* __restrict area, doub
     for (int e = 0; e < 4; ++e) {
       const double xa = c.x[e][k], ya = c.y[e][k];
       const double dx = c.x[(e + 1) % 4][k] - xa, dy = c.y[(e + 1) % 4][k] - ya;
-      const double gx = not_zero(dx), gy = not_zero(dy);
+      const bool goes_right = e == 0 || e == 3, goes_up = e < 2;
+      const double gx = kTurned && !goes_right ? dx - kTiny : dx + kTiny;
+      const double gy = kTurned && !goes_up ? dy - kTiny : dy + kTiny;
+      const bool right = kTurned ? goes_right : gx > 0, up = kTurned ? goes_up : gy > 0;
       const double r = 1.0 / (gx * gy);
       const double rx = r * gy, ry = r * gx;
       const double half_dx = 0.5 * dx, half_dy = 0.5 * dy;
@@ -78,14 +105,14 @@ SKYLOOM_INLINE void shares(const Corners& c, const double* __restrict area, doub
 #pragma GCC unroll 4
       for (int j = 0; j < M; ++j) {
         const double u = (j + 1) - ya, t = clamp01(u * ry);
-        from_y[j] = gy > 0 ? 0.0 : t;
-        to_y[j] = gy > 0 ? t : 1.0;
+        from_y[j] = up ? 0.0 : t;
+        to_y[j] = up ? t : 1.0;
         in_y[j] += dx * (to_y[j] - from_y[j]) * (u - half_dy * (from_y[j] + to_y[j]));
       }
 #pragma GCC unroll 4
       for (int i = 0; i < M; ++i) {
         const double u = (i + 1) - xa, t = clamp01(u * rx);
-        const double from = gx > 0 ? 0.0 : t, to = gx > 0 ? t : 1.0;
+        const double from = right ? 0.0 : t, to = right ? t : 1.0;
         in_x[i] -= dy * (to - from) * (u - half_dx * (from + to));
 #pragma GCC unroll 4
         for (int j = 0; j < M; ++j) {
@@ -113,12 +140,22 @@ SKYLOOM_INLINE void shares(const Corners& c, const double* __restrict area, doub
   }
 }
 
-SKYLOOM_INLINE void overlap_shares_body(int n, const Corners& c, const double* area, double share[][kBatch]) {
+template <bool kTurned>
+SKYLOOM_INLINE void shares_of(int n, const Corners& c, const double* area, double share[][kBatch]) {
   switch (n) {
-    case 2: shares<2>(c, area, share); break;
-    case 3: shares<3>(c, area, share); break;
-    case 4: shares<4>(c, area, share); break;
-    default: shares<5>(c, area, share); break;
+    case 2: shares<2, kTurned>(c, area, share); break;
+    case 3: shares<3, kTurned>(c, area, share); break;
+    case 4: shares<4, kTurned>(c, area, share); break;
+    default: shares<5, kTurned>(c, area, share); break;
+  }
+}
+
+SKYLOOM_INLINE void overlap_shares_body(int n, bool turned, const Corners& c, const double* area,
+                                        double share[][kBatch]) {
+  if (turned) {
+    shares_of<true>(n, c, area, share);
+  } else {
+    shares_of<false>(n, c, area, share);
   }
 }
 
@@ -127,7 +164,7 @@ SKYLOOM_INLINE void areas_in_row_body(const double cx[4], const double cy[4], do
   for (int e = 0; e < 4; ++e) {
     const double xa = cx[e], ya = cy[e];
     const double dx = cx[(e + 1) % 4] - xa, dy = cy[(e + 1) % 4] - ya;
-    const double rx = 1.0 / not_zero(dx), ry = 1.0 / not_zero(dy), half_dx = 0.5 * dx;
+    const double rx = 1.0 / (dx + kTiny), ry = 1.0 / (dy + kTiny), half_dx = 0.5 * dx;
     const double at_low = clamp01((y - ya) * ry), at_high = clamp01((y + 1.0 - ya) * ry);
     const double from_y = smaller(at_low, at_high), to_y = larger(at_low, at_high);
     for (int i = 0; i <= n; ++i) {
@@ -140,9 +177,18 @@ SKYLOOM_INLINE void areas_in_row_body(const double cx[4], const double cy[4], do
 
 }  // namespace
 
-SKYLOOM_DISPATCH(void, place, (Corners & c, Placement& p), (c, p))
-SKYLOOM_DISPATCH(void, overlap_shares, (int n, const Corners& c, const double* area, double share[][kBatch]),
-                 (n, c, area, share))
+SKYLOOM_DISPATCH(void, place_ordered, (Corners & c, Placement& p, int a0, int a1, int a2, int a3),
+                 (c, p, a0, a1, a2, a3))
+
+void place(Corners& c, Placement& p) {
+  int order[4] = {0, 1, 2, 3};
+  turned_order(c, 0, order);
+  place_ordered(c, p, order[0], order[1], order[2], order[3]);
+}
+
+SKYLOOM_DISPATCH(void, overlap_shares,
+                 (int n, bool turned, const Corners& c, const double* area, double share[][kBatch]),
+                 (n, turned, c, area, share))
 SKYLOOM_DISPATCH(void, areas_in_row, (const double cx[4], const double cy[4], double y, int n, double* below),
                  (cx, cy, y, n, below))
 

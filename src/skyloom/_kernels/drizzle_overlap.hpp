@@ -24,14 +24,16 @@ struct Placement {
   alignas(64) int32_t x[kBatch], y[kBatch];       // the first cell that the drop reaches
   alignas(64) int32_t width[kBatch], height[kBatch];  // cells that it spans
   alignas(64) int32_t valid[kBatch];              // 1 if the drop has an area
+  bool turned;        // edges of all drops go right and up, left and up, left and down, right and down
 };
 
-// Find cells and areas, and move the corners to coordinates in which cell (x, y) covers [0, 1) x [0, 1).
+// Find cells and areas, and move the corners to coordinates in which cell (x, y) covers [0, 1) x [0, 1). They are put in
+// the order in which the first drop is `turned`: in a smooth map the others are so too.
 void place(Corners& c, Placement& p);
 
 // share[j * n + i][k]: the fraction of drop k in cell (i, j) of the n x n cells from its first; exactly 0 where it
-// does not reach. n is 2 ... kMaxSpan.
-void overlap_shares(int n, const Corners& c, const double* area, double share[][kBatch]);
+// does not reach. n is 2 ... kMaxSpan. turned: as in Placement; it makes it faster.
+void overlap_shares(int n, bool turned, const Corners& c, const double* area, double share[][kBatch]);
 
 // Area of one drop within x < X for each of the n + 1 abscissae 0, 1, ... n, within the rows [y, y + 1).
 void areas_in_row(const double cx[4], const double cy[4], double y, int n, double* below);

@@ -32,6 +32,7 @@ struct Batch {
   uint32_t dq[kBatch];
   double* values;                     // per_cell numbers for each drop
   int count = 0;
+  bool turned = true;
 };
 
 // Add drops, one for each bit that is set, to the tile, N x N cells each. kPairs: pairs of square planes, -1 for any
@@ -276,6 +277,7 @@ Sorting SquareWorker::sort_drops(int64_t j) {
 void SquareWorker::enqueue(int span, int k) {
   Batch& to = *waiting_[span];
   const int m = to.count++;
+  to.turned = to.turned && place_.turned;
   for (int v = 0; v < 4; ++v) {
     to.corners.x[v][m] = now_->corners.x[v][k];
     to.corners.y[v][m] = now_->corners.y[v][k];
@@ -290,9 +292,10 @@ void SquareWorker::enqueue(int span, int k) {
 void SquareWorker::flush(int span) {
   Batch& b = *waiting_[span];
   if (b.count == 0) return;
-  overlap_shares(span, b.corners, b.area, share_);
+  overlap_shares(span, b.turned, b.corners, b.area, share_);
   scatter(span, share_, b, b.count == kBatch ? ~uint64_t(0) : (uint64_t(1) << b.count) - 1, *tile_);
   b.count = 0;
+  b.turned = true;
 }
 
 void SquareWorker::drizzle_batch(int64_t j, int64_t i0, int n) {
@@ -311,7 +314,7 @@ void SquareWorker::drizzle_batch(int64_t j, int64_t i0, int n) {
   while (dense <= kMaxSpan && 4 * std::popcount(sorted.within[dense]) < 3 * total) ++dense;
   uint64_t rest = all;
   if (dense <= kMaxSpan && total >= kBatch * 5 / 8) {
-    overlap_shares(dense, now_->corners, place_.area, share_);
+    overlap_shares(dense, place_.turned, now_->corners, place_.area, share_);
     scatter(dense, share_, *now_, sorted.within[dense], *tile_);
     rest &= ~sorted.within[dense];
   }
