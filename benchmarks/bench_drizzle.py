@@ -18,7 +18,7 @@ from skyloom.resampling import Drizzle
 
 
 def pixel_map(size, degrees, scale):
-    """A rotation about the middle with a SIP-like distortion of about 1 % at the corners."""
+    """Rotate about the middle, with a SIP-like distortion of about 1 % at the corners."""
     y, x = np.mgrid[:size, :size].astype(float)
     half = (size - 1) / 2
     u, v = (x - half) / half, (y - half) / half
@@ -54,8 +54,8 @@ def reference():
     return lambda shape, image, options: Reference(out_shape=shape).add_image(image, 1.0, **options)
 
 
-def measure(size, repeat, degrees, scale=1.0, pixfrac=1.0, extra=False):
-    """Median seconds of each candidate."""
+def measure(size, repeat, *, degrees, scale=1.0, pixfrac=1.0, extra=False):
+    """Return the median seconds of each candidate."""
     rng = np.random.default_rng(1)
     image, weight = rng.normal(100, 10, (2, size, size)).astype(np.float32)
     weight = np.abs(weight) / 100
