@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,6 +64,33 @@ class Kernel:
         return self.total * image / image.sum()
 
 
+def _fits(rng, x, y, flux):
+    """The registration of the stars, and the stamps of the kernel fit."""
+    n_stars = len(x)
+    shift = rng.normal(0, 0.05, (n_stars, 2))
+    matched = Table(
+        {
+            "x_source": x,
+            "y_source": y,
+            "x_template": x + 3,
+            "y_template": y - 2,
+            "flux_source": flux,
+            "flux_template": flux / 1.234 * rng.normal(1, 0.01, n_stars),
+            "dx": shift[:, 0],
+            "dy": shift[:, 1],
+        }
+    )
+    registration = SimpleNamespace(
+        n_matched=n_stars,
+        rms=float(np.sqrt((shift**2).sum(axis=1).mean())),
+        rms_xy=tuple(shift.std(axis=0)),
+        matched=matched,
+    )
+    n = min(40, n_stars)
+    stamps = Table({"x": x[:n], "y": y[:n], "used": np.arange(n) % 8 != 0, "chi2": rng.chisquare(50, n) / 50})
+    return registration, stamps
+
+
 def make_difference(
     size=(360, 300), *, seed=3, wcs=True, n_stars=150, science_name="science.fits", header=None, noise_factor=1.0
 ):
@@ -101,27 +130,7 @@ def make_difference(
     significance = fftconvolve(image / total, profile, mode="same") / np.sqrt(
         np.maximum(fftconvolve(1 / total, profile**2, mode="same"), 1e-12)
     )
-    shift = rng.normal(0, 0.05, (n_stars, 2))
-    matched = Table(
-        {
-            "x_source": x,
-            "y_source": y,
-            "x_template": x + 3,
-            "y_template": y - 2,
-            "flux_source": flux,
-            "flux_template": flux / 1.234 * rng.normal(1, 0.01, n_stars),
-            "dx": shift[:, 0],
-            "dy": shift[:, 1],
-        }
-    )
-    registration = SimpleNamespace(
-        n_matched=n_stars,
-        rms=float(np.sqrt((shift**2).sum(axis=1).mean())),
-        rms_xy=tuple(shift.std(axis=0)),
-        matched=matched,
-    )
-    n = min(40, n_stars)
-    stamps = Table({"x": x[:n], "y": y[:n], "used": np.arange(n) % 8 != 0, "chi2": rng.chisquare(50, n) / 50})
+    registration, stamps = _fits(rng, x, y, flux)
     timings = {"registering": 0.8125, "matching and subtracting": 1.4375}
     return SimpleNamespace(
         image=image,
@@ -174,3 +183,21 @@ def make_candidates(difference, count=30, *, seed=5):
     table["snr"].description = "matched filter, in units of its noise"
     table["fwhm"] = MaskedColumn(rng.normal(3.5, 0.2, count), mask=np.arange(count) % 5 == 4)
     return table
+
+
+def decode_png(uri):
+    """Decode the greyscale PNG that the page holds, with Pillow, row 0 at the bottom."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
+        assert picture.mode == "L"
+        return np.asarray(picture)[::-1]
+
+
+def value_of(level, stretch):
+    """The inverse of the stretch, as the page computes it."""
+    u = (level - 1) / (stretch["levels"] - 1)
+    scale, soft = np.arcsinh(1 / stretch["softening"]), stretch["softening"]
+    if stretch["symmetric"]:
+        return stretch["high"] * np.sinh((2 * u - 1) * scale) * soft
+    return stretch["low"] + (stretch["high"] - stretch["low"]) * np.sinh(u * scale) * soft
