@@ -1,6 +1,5 @@
-from typing import Any
-
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt

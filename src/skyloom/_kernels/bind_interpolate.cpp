@@ -33,8 +33,8 @@ bool same_shape(const A& a, const std::optional<B>& b) {
 
 template <class T, auto Kernel>
 void interpolate(In<T, 2> data, std::optional<In<T, 2>> variance, std::optional<In<std::uint32_t, 2>> mask,
-                 std::optional<In<std::uint8_t, 2>> clean, In<double, 2> xy, In<double, 2> coefficients, std::uint32_t unusable,
-                 std::uint32_t no_data, std::uint32_t edge, std::uint32_t spread, double max_lost, Out<T, 1> out_data,
+                 std::optional<In<std::uint8_t, 2>> clean, In<double, 2> xy, In<double, 2> coefficients,
+                 std::uint32_t unusable, std::uint32_t no_data, std::uint32_t edge, std::uint32_t spread, double max_lost, Out<T, 1> out_data,
                  std::optional<Out<T, 1>> out_variance, Out<std::uint32_t, 1> out_mask) {
   const auto n = xy.shape(0);
   const auto taps = coefficients.shape(1), rows = coefficients.shape(0);
@@ -47,7 +47,7 @@ void interpolate(In<T, 2> data, std::optional<In<T, 2>> variance, std::optional<
           "xy must be (n, 2) and the outputs (n,)");
   require((taps == 2 || taps == 4 || taps == 6 || taps == 8) && rows >= 1 && rows <= skyloom::kMaxDegree + 1,
           "coefficients must be (1 to 25, 2, 4, 6 or 8)");
-  const skyloom::Image<T> in{data.data(),  pointer(variance),  pointer(mask), pointer(clean), std::ptrdiff_t(data.shape(0)),
+  const skyloom::Image<T> in{data.data(), pointer(variance), pointer(mask), pointer(clean), std::ptrdiff_t(data.shape(0)),
                              std::ptrdiff_t(data.shape(1))};
   const skyloom::Samples<T> out{xy.data(), std::ptrdiff_t(n), out_data.data(), pointer(out_variance), out_mask.data()};
   const skyloom::MaskRules rules{unusable, no_data, edge, spread, max_lost};
@@ -107,11 +107,11 @@ void define_interpolate(nb::module_& m) {
 void bind_interpolate(nb::module_& m) {
   define_interpolate<float, &skyloom::interpolate_f32>(m);
   define_interpolate<double, &skyloom::interpolate_f64>(m);
-  m.def("clean_windows", &clean_windows, "mask"_a.noconvert(), "taps"_a, "row_start"_a, "row_stop"_a, "clean"_a.noconvert(),
-        "Mark the pixels whose interpolation footprint holds no mask bit.");
+  m.def("clean_windows", &clean_windows, "mask"_a.noconvert(), "taps"_a, "row_start"_a, "row_stop"_a,
+        "clean"_a.noconvert(), "Mark the pixels whose interpolation footprint holds no mask bit.");
   m.def("expand_grid", &expand_grid, "nodes"_a.noconvert(), "first_x"_a.noconvert(), "weight_x"_a.noconvert(),
         "first_y"_a.noconvert(), "weight_y"_a.noconvert(), "out"_a.noconvert(),
         "Interpolate a coarse coordinate grid to pixels.");
-  m.def("pixel_area_ratio", &pixel_area_ratio, "pixmap"_a.noconvert(), "row_start"_a, "row_stop"_a, "area"_a.noconvert(),
-        "Area of each pixel after a coordinate map, |det d(pixmap)/d(x, y)|.");
+  m.def("pixel_area_ratio", &pixel_area_ratio, "pixmap"_a.noconvert(), "row_start"_a, "row_stop"_a,
+        "area"_a.noconvert(), "Area of each pixel after a coordinate map, |det d(pixmap)/d(x, y)|.");
 }

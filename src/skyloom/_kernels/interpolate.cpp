@@ -12,8 +12,8 @@ namespace {
 // A weight below this fraction of the sum of |weights| is rounding of the polynomials: it loses and marks nothing.
 constexpr double kNegligible = 1e-6;
 
-// Vectors of 32 bytes: one (float) or two (double) hold the taps of a row, and lanes beyond the taps have weight 0. Sums
-// over lanes are done in one fixed order, so that every instruction set gives the same bits.
+// Vectors of 32 bytes: one (float) or two (double) hold the taps of a row, and lanes beyond the taps have weight 0.
+// Sums over lanes are done in one fixed order, so that every instruction set gives the same bits.
 template <class T>
 struct Lanes {
   static constexpr int kWidth = 32 / int(sizeof(T));

@@ -6,7 +6,8 @@
 
 namespace skyloom {
 
-// One axis of the grid: pixel p lies in the stencil of nodes first[p] ... first[p] + 3, with Lagrange weights weight[4 p + k].
+// One axis of the grid: pixel p lies in the stencil of nodes first[p] ... first[p] + 3, with the Lagrange weights
+// weight[4 p] ... weight[4 p + 3].
 struct GridAxis {
   const std::int32_t* first;
   const double* weight;

@@ -465,7 +465,7 @@ def invert_map(map_: Map, shape: tuple[int, int], *, tolerance: float = 1e-4, it
                     )
                     / det[:, None]
                 )
-            good = np.isfinite(step).all(axis=1)
+            good = np.all(np.isfinite(step), axis=1)
             # the last step squares the error once more, where the map is defined on all sides
             better = np.where(good[:, None], p + step, p)
             answer[todo[done]] = better[done]
