@@ -179,6 +179,8 @@ def convolve_varying(
     out *= factor
     if out_variance is not None:
         out_variance *= factor * factor
+        # the first-order expansion of K^2 may dip below 0 where a kernel varies wildly
+        np.maximum(out_variance, 0, out=out_variance)
     return Convolved(out, out_variance, lost)
 
 

@@ -25,6 +25,8 @@ log = logging.getLogger("skyloom.subtraction")
 _AUTO_ORDERS = (0, 1, 2, 3)
 _STAMPS_PER_TERM = 2  # a polynomial term is only tried with so many stamps for each
 _FOLDS = 5
+# in the weights: more would spare the cores of bright stars, which then fit worse, which would call for still more
+_MAX_SYSTEMATIC = 0.003
 _SHARED_NOISE = 0.5  # reduced chi2 below which the two images share their noise
 _AS_GOOD = 0.01  # difference of chi2 per pixel that is none
 _VARIATION = 0.05  # prior: a coefficient varies over the field by so much of the kernel's norm
@@ -272,7 +274,8 @@ class _Fitter:
                 for planes in (self.residuals, variances, self.signals)
             )
         )
-        totals = [v + (self.systematic * s) ** 2 for v, s in zip(variances, self.signals, strict=True)]
+        eps = min(self.systematic, _MAX_SYSTEMATIC)
+        totals = [v + (eps * s) ** 2 for v, s in zip(variances, self.signals, strict=True)]
         good = [stamp.usable for stamp in self.stamps]
         if clip_pixels:
             good = [
