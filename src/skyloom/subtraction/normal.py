@@ -174,8 +174,8 @@ def solve(model: Model, terms: Float64Array, sums: StampSums, stiffness: float =
 
     The design holds the source with its noise, whose power N = noise * noise_gram adds to the matrix, A = S + N:
     plain least squares would find a kernel that is too weak and too smooth, the more so where the source is the
-    noisier image. (A - N) c = b is solved by iterating A c' = b + N c: well measured directions converge to the
-    unbiased solution, while those without signal (S << N), in which A - N would be singular, stay damped.
+    noisier image. (A - N) c = b is solved by iterating A c' = b + N c, only a little way: well measured directions come
+    close to the unbiased solution, while those without signal (S << N), in which A - N would be singular, stay damped.
 
     `stiffness` is added to the diagonal for each coefficient that makes a zero-sum function vary over the field: it
     is the inverse variance of a Gaussian prior about 0. The variation that few stars do not measure is then left out,
