@@ -1,7 +1,6 @@
 #include "drizzle_footprint.hpp"
 
 #include <algorithm>
-#include <cmath>
 
 namespace skyloom::drizzle {
 
@@ -15,31 +14,53 @@ int Footprint::batch_start(int64_t batch, int64_t& i0) const {
   return int(std::min<int64_t>(kBatch, window.x1 - i0));
 }
 
+// Cells that an extent touches, within the frame.
+Reach Footprint::reach_of(const Extent& e) const {
+  const double slack = margin + 1e-6;  // interpolation may round to just outside of the extent
+  const auto cut = [](double v, int64_t size) { return std::clamp(v, 0.0, double(size)); };
+  // truncation rounds down what is not negative
+  return {int32_t(cut(e.x0 + 0.5 - slack, frame_nx)), int32_t(cut(e.x1 + 1.5 + slack, frame_nx)),
+          int32_t(cut(e.y0 + 0.5 - slack, frame_ny)), int32_t(cut(e.y1 + 1.5 + slack, frame_ny))};
+}
+
 void Footprint::find(int64_t block) {
-  const int64_t stop = std::min(rows(), (block + 1) * kBlockRows), n_batches = across();
-  const double slack = margin + 1e-6;  // interpolation may round to just outside of the bounds
-  RowWindow rows_at(map, half);
-  for (int64_t batch = 0; batch < n_batches; ++batch) {
-    Reach all{0, 0, 0, 0};
+  const int64_t first = window.y0 + block * kBlockRows, stop = std::min(window.y1, first + kBlockRows);
+  const int64_t n_batches = across();
+  std::vector<Extent> extents(size_t(3 * n_batches));  // of the centres of three rows, row j in slot j % 3
+  std::vector<uint8_t> finite(size_t(3 * n_batches));
+  const auto slot = [&](int64_t j, int64_t batch) { return size_t((j + 3) % 3 * n_batches + batch); };
+  const auto read = [&](int64_t j) {
     int64_t i0;
-    const int n = batch_start(batch, i0);
-    rows_at.start(i0, n);
-    for (int64_t r = block * kBlockRows; r < stop; ++r) {
-      double box[4];
-      Reach reach{0, 0, 0, 0};
-      if (rows_at.bounds(window.y0 + r, box)) {
-        reach.x0 = int32_t(std::clamp(std::floor(box[0] + 0.5 - slack), 0.0, double(frame_nx)));
-        reach.x1 = int32_t(std::clamp(std::ceil(box[1] + 0.5 + slack), 0.0, double(frame_nx)));
-        reach.y0 = int32_t(std::clamp(std::floor(box[2] + 0.5 - slack), 0.0, double(frame_ny)));
-        reach.y1 = int32_t(std::clamp(std::ceil(box[3] + 0.5 + slack), 0.0, double(frame_ny)));
+    for (int64_t batch = 0; batch < n_batches; ++batch) {
+      const int n = batch_start(batch, i0);
+      finite[slot(j, batch)] = row_extent(map, j, i0, n, extents[slot(j, batch)]);
+    }
+  };
+  read(first - 1);
+  read(first);
+  RowWindow rows_at(map, half);
+  for (int64_t j = first; j < stop; ++j) {
+    read(j + 1);
+    for (int64_t batch = 0; batch < n_batches; ++batch) {
+      Extent e = extents[slot(j, batch)];
+      bool any = true;
+      if (half <= 1 && finite[slot(j - 1, batch)] && finite[slot(j, batch)] && finite[slot(j + 1, batch)]) {
+        e.take(extents[slot(j - 1, batch)]);  // corners lie between the centres around them
+        e.take(extents[slot(j + 1, batch)]);
+      } else {
+        int64_t i0;
+        const int n = batch_start(batch, i0);
+        rows_at.start(i0, n);
+        any = rows_at.extent(j, e);
       }
-      batches[size_t(r * n_batches + batch)] = reach;
+      const Reach reach = any ? reach_of(e) : Reach{0, 0, 0, 0};
+      batches[size_t((j - window.y0) * n_batches + batch)] = reach;
       if (reach.empty()) continue;
+      Reach& all = blocks[size_t(block * n_batches + batch)];
       all = all.empty() ? reach
                         : Reach{std::min(all.x0, reach.x0), std::max(all.x1, reach.x1), std::min(all.y0, reach.y0),
                                 std::max(all.y1, reach.y1)};
     }
-    blocks[size_t(block * n_batches + batch)] = all;
   }
 }
 

@@ -36,8 +36,11 @@ struct Footprint {
   int64_t rows() const { return window.y1 - window.y0; }
   int64_t block_rows() const { return (rows() + kBlockRows - 1) / kBlockRows; }
   int batch_start(int64_t batch, int64_t& i0) const;  // first column; returns the number of columns
-  // Find the reaches of one row of blocks.
+  // Find the reaches of one row of blocks, once.
   void find(int64_t block);
+
+ private:
+  Reach reach_of(const Extent& e) const;
 };
 
 }  // namespace skyloom::drizzle

@@ -273,7 +273,7 @@ bool corners_near_gaps(const PixelMap& map, double half, int64_t j, int64_t i, d
 void RowWindow::start(int64_t i0, int n) {
   i0_ = i0;
   n_ = n;
-  for (int slot = 0; slot < 3; ++slot) held_[slot] = extent_held_[slot] = -9;
+  held_[0] = held_[1] = held_[2] = -9;
 }
 
 // The rows are far apart in memory: the processor does not guess the next one.
@@ -318,19 +318,13 @@ const MapRow& RowWindow::row(int64_t j) {
   return rows_[slot];
 }
 
-const double* RowWindow::extent(int64_t j) {
-  const int slot = int((j + 3) % 3);
-  if (extent_held_[slot] != j) {
-    extent_held_[slot] = j;
-    prefetch_row(map_, j + 2, i0_, n_);
-    extent_finite_[slot] = inside(j) && find_extent_inside(pixel(j, i0_ - 1), kBatch + 2, extent_[slot]);
-    if (!extent_finite_[slot]) {
-      RawRow raw;
-      read_any_row(map_, j, i0_, n_, raw);
-      extent_finite_[slot] = find_extent(raw, kBatch + 8, extent_[slot]);
-    }
-  }
-  return extent_finite_[slot] ? extent_[slot] : nullptr;
+bool row_extent(const PixelMap& map, int64_t j, int64_t i0, int n, Extent& e) {
+  const bool ordinary = map.col == 2 && map.axis == 1;
+  const bool inside = n == kBatch && i0 > 0 && i0 + n < map.nx && j >= 0 && j < map.ny;
+  if (ordinary && inside && find_extent_inside(map.xy + j * map.row + (i0 - 1) * 2, n + 2, &e.x0)) return true;
+  RawRow raw;
+  read_any_row(map, j, i0, n, raw);
+  return find_extent(raw, kBatch + 8, &e.x0);
 }
 
 bool RowWindow::corners(int64_t j, Corners& c, uint8_t* lost) {
@@ -352,32 +346,16 @@ bool RowWindow::corners(int64_t j, Corners& c, uint8_t* lost) {
   return false;
 }
 
-bool RowWindow::bounds(int64_t j, double box[4]) {
-  box[0] = box[2] = kFarAway * 8;
-  box[1] = box[3] = -kFarAway * 8;
-  const double* extents[3] = {extent(j - 1), extent(j), extent(j + 1)};
-  if (half_ <= 1 && extents[0] && extents[1] && extents[2]) {  // corners lie between the centres around them
-    for (const double* e : extents) {
-      box[0] = std::min(box[0], e[0]);
-      box[1] = std::max(box[1], e[1]);
-      box[2] = std::min(box[2], e[2]);
-      box[3] = std::max(box[3], e[3]);
-    }
-    return true;
-  }
+bool RowWindow::extent(int64_t j, Extent& e) {
   Corners c;
   uint8_t lost[kBatch] = {0};
   corners(j, c, lost);
+  e = {kFarAway * 8, -kFarAway * 8, kFarAway * 8, -kFarAway * 8};
   bool any = false;
   for (int k = 0; k < n_; ++k) {
     if (lost[k]) continue;
     any = true;
-    for (int v = 0; v < 4; ++v) {
-      box[0] = std::min(box[0], c.x[v][k]);
-      box[1] = std::max(box[1], c.x[v][k]);
-      box[2] = std::min(box[2], c.y[v][k]);
-      box[3] = std::max(box[3], c.y[v][k]);
-    }
+    for (int v = 0; v < 4; ++v) e.take({c.x[v][k], c.x[v][k], c.y[v][k], c.y[v][k]});
   }
   return any;
 }

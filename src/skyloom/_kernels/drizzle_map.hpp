@@ -30,6 +30,19 @@ struct Corners {
   alignas(64) double x[4][kBatch], y[4][kBatch];
 };
 
+struct Extent {
+  double x0, x1, y0, y1;
+  void take(const Extent& e) {
+    x0 = e.x0 < x0 ? e.x0 : x0;
+    x1 = e.x1 > x1 ? e.x1 : x1;
+    y0 = e.y0 < y0 ? e.y0 : y0;
+    y1 = e.y1 > y1 ? e.y1 : y1;
+  }
+};
+
+// The extent of the centres (i0-1 ... i0+n, j). False if any is not finite.
+bool row_extent(const PixelMap& map, int64_t j, int64_t i0, int n, Extent& e);
+
 // The rows j-1, j, j+1 of the map for the columns [i0, i0 + n), read once each as j moves up.
 class RowWindow {
  public:
@@ -37,8 +50,8 @@ class RowWindow {
   void start(int64_t i0, int n);
   // Corners of the drops of row j. `lost[k]` is set where a drop has none. True if all drops are regular.
   bool corners(int64_t j, Corners& c, uint8_t* lost);
-  // Bounds {x_min, x_max, y_min, y_max} of all corners of row j, not tight; false if no drop has corners.
-  bool bounds(int64_t j, double box[4]);
+  // The extent of all corners of row j; false if no drop has corners.
+  bool extent(int64_t j, Extent& e);
 
  private:
   const double* pixel(int64_t j, int64_t i) const { return map_.xy + j * map_.row + i * map_.col; }
@@ -47,16 +60,12 @@ class RowWindow {
     return map_.col == 2 && map_.axis == 1 && n_ == kBatch && i0_ > 0 && i0_ + n_ < map_.nx && j >= 0 && j < map_.ny;
   }
   const MapRow& row(int64_t j);
-  const double* extent(int64_t j);  // {x_min, x_max, y_min, y_max} of the centres; null if any is not finite
   const PixelMap& map_;
   double half_;
   int64_t i0_ = 0;
   int n_ = 0;
   MapRow rows_[3];
   int64_t held_[3] = {-9, -9, -9};
-  double extent_[3][4];
-  bool extent_finite_[3];
-  int64_t extent_held_[3] = {-9, -9, -9};
 };
 
 // Corners of one drop from whatever finite map values are near. False if its own is not finite.

@@ -55,29 +55,33 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
     }
     return;
   }
+  // planes in pairs, as they lie in a cell: first all checks, since a bad value in one plane takes the weight of all
   const int n_squares = int(input.squares.size());
-  alignas(64) double v[kBatch];
-  std::fill_n(v, kBatch, 0.0);
+  alignas(64) double v[2][kBatch];
   for (int s = 0; s < n_squares; ++s) {
-    if (input.squares[size_t(s)].data != nullptr) {
-      read_row_body(input.squares[size_t(s)], j, i0, n, v);
-    } else {
-      std::fill_n(v, kBatch, 0.0);
-    }
-    for (int k = 0; k < kBatch; ++k) {
-      v[k] *= input.square_scale;
-      w[k] = std::fabs(v[k]) <= huge ? w[k] : 0.0;
-      v[k] = std::fabs(v[k]) <= huge ? v[k] : 0.0;
-      values[per_cell * k + 2 + s] = v[k];
-    }
+    if (input.squares[size_t(s)].data == nullptr) continue;
+    read_row_body(input.squares[size_t(s)], j, i0, n, v[0]);
+    for (int k = 0; k < n; ++k) w[k] = std::fabs(v[0][k] * input.square_scale) <= huge ? w[k] : 0.0;
   }
-  if (n_squares % 2 == 1)
-    for (int k = 0; k < kBatch; ++k) values[per_cell * k + 2 + n_squares] = 0;
   for (int k = 0; k < kBatch; ++k) {
     values[per_cell * k] = w[k] * d[k];
     values[per_cell * k + 1] = w[k];
     usable[k] = w[k] > 0;
-    for (int s = 2; s < per_cell; ++s) values[per_cell * k + s] *= w[k] * w[k];
+  }
+  for (int s = 0; s < n_squares; s += 2) {
+    for (int side = 0; side < 2; ++side) {
+      std::fill_n(v[side], kBatch, 0.0);
+      if (s + side >= n_squares || input.squares[size_t(s + side)].data == nullptr) continue;
+      read_row_body(input.squares[size_t(s + side)], j, i0, n, v[side]);
+      for (int k = 0; k < kBatch; ++k) {
+        const double scaled = v[side][k] * input.square_scale;
+        v[side][k] = w[k] > 0 ? w[k] * w[k] * scaled : 0.0;
+      }
+    }
+    for (int k = 0; k < kBatch; ++k) {
+      values[per_cell * k + 2 + s] = v[0][k];
+      values[per_cell * k + 3 + s] = v[1][k];
+    }
   }
 }
 
