@@ -414,3 +414,21 @@ def test_pixmap_and_frame_agree():
     centroid = [(image * x).sum() / image.sum(), (image * y).sum() / image.sum()]
     # a drop shared among pixels keeps its centroid to the third moments of a pixel
     np.testing.assert_allclose(centroid, sample_map(wcs_map(wcs, GRID), SHAPE)[70, 40], atol=0.2)
+
+
+@pytest.mark.parametrize("saturated", ["fill", "flag"])
+def test_place_where_one_exposure_is_saturated(saturated):
+    rng = np.random.default_rng(8)
+    level = rng.normal(100, 3, (3, 40, 50))
+    level[0, 18:21, 22:25] = 60000  # a saturated core in the first exposure only
+    exposures = [
+        Exposure(plane, np.full(plane.shape, 9.0), saturation=50000.0, exptime=10.0, name=f"e{k}")
+        for k, plane in enumerate(level)
+    ]
+    result = coadd(exposures, CoaddOptions(saturated=saturated, background="none", flux_scale="none", reject=False),
+                   maps=[lambda xy: xy] * 3)
+    flagged = (result.exposure.mask & np.uint32(MaskBit.SATURATED)) != 0
+    # the mean of the two others, 3 / sqrt(2) rms each: 6 standard deviations
+    assert np.abs(result.exposure.data[18:21, 22:25] - 100).max() < 6 * 3 / np.sqrt(2)
+    assert flagged[18:21, 22:25].all() == (saturated == "flag")
+    assert not flagged[:16].any()

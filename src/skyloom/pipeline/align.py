@@ -98,7 +98,8 @@ def bring_onto_grid(
     """Resample one frame onto the grid, or co-add several there.
 
     Several frames are scaled to the flux of the first before they are averaged with inverse variances, and pixels that
-    disagree with the others (cosmic rays) are left out.
+    disagree with the others (cosmic rays) are left out. Where any of them is saturated the co-add counts as saturated:
+    what the others leave there has another PSF than the rest.
     """
     if len(frames) == 1:
         if alignments[0].grid_to_frame is _identity:
@@ -107,8 +108,9 @@ def bring_onto_grid(
 
         return resample(frames[0], alignments[0].grid_to_frame, grid.shape, method=interpolation, wcs=grid.wcs)
     from skyloom.pipeline.stack import coadd_aligned
+    from skyloom.resampling import CoaddOptions
 
-    return coadd_aligned(grid, frames, alignments).exposure.replace(name=f"co-add of {len(frames)} frames")
+    return coadd_aligned(grid, frames, alignments, CoaddOptions(saturated="flag")).exposure.replace(name=f"co-add of {len(frames)} frames")
 
 
 def write_registered(

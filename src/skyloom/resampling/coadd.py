@@ -27,6 +27,7 @@ _log = logging.getLogger("skyloom.resampling")
 
 _WEIGHTS = ("ivm", "exptime", "uniform")
 _BACKGROUNDS = ("match", "subtract", "none")
+_SATURATED = ("fill", "flag")
 _PROBED_ROWS = 4  # the noise correlation is taken from every so manieth row
 
 
@@ -49,6 +50,9 @@ class CoaddOptions:
         Whether to look for cosmic rays and other outliers; needs at least two exposures at a place, better three.
     rejection : RejectionOptions
         How to tell them from noise.
+    saturated : {'fill', 'flag'}
+        What becomes of places where some exposures are saturated. 'fill': the others fill them. 'flag': they get
+        `MaskBit.SATURATED`, because the PSF there is that of the others alone; right for a template.
     pixel_scale, rotation : float, optional
         Of a new output grid, see `output_wcs_from`.
 
@@ -64,13 +68,14 @@ class CoaddOptions:
     flux_scale: str = "auto"
     reject: bool = True
     rejection: RejectionOptions = field(default_factory=RejectionOptions)
+    saturated: str = "fill"
     pixel_scale: float | None = None
     rotation: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.pixfrac <= 1:
             raise InputError(f"pixfrac is {self.pixfrac}; it must be above 0 and at most 1.", pixfrac=self.pixfrac)
-        for name, choices in (("weight", _WEIGHTS), ("background", _BACKGROUNDS)):
+        for name, choices in (("weight", _WEIGHTS), ("background", _BACKGROUNDS), ("saturated", _SATURATED)):
             value = getattr(self, name)
             if value not in choices:
                 raise InputError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.", **{name: value})
@@ -242,6 +247,8 @@ def coadd(
     outliers = find_outliers(frames, shape, options.rejection) if options.reject else nothing
     result = _drizzle(frames, outliers, shape, options)
     exposure = _exposure(result, frames, [exposures[k] for k in used], exposures[0], wcs)
+    if options.saturated == "flag":
+        exposure = exposure.replace(mask=exposure.mask | (result.culprits & np.uint32(MaskBit.SATURATED)))
     return Coadd(
         exposure=exposure,
         weight=result.weight,
