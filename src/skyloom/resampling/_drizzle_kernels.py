@@ -45,9 +45,12 @@ class Placing:
 
         It depends on the problem only. The sums of a tile shall be small next to the output, and stay in the cache.
         """
-        if self.frame[0] * self.frame[1] < 1 << 20:
+        cells = self.frame[0] * self.frame[1]
+        if cells < 1 << 20:
             return 128
-        return 256 if self.n_squares == 0 else 192
+        if self.n_squares > 0:
+            return 192
+        return 256 if cells < 1 << 24 else 384
 
 
 Runner = Callable[[_kernels.DrizzleInput, _kernels.DrizzleOutput, Placing], npt.NDArray[np.int32]]
