@@ -90,16 +90,26 @@ SKYLOOM_INLINE void shares(const Corners& c, const double* __restrict area, doub
     double in_x[M], in_y[M], in_xy[M * M];
     for (int i = 0; i < M; ++i) in_x[i] = in_y[i] = 0;
     for (int i = 0; i < M * M; ++i) in_xy[i] = 0;
+    // 1 / (dx dy) of all edges from one division
+    double gxs[4], gys[4], product[4];
+#pragma GCC unroll 4
+    for (int e = 0; e < 4; ++e) {
+      const bool goes_right = e == 0 || e == 3, goes_up = e < 2;
+      const double dx = c.x[(e + 1) % 4][k] - c.x[e][k], dy = c.y[(e + 1) % 4][k] - c.y[e][k];
+      gxs[e] = kTurned && !goes_right ? dx - kTiny : dx + kTiny;
+      gys[e] = kTurned && !goes_up ? dy - kTiny : dy + kTiny;
+      product[e] = gxs[e] * gys[e];
+    }
+    const double low = product[0] * product[1], high = product[2] * product[3];
+    const double inverse = 1.0 / (low * high), inverse_low = inverse * high, inverse_high = inverse * low;
+    const double inverses[4] = {inverse_low * product[1], inverse_low * product[0], inverse_high * product[3],
+                                inverse_high * product[2]};
 #pragma GCC unroll 4
     for (int e = 0; e < 4; ++e) {
       const double xa = c.x[e][k], ya = c.y[e][k];
       const double dx = c.x[(e + 1) % 4][k] - xa, dy = c.y[(e + 1) % 4][k] - ya;
-      const bool goes_right = e == 0 || e == 3, goes_up = e < 2;
-      const double gx = kTurned && !goes_right ? dx - kTiny : dx + kTiny;
-      const double gy = kTurned && !goes_up ? dy - kTiny : dy + kTiny;
-      const bool right = kTurned ? goes_right : gx > 0, up = kTurned ? goes_up : gy > 0;
-      const double r = 1.0 / (gx * gy);
-      const double rx = r * gy, ry = r * gx;
+      const double rx = inverses[e] * gys[e], ry = inverses[e] * gxs[e];
+      const bool right = kTurned ? e == 0 || e == 3 : gxs[e] > 0, up = kTurned ? e < 2 : gys[e] > 0;
       const double half_dx = 0.5 * dx, half_dy = 0.5 * dy;
       double from_y[M], to_y[M];
 #pragma GCC unroll 4
