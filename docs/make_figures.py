@@ -19,12 +19,12 @@ IMAGES = Path(__file__).parent / "images"
 
 def overview() -> None:
     """Science, template and difference of the demo, with the variable star."""
-    result = skyloom.difference(saao_frame(93), [saao_frame(number) for number in SAAO_TEMPLATE])
+    result = skyloom.difference(saao_frame(109), [saao_frame(number) for number in SAAO_TEMPLATE])
     candidates = skyloom.detect(result)
     star = candidates[candidates["real"]][0]
     sigma = np.sqrt(np.where(result.variance > 0, result.variance, np.inf))
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.3), layout="constrained")
-    panels = [("science", result.science.data), ("template, 6 frames", result.template.data), ("difference / noise", None)]
+    panels = [("science", result.science.data), ("template, 4 frames", result.template.data), ("difference / noise", None)]
     for ax, (title, data) in zip(axes, panels, strict=True):
         if data is None:
             ax.imshow(result.image / sigma, origin="lower", cmap="gray", vmin=-6, vmax=6)

@@ -1,7 +1,7 @@
 """Show the whole job on real images that come with skyloom.
 
-Two frames of a crowded field of the galactic bulge (SAAO 1.0 m telescope, no WCS) are differenced against six frames
-of earlier nights. A real variable star fades between the two.
+Two frames of a crowded field of the galactic bulge (SAAO 1.0 m telescope, no WCS) are differenced against four
+frames of earlier nights. A real variable star fades between the two.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 
-SAAO_TEMPLATE = (7, 13, 21, 27, 75, 77)
+SAAO_TEMPLATE = (27, 73, 75, 77)
 """Frames of earlier nights, with good seeing, to subtract."""
-SAAO_SCIENCE = (93, 151)
+SAAO_SCIENCE = (109, 163)
 """The variable star at (288.1, 214.9) of frame 100 is bright in the first and faint in the second."""
 
 
