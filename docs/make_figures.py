@@ -24,10 +24,14 @@ def overview() -> None:
     star = candidates[candidates["real"]][0]
     sigma = np.sqrt(np.where(result.variance > 0, result.variance, np.inf))
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.3), layout="constrained")
-    panels = [("science", result.science.data), ("template, 4 frames", result.template.data), ("difference / noise", None)]
-    for ax, (title, data) in zip(axes, panels, strict=True):
-        if data is None:
-            ax.imshow(result.image / sigma, origin="lower", cmap="gray", vmin=-6, vmax=6)
+    panels = {
+        "science": result.science.data,
+        "template, 4 frames": result.template.data,
+        "difference / noise": result.image / sigma,
+    }
+    for ax, (title, data) in zip(axes, panels.items(), strict=True):
+        if title.startswith("difference"):
+            ax.imshow(data, origin="lower", cmap="gray", vmin=-6, vmax=6)
         else:
             low = ZScaleInterval().get_limits(data)[0]
             norm = ImageNormalize(vmin=low, vmax=np.percentile(data, 99.7), stretch=AsinhStretch(0.05))

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skyloom.exposure import Exposure, MaskBit
     from skyloom.io import read, write_exposure
-    from skyloom.pipeline import Difference, detect, difference
-    from skyloom.registration import register
-    from skyloom.resampling import coadd, resample
+    from skyloom.pipeline.difference import Difference, difference
+    from skyloom.pipeline.find import detect
+    from skyloom.registration.register import register
+    from skyloom.resampling.coadd import coadd
+    from skyloom.resampling.resample import resample
 
 __version__ = "0.1.0"
 

@@ -23,12 +23,29 @@ MAX_STEP = 1.0
 class DifferenceLike(Protocol):
     """What detection needs of a difference; planes have the shape (ny, nx)."""
 
-    image: Any
-    variance: Any
-    mask: Any
-    score: Any
-    science: Any
-    template: Any
+    @property
+    def image(self) -> Any:
+        """Science minus matched template."""
+
+    @property
+    def variance(self) -> Any:
+        """Variance of each pixel."""
+
+    @property
+    def mask(self) -> Any:
+        """Bits of `MaskBit`."""
+
+    @property
+    def score(self) -> Any:
+        """The `Score`."""
+
+    @property
+    def science(self) -> Any:
+        """The science exposure."""
+
+    @property
+    def template(self) -> Any:
+        """The template on the science grid, or None."""
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,29 @@ class Kernel(Protocol):
 class SubtractionLike(Protocol):
     """What `score` needs of a subtraction; planes have the shape (ny, nx)."""
 
-    image: Any
-    variance_science: Any
-    variance_template: Any
-    mask: Any
-    kernel: Any
-    convolved: Any
+    @property
+    def image(self) -> Any:
+        """Science minus matched template."""
+
+    @property
+    def variance_science(self) -> Any:
+        """Part of the variance that the science image brings."""
+
+    @property
+    def variance_template(self) -> Any:
+        """Part of the variance that the template brings."""
+
+    @property
+    def mask(self) -> Any:
+        """Bits of `MaskBit`."""
+
+    @property
+    def kernel(self) -> Any:
+        """The matching kernel, a `Kernel`."""
+
+    @property
+    def convolved(self) -> Any:
+        """'science' or 'template'."""
 
 
 @dataclass(frozen=True, eq=False)

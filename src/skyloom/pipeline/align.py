@@ -110,7 +110,8 @@ def bring_onto_grid(
     from skyloom.pipeline.stack import coadd_aligned
     from skyloom.resampling import CoaddOptions
 
-    return coadd_aligned(grid, frames, alignments, CoaddOptions(saturated="flag")).exposure.replace(name=f"co-add of {len(frames)} frames")
+    result = coadd_aligned(grid, frames, alignments, CoaddOptions(saturated="flag"))
+    return result.exposure.replace(name=f"co-add of {len(frames)} frames")
 
 
 def write_registered(
