@@ -166,7 +166,7 @@ def real_frames() -> None:
 
     template = read(saao_frame(77))
     stars = detect_sources(template)
-    for number in (27, 43, 73, 75, 93, 100, 109, 163):
+    for number in (27, 43, 73, 75, 93, 100, 110, 163):
         result = register(read(saao_frame(number)), stars)
         m = result.matched[np.argsort(-result.matched["flux_template"])[:100]]
         bright = float(np.sqrt(np.mean(np.hypot(m["dx"], m["dy"]) ** 2)))

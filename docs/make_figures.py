@@ -19,7 +19,7 @@ IMAGES = Path(__file__).parent / "images"
 
 def overview() -> None:
     """Science, template and difference of the demo, with the variable star."""
-    result = skyloom.difference(saao_frame(109), [saao_frame(number) for number in SAAO_TEMPLATE])
+    result = skyloom.difference(saao_frame(110), [saao_frame(number) for number in SAAO_TEMPLATE])
     candidates = skyloom.detect(result)
     star = candidates[candidates["real"]][0]
     sigma = np.sqrt(np.where(result.variance > 0, result.variance, np.inf))

@@ -147,7 +147,7 @@ def test_real_variable_star_is_found(number):
     assert near.sum() == 1
     star = table[near][0]
     assert star["real"]
-    assert star["sign"] == (1 if number == 109 else -1)
+    assert star["sign"] == (1 if number == 110 else -1)
     assert 0.95 <= result.diagnostics["noise_std"] <= 1.05
     assert abs(result.diagnostics["noise_mean"]) < 0.05
 

@@ -8,7 +8,7 @@ _HERE = Path(__file__).parent
 
 SAAO_TEMPLATE = (27, 73, 75, 77)
 """Frames of earlier nights, with good seeing, to subtract."""
-SAAO_SCIENCE = (109, 163)
+SAAO_SCIENCE = (110, 163)
 """The variable star at (288.1, 214.9) of frame 100 is bright in the first and faint in the second."""
 
 
