@@ -76,7 +76,7 @@ def test_shift_keeps_constants_away_from_the_border(d):
 @given(st.floats(2.5, 9.0))
 def test_fwhm_of_a_gaussian(fwhm):
     psf = AnalyticPsf(replace(ROUND, fwhm=fwhm), (100, 100), beta=None)
-    # a pixel blurs by the variance 1/12 per axis: 8 ln 2 / 12 = 0.462; the area is counted in 1/64 pixels
+    # a pixel blurs by the variance 1/12 per axis: 8 ln 2 / 12 = 0.462; the area is counted in 1/256 pixels
     assert stamp_fwhm(psf.profile(50, 50, 0, 0, 25)) == pytest.approx(np.sqrt(fwhm**2 + 0.462), rel=0.01)
 
 

@@ -31,12 +31,14 @@ class Psf(Protocol):
 def stamp_fwhm(stamp: Stamp) -> float:
     """Full width at half maximum of a stamp: the diameter of the circle with the area of {stamp > maximum / 2}.
 
-    The stamp is interpolated 8-fold by cubic splines, so that the result does not step with the pixels. It contains the
+    The stamp is interpolated 16-fold by cubic splines, so that the result does not step with the pixels. It contains the
     blurring by the pixel: a Gaussian of FWHM F, integrated over pixels, has about ``sqrt(F**2 + 0.46)``.
     """
     half_y, half_x = (n // 2 for n in stamp.shape)
-    width = min(half_y, half_x)
-    factor = 8
+    row, column = np.nonzero(stamp > stamp.max() / 5)  # the rest cannot reach half of the maximum
+    reach = int(max(np.abs(row - half_y).max(), np.abs(column - half_x).max())) + 2
+    width = min(half_y, half_x, reach)
+    factor = 16
     core = stamp[half_y - width : half_y + width + 1, half_x - width : half_x + width + 1]
     fine = zoom(core, ((core.shape[0] - 1) * factor + 1) / core.shape[0], order=3, grid_mode=False)
     return float(2 * np.sqrt(np.count_nonzero(fine > fine.max() / 2) / np.pi) / factor)
