@@ -56,7 +56,7 @@ def diagnose(result: Subtraction, scored: Score, psf: PsfModel, alignments: Sequ
     -------
     dict
         `noise_mean`, `noise_std`: of difference / error over the sky; `score_std`: of the significance there; the
-        statistics of the subtraction; `science_fwhm`; `registration_rms`, `registration_n` of the first template.
+        statistics of the subtraction; `psf_fwhm`; `registration_rms`, `registration_n` of the first template.
     """
     sky = sky_pixels(result)
     ratio = result.image[sky] / np.sqrt(result.variance[sky])
@@ -65,7 +65,7 @@ def diagnose(result: Subtraction, scored: Score, psf: PsfModel, alignments: Sequ
     numbers: dict[str, Any] = dict(result.statistics)
     numbers |= {
         "convolved": result.convolved,
-        "science_fwhm": psf.fwhm(),
+        "psf_fwhm": psf.fwhm(),
         "usable_fraction": float(((result.mask & np.uint32(UNUSABLE)) == 0).mean()),
         "sky_fraction": float(sky.mean()),
         "noise_mean": noise_mean,

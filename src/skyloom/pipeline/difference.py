@@ -249,7 +249,7 @@ def difference(
     with clock.stage("modelling the PSF"):
         psf = estimate_psf(science, sources)
     with clock.stage("matching and subtracting"):
-        result = subtract(science, aligned, options.subtraction, sources=sources, science_fwhm=psf.fwhm())
+        result = subtract(science, aligned, options.subtraction, sources=sources)
     with clock.stage("scoring"):
         scored = score(
             result,
