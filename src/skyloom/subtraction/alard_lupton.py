@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from skyloom._threads import serial_blas
 from skyloom.convolution import polynomial
-from skyloom.errors import NoUsableDataError, ShapeError, TooFewStampsError
+from skyloom.errors import NoUsableDataError, ShapeError, SubtractionError, TooFewStampsError
 from skyloom.exposure import UNUSABLE, Exposure, FloatArray
 from skyloom.subtraction.basis import default_half_width, default_sigmas, gaussian_basis
 from skyloom.subtraction.fit import FitInput, KernelFit, fit_kernel, systematic_fraction
@@ -34,6 +34,8 @@ from skyloom.subtraction.stamps import (
 log = logging.getLogger("skyloom.subtraction")
 
 _WEIGHT_BOX = 5  # pixels over which variances are averaged before they become weights
+
+_CLEARLY_SHARPER = 1.2  # ratio of seeing above which there is no question which image to convolve
 
 
 def subtract(
@@ -93,18 +95,42 @@ def subtract(
     planes = {"science": _planes(science), "template": _planes(template)}
     xy = find_sources(planes["science"]) if sources is None else source_positions(sources)
     fwhm = _seeing(planes, xy, science_fwhm, template_fwhm)
-    convolved: Literal["template", "science"]
-    if options.convolve == "auto":
-        # when they are about equal the template, which is deeper as a rule
-        convolved = "template" if fwhm["template"] <= 1.03 * fwhm["science"] else "science"
-    else:
-        convolved = options.convolve
-    with serial_blas():
-        correlation = (template if convolved == "template" else science).correlation
-        fit, counts = _fit(planes, xy, fwhm, options, convolved=convolved, correlation=correlation)
-    result = _difference(science, template, planes, convolved=convolved, fit=fit, max_lost=options.max_lost)
-    result.statistics.update(_describe(fit, counts, fwhm) | _noise_statistics(result))
-    return result
+    results: list[Subtraction] = []
+    failures: list[SubtractionError] = []
+    for convolved in _directions(options, fwhm):
+        try:
+            with serial_blas():
+                correlation = (template if convolved == "template" else science).correlation
+                fit, counts = _fit(planes, xy, fwhm, options, convolved=convolved, correlation=correlation)
+        except SubtractionError as error:
+            failures.append(error)
+            continue
+        result = _difference(science, template, planes, convolved=convolved, fit=fit, max_lost=options.max_lost)
+        result.statistics.update(_describe(fit, counts, fwhm) | _noise_statistics(result))
+        results.append(result)
+    if not results:
+        raise failures[0]
+    return min(results, key=_residual)
+
+
+def _directions(options: AlardLuptonOptions, fwhm: dict[str, float]) -> list[Literal["template", "science"]]:
+    """Return which image to convolve: the sharper one; where the widths do not tell, either is tried.
+
+    Stars of about the same width may be elongated differently, so that each image is the sharper one along one axis.
+    """
+    if options.convolve != "auto":
+        return [options.convolve]
+    if fwhm["template"] * _CLEARLY_SHARPER < fwhm["science"]:
+        return ["template"]
+    if fwhm["science"] * _CLEARLY_SHARPER < fwhm["template"]:
+        return ["science"]
+    return ["template", "science"]
+
+
+def _residual(result: Subtraction) -> float:
+    """Return what is left of bright stars; the template, which is deeper as a rule, is preferred where it ties."""
+    left = float(np.nan_to_num(result.statistics["systematic_fraction"]))
+    return left if result.convolved == "template" else 1.2 * left
 
 
 def _with_variance(exposure: Exposure) -> Exposure:

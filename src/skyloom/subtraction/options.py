@@ -16,7 +16,8 @@ class AlardLuptonOptions:
     Parameters
     ----------
     convolve : {'auto', 'template', 'science'}
-        Which image to convolve; 'auto' takes the one with the narrower stars.
+        Which image to convolve; 'auto' takes the one with the narrower stars, or, where the widths differ by less than
+        20 %, tries both and takes the way that leaves less of bright stars.
     spatial_order : 'auto' or int
         Order of the polynomial with which the kernel varies over the field, 0 to 4; 'auto' is the highest of 0 to 3
         that predicts stamps well that the fit has not seen.
