@@ -4,8 +4,9 @@ A spatially varying kernel is a polynomial of position (Alard 2000, eq. 4),
 
     K(u, v; x, y) = sum_{i + j <= n} X^i Y^j P_ij(u, v),    X = (x - x_c) / s_x,  Y = (y - y_c) / s_y,
 
-and is evaluated exactly at each pixel: there are no blocks and no steps. The sums run in float32, row of the kernel by
-row of the kernel, which rounds to about 1e-6 of the brightest pixel under the kernel: subtract a large pedestal first.
+and is evaluated exactly at each pixel: there are no blocks and no steps. (K^2, for the variance, is taken to first order
+in x about the middle of every 32 columns.) The sums run in float32, row of the kernel by row of the kernel, which rounds
+to about 1e-6 of the brightest pixel under the kernel: subtract a large pedestal first.
 """
 
 from __future__ import annotations
@@ -88,9 +89,8 @@ class Convolved:
         sum K d over usable pixels, divided by `kept`; 0 where nothing usable is in reach.
     variance : ndarray or None
         sum K^2 var over usable pixels, divided by `kept` squared.
-    lost : ndarray or None
-        Share of sum |K| that fell on unusable pixels or outside of the image, 0 to 1; None without a mask if only
-        the image's border can lose weight.
+    lost : ndarray
+        Share of sum |K| that fell on unusable pixels or outside of the image, 0 to 1.
     """
 
     data: Float32Array

@@ -93,7 +93,7 @@ class Transform:
 
     @property
     def scale(self) -> float:
-        """Source pixels per template pixel at the centre: sqrt(|det|)."""
+        """Source pixels per template pixel at the centre: square root of the determinant's absolute value."""
         return float(np.sqrt(abs(np.linalg.det(self.matrix))))
 
     @property

@@ -14,8 +14,9 @@ from skyloom.subtraction.basis import Float64Array
 
 _SMALLEST_RCOND = 1e-13  # below, the Cholesky solution has no correct digits left and directions are cut off
 _CUT_RCOND = 1e-11
-# One iteration leaves (N / (S + N))^2 of the bias: 1 % where noise adds a tenth to the matrix. More of them would soon
-# amplify noise in directions without signal, as measured on crowded real frames with elongated stars.
+# One iteration lowers the bias from N / (S + N) to its square: from 9 % to 1 % where noise adds a tenth to the matrix.
+# More of them would soon amplify noise in directions without signal, as measured on crowded real frames with elongated
+# stars.
 _DEBIASING = 1
 
 
