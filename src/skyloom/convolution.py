@@ -4,9 +4,9 @@ A spatially varying kernel is a polynomial of position (Alard 2000, eq. 4),
 
     K(u, v; x, y) = sum_{i + j <= n} X^i Y^j P_ij(u, v),    X = (x - x_c) / s_x,  Y = (y - y_c) / s_y,
 
-and is evaluated exactly at each pixel: there are no blocks and no steps. (K^2, for the variance, is taken to first order
-in x about the middle of every 32 columns.) The sums run in float32, row of the kernel by row of the kernel, which rounds
-to about 1e-6 of the brightest pixel under the kernel: subtract a large pedestal first.
+and is evaluated exactly at each pixel: there are no blocks and no steps. (K^2, for the variance, is taken to first
+order in x about the middle of every 32 columns.) The sums run in float32, row of the kernel by row of the kernel,
+which rounds to about 1e-6 of the brightest pixel under the kernel: subtract a large pedestal first.
 """
 
 from __future__ import annotations
