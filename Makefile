@@ -15,8 +15,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard src/skyloom/_kernels/*.[ch]p
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install -q -e '.[progress]'
 	touch $@
+# The packages of an extra alone, without building skyloom again.
+LIST_EXTRA := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
 $(VENV)/.installed-%: $(VENV)/.installed
-	$(BIN)/python -m pip install -q -e '.[progress,$*]'
+	$(BIN)/python -c '$(LIST_EXTRA)' $* > $(VENV)/extra-$*.txt
+	$(BIN)/python -m pip install -q -r $(VENV)/extra-$*.txt
 	touch $@
 
 demo: $(VENV)/.installed

@@ -100,7 +100,7 @@ class FitsFile:
         if card(self.layouts[0].header, "EXTEND") is True and self.layouts[-1].end > self._size:
             raise ReadError(
                 f"{self.name} ends in the middle of a block of 2880 bytes, behind {self.layouts[-1].label}: what "
-                "follows may have been cut off. Fetch it again, or read it with verify=False.",
+                "follows may have been cut off. Fetch it again, or read it with verify=False (--no-verify).",
                 path=self.name,
             )
         promised = card(self.layouts[0].header, "NEXTEND")
@@ -111,7 +111,7 @@ class FitsFile:
         if complete or self._verify_hdu(0):
             raise ReadError(
                 f"{message}: the file is cut short. Fetch it again; if it is a cut-out on purpose, read it with "
-                "verify=False.",
+                "verify=False (--no-verify).",
                 path=self.name,
             )
         warnings.warn(f"{message}: it is cut short, or a cut-out of a larger file.", SkyloomWarning, stacklevel=3)

@@ -221,7 +221,7 @@ def verify_checksums(stream: BinaryIO, layout: HduLayout, name: str) -> bool:
     """
     hint = (
         "If a program copied the header to other data, or edited it, without renewing the checksum, then read it with "
-        "verify=False; otherwise fetch the file again."
+        "verify=False (--no-verify); otherwise fetch the file again."
     )
     datasum = str(card(layout.header, "DATASUM") or "").strip()
     if datasum:
