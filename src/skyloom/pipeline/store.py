@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from skyloom.errors import ReadError
-from skyloom.exposure import UNUSABLE, Exposure, MaskBit
+from skyloom.exposure import UNUSABLE, Exposure, FloatArray, MaskBit
 
 if TYPE_CHECKING:
     from skyloom.pipeline.difference import Difference
@@ -29,7 +28,7 @@ _CARDS = {
     "noise_mean": ("NOISEAVG", "mean of SCI/ERR over sky"),
     "noise_std": ("NOISESTD", "standard deviation of SCI/ERR over sky"),
     "score_std": ("SCORESTD", "standard deviation of SCORE over sky"),
-    "systematic": ("SYSTERR", "fractional residual under bright stars"),
+    "systematic_fraction": ("SYSTERR", "fractional residual under bright stars"),
     "registration_rms": ("REGRMS", "[pix] rms of the matched stars"),
     "registration_n": ("REGN", "matched stars"),
 }
@@ -74,8 +73,8 @@ def write_difference(
         "SCORE": result.score.significance,
         "SCIENCE": _with_nan(science),
         "TEMPLATE": _with_nan(result.template),
-        "MATCHED": np.asarray(result.matched, np.float32),
-        "VARTPL": np.asarray(subtraction.variance_template, np.float32),
+        "MATCHED": result.matched,
+        "VARTPL": subtraction.variance_template,
     }
     kernel = result.kernel.polynomial
     tables = [
@@ -88,8 +87,9 @@ def write_difference(
     )
 
 
-def _with_nan(exposure: Exposure) -> npt.NDArray[np.float32]:
-    return np.where(exposure.mask & np.uint32(MaskBit.NO_DATA), np.float32(np.nan), exposure.data).astype(np.float32)
+def _with_nan(exposure: Exposure) -> FloatArray:
+    nan = exposure.data.dtype.type(np.nan)
+    return np.where(exposure.mask & np.uint32(MaskBit.NO_DATA), nan, exposure.data)
 
 
 def _cube(name: str, images: Any, centre: Sequence[float], scale: Sequence[float]) -> Any:
@@ -135,8 +135,10 @@ def read_difference(path: str | Path) -> Difference:
                 "'skyloom difference' wrote.",
                 missing=sorted(missing),
             )
-        planes = {
-            name: np.asarray(hdus[name].data, np.float32) for name in ("SCIENCE", "TEMPLATE", "MATCHED", "VARTPL")
+        kind: Any = exposure.data.dtype
+        planes: dict[str, FloatArray] = {
+            name: np.asarray(hdus[name].data, kind)
+            for name in ("SCIENCE", "TEMPLATE", "MATCHED", "VARTPL")
         }
         kernel, psf = _kernel_of(hdus["KERNEL"]), _psf_of(hdus["PSF"], exposure.shape)
         stamps = Table(hdus["STAMPS"].data)

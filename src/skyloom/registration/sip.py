@@ -114,7 +114,7 @@ def _grid(nx: int, ny: int, count: int) -> Float:
 
 
 def _to_sky(registration: Registration, wcs: Any, xy: Float) -> Float:
-    """Return right ascension and declination (ICRS or the template's frame, degrees) of source pixels, NaN if none."""
+    """Return right ascension and declination (ICRS, degrees) of source pixels, NaN if none."""
     pixel = registration.source_to_template(xy)
     good = np.isfinite(pixel).all(axis=1)
     result = np.full((len(xy), 2), np.nan)

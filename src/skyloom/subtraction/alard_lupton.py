@@ -265,7 +265,9 @@ def _difference(
         )
     if convolved == "science":
         total = fit.kernel.sum_at(x, y)
-        image, matched, level = -image / total, matched / total, level / total
+        # K * science / sum K - matched: what is subtracted is the template itself, on the science image's scale
+        image, level = -image / total, _pedestal(moved) - level / total
+        matched = still.data / total + level
         variance_still, variance_moved = variance_still / total**2, variance_moved / total**2
 
     dtype = science.data.dtype

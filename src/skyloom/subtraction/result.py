@@ -30,8 +30,8 @@ class Subtraction:
     mask : ndarray of uint32
         Bits of `MaskBit`.
     matched : ndarray
-        The convolved image, on the science image's scale and with its background: K * template + background, or
-        (K * science + background) / sum K.
+        What was subtracted, on the science image's scale and with its background: K * template + background from the
+        science image, or template / sum K + background from K * science / sum K.
     kernel : SpatialKernel
         The kernel as fitted: from the template to the science image, or the other way if `convolved` is 'science'.
     background : ndarray
