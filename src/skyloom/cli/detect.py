@@ -12,16 +12,12 @@ HELP = "list what changed in a difference that was written before"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
+    from skyloom.cli.inputs import add_threshold
+
     parser.add_argument("difference", metavar="DIFFERENCE", help="NAME.difference.fits of 'skyloom difference'")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="folder for the results (default: beside the input)")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=5.0,
-        metavar="SIGMA",
-        help="significance of the faintest candidate (default: %(default)s)",
-    )
+    add_threshold(parser, "significance of the faintest candidate")
 
 
 def run(arguments: argparse.Namespace) -> int:

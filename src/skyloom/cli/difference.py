@@ -18,19 +18,13 @@ HELP = "subtract a template from a science image and list what changed"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
-    from skyloom.cli.inputs import add_reading_options
+    from skyloom.cli.inputs import add_reading_options, add_threshold
 
     parser.add_argument("science", metavar="SCIENCE", help="FITS image in which to look for changes")
     parser.add_argument("template", metavar="TEMPLATE", nargs="+", help="FITS image(s) to subtract")
     parser.add_argument("-o", "--output", metavar="FOLDER", default=".", help="folder for the results (default: here)")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=5.0,
-        metavar="SIGMA",
-        help="significance of the faintest candidate (default: %(default)s)",
-    )
+    add_threshold(parser, "significance of the faintest candidate")
     parser.add_argument("--no-report", action="store_true", help="do not write the HTML page")
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -56,13 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--spatial-order",
         metavar="N",
         default="auto",
-        help="order of the kernel's variation over the field, 0-3 (default: auto)",
+        help="order of the kernel's variation over the field, 0-4 (default: auto)",
     )
     method.add_argument(
         "--background-order",
         metavar="N",
         default="auto",
-        help="order of the differential background, 0-3 (default: auto)",
+        help="order of the differential background, 0-4 (default: auto)",
     )
     add_reading_options(parser, ("science", "template"))
 
@@ -102,11 +96,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _order(text: str, option: str) -> Literal["auto"] | int:
-    """Return the order that the user asked for: a number 0-3 or 'auto'."""
+    """Return the order that the user asked for: a number or 'auto'."""
     from skyloom.errors import InputError
 
     if text == "auto":
         return "auto"
-    if text not in ("0", "1", "2", "3"):
-        raise InputError(f"{option} is {text!r}; it must be 'auto' or a whole number from 0 to 3.")
+    if not text.isdecimal():
+        raise InputError(f"{option} is {text!r}; it must be 'auto' or a whole number.")
     return int(text)

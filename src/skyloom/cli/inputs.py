@@ -21,6 +21,11 @@ def add_reading_options(parser: argparse.ArgumentParser, roles: tuple[str, ...] 
     group.add_argument("--no-verify", action="store_true", help="read files although their checksums are wrong")
 
 
+def add_threshold(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--threshold``, in standard deviations; `what` says of what."""
+    parser.add_argument("--threshold", type=float, default=5.0, metavar="SIGMA", help=f"{what} (default: %(default)s)")
+
+
 def reading_options(arguments: argparse.Namespace, role: str = "") -> dict[str, Any]:
     """Return the keyword arguments for `skyloom.io.read`."""
     stem = f"{role}_" if role else ""

@@ -13,7 +13,7 @@ HELP = "register an image to another by their stars"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
-    from skyloom.cli.inputs import add_reading_options
+    from skyloom.cli.inputs import add_reading_options, add_threshold
 
     parser.add_argument("source", metavar="SOURCE", help="FITS image to register")
     parser.add_argument("template", metavar="TEMPLATE", help="FITS image to register it to")
@@ -21,13 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--resample", action="store_true", help="write SOURCE resampled onto the grid of TEMPLATE")
     parser.add_argument("--plot", metavar="FILE", help="draw the residuals to this PNG, PDF or SVG file")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=5.0,
-        metavar="SIGMA",
-        help="detection threshold of the stars (default: %(default)s)",
-    )
+    add_threshold(parser, "detection threshold of the stars")
     add_reading_options(parser, ("source", "template"))
 
 

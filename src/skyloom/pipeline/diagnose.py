@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from skyloom.background import MAD_TO_SIGMA
 from skyloom.exposure import UNUSABLE, BoolArray
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def clipped_moments(values: npt.NDArray[np.floating], clip: float = CLIP) -> tup
         if values.size == 0:
             return float("nan"), float("nan")
         centre = np.median(values)
-        spread = 1.4826 * np.median(np.abs(values - centre))
+        spread = MAD_TO_SIGMA * np.median(np.abs(values - centre))
         kept = values[np.abs(values - centre) <= clip * spread]
         if kept.size == values.size:
             break

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from skyloom.background import estimate_background
+from skyloom.background import MAD_TO_SIGMA, estimate_background
 from skyloom.errors import InputError, NoUsableDataError, TooFewSourcesError
 from skyloom.exposure import Exposure
 from skyloom.noise import with_variance
@@ -189,7 +189,7 @@ def _reject(stars: StarStamps, psf: PsfModel, fwhm: float) -> tuple[StarStamps, 
     chi2 = (weight * residuals(stars, psf.basis, terms)[:, core] ** 2).sum(axis=1)
     chi2 = chi2 / np.maximum((weight > 0).sum(axis=1) - 4, 1)
     middle = float(np.median(chi2))
-    spread = 1.4826 * float(np.median(np.abs(chi2 - middle)))
+    spread = MAD_TO_SIGMA * float(np.median(np.abs(chi2 - middle)))
     # half of the stars are never left out; stars good to the noise never either
     keep = (chi2 <= max(middle + 5 * spread, 2.0)) & (stars.flux > 0) & ((weight > 0).mean(axis=1) > 0.8)
     return stars.select(keep), chi2[keep]

@@ -31,8 +31,8 @@ class Psf(Protocol):
 def stamp_fwhm(stamp: Stamp) -> float:
     """Full width at half maximum of a stamp: the diameter of the circle with the area of {stamp > maximum / 2}.
 
-    The stamp is interpolated 16-fold by cubic splines, so that the result does not step with the pixels. It contains the
-    blurring by the pixel: a Gaussian of FWHM F, integrated over pixels, has about ``sqrt(F**2 + 0.46)``.
+    The stamp is interpolated 16-fold by cubic splines, so that the result does not step with the pixels. It contains
+    the blurring by the pixel: a Gaussian of FWHM F, integrated over pixels, has about ``sqrt(F**2 + 0.46)``.
     """
     half_y, half_x = (n // 2 for n in stamp.shape)
     row, column = np.nonzero(stamp > stamp.max() / 5)  # the rest cannot reach half of the maximum

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import sep
 from astropy.table import Table
 
+from skyloom.background import MAD_TO_SIGMA
 from skyloom.errors import InputError, NoUsableDataError, TooFewSourcesError
 from skyloom.exposure import UNUSABLE, BoolArray, Exposure, MaskBit
 from skyloom.registration.stamps import FWHM_PER_SIGMA, pair_ratios, photometry, widths
@@ -178,7 +179,7 @@ def image_fwhm(sources: Table) -> float:
     values = fwhm[good][:200]
     for _ in range(5):
         middle = np.median(values)
-        spread = 1.4826 * np.median(np.abs(values - middle))
+        spread = MAD_TO_SIGMA * np.median(np.abs(values - middle))
         values = values[np.abs(values - middle) <= 3 * spread + 1e-9]
     return float(np.median(values))
 

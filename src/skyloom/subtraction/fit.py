@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy.signal import convolve2d
 
 from skyloom._threads import map_bands
+from skyloom.background import MAD_TO_SIGMA
 from skyloom.convolution import Float32Array, convolve, exponents, monomials
 from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray, FloatArray
@@ -303,7 +304,9 @@ class _Fitter:
     def drop_bad(self) -> int:
         """Drop stamps with a chi2 far above the others', and bring in the next ones of their cells."""
         centre = np.median(self.chi2)
-        spread = max(1.4826 * np.median(np.abs(self.chi2 - centre)), centre * np.sqrt(2 / self.stamps[0].core.sum()))
+        spread = max(
+            MAD_TO_SIGMA * np.median(np.abs(self.chi2 - centre)), centre * np.sqrt(2 / self.stamps[0].core.sum())
+        )
         bad = ~(self.chi2 <= centre + self.options.stamp_clip * spread)
         if not bad.any():
             return 0
@@ -389,7 +392,7 @@ def systematic_fraction(residual: Float64Array, variance: Float64Array, model: F
     r, v, m = np.abs(residual[bright]), variance[bright], model[bright]
 
     def scatter(eps: float) -> float:
-        return 1.4826 * float(np.median(r / np.sqrt(v + (eps * m) ** 2)))
+        return MAD_TO_SIGMA * float(np.median(r / np.sqrt(v + (eps * m) ** 2)))
 
     if scatter(0.0) <= 1.0:
         return 0.0
