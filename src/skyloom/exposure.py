@@ -39,18 +39,26 @@ class MaskBit(IntFlag):
 UNUSABLE = MaskBit.NO_DATA | MaskBit.BAD | MaskBit.SATURATED | MaskBit.COSMIC_RAY | MaskBit.EDGE
 
 
+LARGEST = 1e30
+"""No image reaches this value in any unit; what some programs write where they have no data does (-3.4e38)."""
+
+_SINGLE = 1e-9, 1e9
+"""Images whose largest value lies between these stay float32: the square of a variance is in its range."""
+
+
 @dataclass(frozen=True, eq=False)
 class Exposure:
     """One image: data, variance, mask and what is known of the detector and the sky.
 
-    Data and variance are finite everywhere: a NaN or infinite pixel becomes 0 with the mask bit `MaskBit.NO_DATA`, a
-    variance that is not a positive finite number becomes 0, with `MaskBit.BAD` if the mask held no reason yet. Arrays
-    are native-endian, contiguous and read-only; the caller's arrays are never changed.
+    Data and variance are finite everywhere: a pixel that is NaN, infinite or beyond +-`LARGEST` becomes 0 with the mask
+    bit `MaskBit.NO_DATA`, a variance that is not a positive finite number becomes 0, with `MaskBit.BAD` if the mask
+    held no reason yet. Arrays are native-endian, contiguous and read-only; the caller's arrays are never changed.
 
     Parameters
     ----------
     data : array_like, shape (ny, nx)
-        Pixel values, in `unit`. float64, and whole numbers beyond 2^24, become float64; all else float32.
+        Pixel values, in `unit`. float64, whole numbers beyond 2^24, and images of so large or small values that
+        float32 could not hold their squared variances, become float64; all else float32.
     variance : array_like, shape (ny, nx), optional
         Variance of each pixel, in `unit` squared, of the data's type.
     mask : array_like of int or bool, shape (ny, nx), optional
@@ -109,7 +117,7 @@ class Exposure:
         # masked arrays carry their own mask
         if isinstance(self.data, np.ma.MaskedArray):
             mask[np.ma.getmaskarray(self.data)] |= np.uint32(MaskBit.BAD)
-        bad = ~np.isfinite(data)
+        bad = ~(np.abs(data) <= LARGEST)
         if bad.any():
             mask[bad] |= np.uint32(MaskBit.NO_DATA)
             data = np.where(bad, data.dtype.type(0), data)
@@ -197,8 +205,18 @@ def _real_plane(array: Any, shape: tuple[int, ...] | None, what: str) -> Any:
 def _needs_double(array: npt.NDArray[Any]) -> bool:
     """Whether float32 would lose what the array holds: double precision, or whole numbers of more than 24 bits."""
     if array.dtype.kind == "f":
-        return array.dtype.itemsize > 4
+        return array.dtype.itemsize > 4 or (array.dtype.itemsize == 4 and _beyond_single(array))
     return array.dtype.itemsize >= 4 and max(abs(int(array.min())), abs(int(array.max()))) > 2**24
+
+
+def _beyond_single(array: npt.NDArray[Any]) -> bool:
+    """Whether squares of the variances of float32 data, or of errors as small as 1e-6 of it, could be out of range."""
+    with np.errstate(invalid="ignore"):
+        top = max(abs(float(np.fmax.reduce(array, axis=None))), abs(float(np.fmin.reduce(array, axis=None))))
+        if top > LARGEST:  # fill values tell nothing
+            size = np.abs(array)
+            top = float(np.max(size, initial=0, where=size <= LARGEST))
+    return bool(top > 0) and not _SINGLE[0] <= top <= _SINGLE[1]
 
 
 def _mask_plane(mask: Any, shape: tuple[int, ...], what: str) -> npt.NDArray[np.uint32]:

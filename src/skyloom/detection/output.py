@@ -77,9 +77,11 @@ def write_fits(
     WriteError
         The file exists and `overwrite` is False, or it cannot be written.
     """
-    from skyloom.io import atomic_write
+    from skyloom.io import write_hdus
+    from skyloom.io.quiet import quiet_astropy
 
-    table_hdu = fits.table_to_hdu(candidates)
+    with quiet_astropy():  # it warns of metadata whose names are longer than 8 characters
+        table_hdu = fits.table_to_hdu(candidates)
     table_hdu.name = "CANDIDATES"
     for i, name in enumerate(candidates.colnames, start=1):
         table_hdu.header[f"TCOMM{i}"] = candidates[name].info.description or ""
@@ -90,9 +92,7 @@ def write_fits(
         for i, plane in enumerate(PLANES, start=1):
             cube.header[f"PLANE{i}"] = (plane, "along the third axis")
         hdus.append(cube)
-    with atomic_write(path, overwrite=overwrite) as temporary:
-        hdus.writeto(temporary, overwrite=True, checksum=True)
-    return Path(path)
+    return write_hdus(hdus, path, overwrite=overwrite)
 
 
 def write_regions(

@@ -39,7 +39,7 @@ from skyloom.exposure import UNUSABLE
 from skyloom.psf import Psf
 
 Array = npt.NDArray[np.float64]
-Plane = npt.NDArray[np.float32]
+Plane = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 MIN_COVERAGE = 0.1
 """Least part of the PSF's weight that must lie on usable pixels for a score."""
@@ -82,7 +82,9 @@ class SubtractionLike(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A matched-filtered difference. All planes are float32, shape (ny, nx).
+    """A matched-filtered difference. All planes have the shape (ny, nx).
+
+    Significance and coverage are float32, the others float64 where the image is, whose values may be beyond float32.
 
     Parameters
     ----------
@@ -293,11 +295,12 @@ def filter_image(
     # FFT rounding leaves tiny values where all is masked; the coverage tells them from real ones
     valid = (coverage > MIN_COVERAGE) & (norm > 0) & (noise > 0)
     norm, noise = np.where(valid, norm, 1.0), np.where(valid, noise, 1.0)
+    kind: Any = np.float64 if image.dtype == np.float64 else np.float32
     return Score(
         significance=(valid * signal / np.sqrt(noise)).astype(np.float32),
-        flux=(valid * signal / norm).astype(np.float32),
-        flux_variance=(valid * noise / norm**2).astype(np.float32),
-        effective_variance=np.where(usable, effective_variance, 0.0).astype(np.float32),
+        flux=(valid * signal / norm).astype(kind),
+        flux_variance=(valid * noise / norm**2).astype(kind),
+        effective_variance=np.where(usable, effective_variance, 0.0).astype(kind),
         coverage=coverage.astype(np.float32),
         psf=psf,
     )

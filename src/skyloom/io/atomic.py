@@ -29,11 +29,14 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> Pat
     Raises
     ------
     WriteError
-        The file exists and `overwrite` is False, it is a folder, or its folder is missing or may not be written.
+        The file exists and `overwrite` is False, it is a folder or a device, or its folder is missing or may not be
+        written.
     """
     target = Path(os.path.realpath(Path(path).expanduser()))
     if target.is_dir():
         raise WriteError(f"{path} is a folder; give the name of a file.", path=str(path))
+    if target.exists() and not target.is_file():
+        raise WriteError(f"{path} is a device or a pipe, not a regular file; give the name of a file.", path=str(path))
     if target.exists() and not overwrite:
         raise WriteError(f"{path} exists already; choose another name or pass overwrite=True.", path=str(path))
     if not target.parent.is_dir():

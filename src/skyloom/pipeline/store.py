@@ -18,6 +18,7 @@ from skyloom.exposure import UNUSABLE, Exposure, FloatArray, MaskBit
 
 if TYPE_CHECKING:
     from skyloom.pipeline.difference import Difference
+    from skyloom.subtraction import Subtraction
 
 _CARDS = {
     "n_stamps": ("NSTAMPS", "stamps that the kernel was fitted to"),
@@ -118,15 +119,43 @@ def read_difference(path: str | Path) -> Difference:
     ReadError
         The file cannot be read, or is not a difference.
     """
-    from astropy.io import fits
-    from astropy.table import Table
-
     from skyloom.detection import score
     from skyloom.io import read
     from skyloom.pipeline.difference import Difference
-    from skyloom.subtraction import Subtraction
 
     exposure = read(path)  # checks the whole file
+    planes, result, psf = _contents(path, exposure)
+    from_template = (result.mask & np.uint32(MaskBit.TEMPLATE)) != 0
+    science = exposure.replace(
+        data=planes["SCIENCE"], variance=None, mask=np.where(from_template, np.uint32(0), result.mask)
+    )
+    template = Exposure(
+        planes["TEMPLATE"], mask=np.where(from_template, result.mask, np.uint32(0)), wcs=exposure.wcs, name="template"
+    )
+    scored = score(
+        result, psf, correlation_science=result.correlation_science, correlation_template=result.correlation_template
+    )
+    return Difference(
+        image=result.image,
+        variance=result.variance,
+        mask=result.mask,
+        score=scored,
+        science=science,
+        template=template,
+        matched=result.matched,
+        psf=psf,
+        subtraction=result,
+        diagnostics=result.statistics,
+    )
+
+
+def _contents(path: str | Path, exposure: Exposure) -> tuple[dict[str, FloatArray], Subtraction, Any]:
+    """Return the planes, the subtraction and the PSF of a file of a difference, whose SCI, ERR and DQ are read."""
+    from astropy.io import fits
+    from astropy.table import Table
+
+    from skyloom.subtraction import Subtraction
+
     with fits.open(path, memmap=False) as hdus:
         names = {hdu.name for hdu in hdus}
         if missing := {"SCORE", "SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", "KERNEL", "PSF", "STAMPS"} - names:
@@ -137,18 +166,12 @@ def read_difference(path: str | Path) -> Difference:
             )
         kind: Any = exposure.data.dtype
         planes: dict[str, FloatArray] = {
-            name: np.asarray(hdus[name].data, kind)
-            for name in ("SCIENCE", "TEMPLATE", "MATCHED", "VARTPL")
+            name: np.asarray(hdus[name].data, kind) for name in ("SCIENCE", "TEMPLATE", "MATCHED", "VARTPL")
         }
         kernel, psf = _kernel_of(hdus["KERNEL"]), _psf_of(hdus["PSF"], exposure.shape)
         stamps = Table(hdus["STAMPS"].data)
         mask = np.asarray(hdus["DQ"].data).astype(np.uint32)
     header = exposure.header
-    from_template = (mask & np.uint32(MaskBit.TEMPLATE)) != 0
-    science = exposure.replace(data=planes["SCIENCE"], variance=None, mask=np.where(from_template, np.uint32(0), mask))
-    template = Exposure(
-        planes["TEMPLATE"], mask=np.where(from_template, mask, np.uint32(0)), wcs=exposure.wcs, name="template"
-    )
     variance = exposure.variance
     assert variance is not None
     result = Subtraction(
@@ -166,21 +189,7 @@ def read_difference(path: str | Path) -> Difference:
         correlation_science=header["CORRSCI"],
         correlation_template=header["CORRTPL"],
     )
-    scored = score(
-        result, psf, correlation_science=result.correlation_science, correlation_template=result.correlation_template
-    )
-    return Difference(
-        image=result.image,
-        variance=variance,
-        mask=mask,
-        score=scored,
-        science=science,
-        template=template,
-        matched=result.matched,
-        psf=psf,
-        subtraction=result,
-        diagnostics=_statistics(header),
-    )
+    return planes, result, psf
 
 
 def _statistics(header: Mapping[str, Any]) -> dict[str, Any]:

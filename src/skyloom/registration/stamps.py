@@ -80,7 +80,7 @@ def photometry(
     parts = [_photometry(data, noise, _windows(data, dead, part, sigma), part, sigma) for part in _parts(xy)]
     flux, flux_variance, xy_variance = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     if gain is not None:
-        electrons = np.maximum(flux, 1e-300) * gain
+        electrons = np.maximum(flux, 1e-150) * gain
         flux_variance = flux_variance + 4 / 3 * electrons / gain**2
         xy_variance = xy_variance + 16 / 9 * sigma**2 / electrons
     return Photometry(flux, np.sqrt(flux_variance), np.sqrt(xy_variance))
@@ -101,7 +101,7 @@ def _photometry(data: Float, noise: Float, stamps: _Windows, xy: Float, sigma: f
     return (
         flux,
         (stamps.weight**2).sum((1, 2)) * sky / profile**2,
-        8 * np.pi * sigma**4 * sky / np.maximum(flux, 1e-300) ** 2,
+        8 * np.pi * sigma**4 * sky / np.maximum(flux, 1e-150) ** 2,
     )
 
 

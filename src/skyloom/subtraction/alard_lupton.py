@@ -21,6 +21,7 @@ from skyloom.subtraction.masking import combine_masks, spread_mask
 from skyloom.subtraction.noise import convolved_noise_gain
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.result import Subtraction
+from skyloom.subtraction.sanity import check_kernel, check_variance
 from skyloom.subtraction.stamps import (
     Planes,
     dilate,
@@ -78,6 +79,8 @@ def subtract(
         No pixel is usable in both images.
     TooFewStampsError
         Too few stars fit to be stamps, or too few that the kernel fits.
+    SubtractionError
+        The fitted kernel is not one that images can have.
     """
     options = options or AlardLuptonOptions()
     if science.shape != template.shape:
@@ -102,10 +105,12 @@ def subtract(
             with serial_blas():
                 correlation = (template if convolved == "template" else science).correlation
                 fit, counts = _fit(planes, xy, fwhm, options, convolved=convolved, correlation=correlation)
+            check_kernel(fit.kernel, science.shape)
+            result = _difference(science, template, planes, convolved=convolved, fit=fit, max_lost=options.max_lost)
+            check_variance(result)
         except SubtractionError as error:
             failures.append(error)
             continue
-        result = _difference(science, template, planes, convolved=convolved, fit=fit, max_lost=options.max_lost)
         result.statistics.update(_describe(fit, counts, fwhm) | _noise_statistics(result))
         results.append(result)
     if not results:
@@ -254,7 +259,7 @@ def _difference(
     image = still.data - matched
     gain = convolved_noise_gain(fit.kernel.image_at((nx - 1) / 2, (ny - 1) / 2), moved.correlation)
     variance_moved, variance_still = smooth.variance * np.float32(gain), still.variance
-    sigma = np.sqrt(variance_moved + variance_still)
+    sigma = np.sqrt(np.maximum(variance_moved + variance_still, 0))  # what is not positive is refused below
     spread = spread_mask(planes[convolved], moved, fit.kernel, smooth.lost, sigma=sigma, max_lost=max_lost)
     mask = combine_masks(spread, still.mask, convolved)
     usable = (mask & np.uint32(UNUSABLE)) == 0
