@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ from skyloom.exposure import Exposure
 
 if TYPE_CHECKING:
     from skyloom.registration import Registration, RegistrationOptions
-
-logger = logging.getLogger("skyloom.pipeline")
 
 Map = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 

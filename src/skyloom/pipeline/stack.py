@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,6 @@ from skyloom.pipeline.align import Alignment, align
 if TYPE_CHECKING:
     from skyloom.exposure import Exposure
     from skyloom.resampling import Coadd, CoaddOptions
-
-logger = logging.getLogger("skyloom.pipeline")
 
 
 @dataclass(frozen=True)

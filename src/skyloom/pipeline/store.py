@@ -158,7 +158,10 @@ def _contents(path: str | Path, exposure: Exposure) -> tuple[dict[str, FloatArra
 
     with fits.open(path, memmap=False) as hdus:
         names = {hdu.name for hdu in hdus}
-        if missing := {"SCORE", "SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", "KERNEL", "PSF", "STAMPS"} - names:
+        if (
+            missing := {"ERR", "DQ", "SCORE", "SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", "KERNEL", "PSF", "STAMPS"}
+            - names
+        ):
             raise ReadError(
                 f"{path} is not a difference of skyloom: it has no {', '.join(sorted(missing))}. Give a file that "
                 "'skyloom difference' wrote.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +20,6 @@ from skyloom.registration.verify import (
     match_stars,
 )
 from skyloom.registration.vote import Similarities, cast_votes, count_votes
-
-log = logging.getLogger("skyloom.registration")
 
 Float = npt.NDArray[np.float64]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -22,8 +21,6 @@ from skyloom.resampling.maps import Map, SampledMap, XYArray, invert_map, wcs_ma
 from skyloom.resampling.outliers import RejectionOptions, find_outliers
 from skyloom.resampling.output_wcs import output_wcs_from
 from skyloom.resampling.overlap import spread_bits
-
-_log = logging.getLogger("skyloom.resampling")
 
 _WEIGHTS = ("ivm", "exptime", "uniform")
 _BACKGROUNDS = ("match", "subtract", "none")
