@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from skyloom.pipeline.difference import Difference
     from skyloom.subtraction import Subtraction
 
+_EXTENSIONS = {"ERR", "DQ", "SCORE", "SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", "KERNEL", "PSF", "STAMPS"}
+
 _CARDS = {
     "n_stamps": ("NSTAMPS", "stamps that the kernel was fitted to"),
     "kernel_sum": ("KSUM", "kernel sum: science flux / template flux"),
@@ -158,10 +160,7 @@ def _contents(path: str | Path, exposure: Exposure) -> tuple[dict[str, FloatArra
 
     with fits.open(path, memmap=False) as hdus:
         names = {hdu.name for hdu in hdus}
-        if (
-            missing := {"ERR", "DQ", "SCORE", "SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", "KERNEL", "PSF", "STAMPS"}
-            - names
-        ):
+        if missing := _EXTENSIONS - names:
             raise ReadError(
                 f"{path} is not a difference of skyloom: it has no {', '.join(sorted(missing))}. Give a file that "
                 "'skyloom difference' wrote.",
