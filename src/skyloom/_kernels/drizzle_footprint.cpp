@@ -1,6 +1,7 @@
 #include "drizzle_footprint.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace skyloom::drizzle {
 
@@ -62,6 +63,17 @@ void Footprint::find(int64_t block) {
                                 std::max(all.y1, reach.y1)};
     }
   }
+}
+
+TileSize Footprint::tile_size(int64_t edge) const {
+  double width = 1, height = 1;
+  for (const Reach& reach : batches) {
+    if (reach.empty()) continue;
+    width += reach.x1 - reach.x0;
+    height += reach.y1 - reach.y0;
+  }
+  const double stretch = std::clamp(std::sqrt(width / height), 0.25, 4.0);
+  return {std::max<int64_t>(16, int64_t(double(edge) * stretch)), std::max<int64_t>(16, int64_t(double(edge) / stretch))};
 }
 
 }  // namespace skyloom::drizzle

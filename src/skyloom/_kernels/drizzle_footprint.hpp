@@ -22,6 +22,11 @@ struct Window {
   int64_t x0, x1, y0, y1;
 };
 
+// Size of the tiles of the output, in cells.
+struct TileSize {
+  int64_t nx, ny;
+};
+
 struct Footprint {
   PixelMap map;
   Window window;
@@ -38,6 +43,9 @@ struct Footprint {
   int batch_start(int64_t batch, int64_t& i0) const;  // first column; returns the number of columns
   // Find the reaches of one row of blocks, once.
   void find(int64_t block);
+  // Tiles of about edge x edge cells. Batches across the border of two tiles are worked on twice: the fewer, the more a
+  // tile is shaped like a batch.
+  TileSize tile_size(int64_t edge) const;
 
  private:
   Reach reach_of(const Extent& e) const;

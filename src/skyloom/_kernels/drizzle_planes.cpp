@@ -194,8 +194,8 @@ SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
 
 SKYLOOM_DISPATCH(void, merge_tile, (const Tile& tile, const Output& out), (tile, out))
 
-TileMemory::TileMemory(int64_t edge, int per_cell, bool with_dq) {
-  const size_t cells = size_t(edge + 2 * kMargin) * size_t(edge + 2 * kMargin);
+TileMemory::TileMemory(int64_t nx, int64_t ny, int per_cell, bool with_dq) {
+  const size_t cells = size_t(nx + 2 * kMargin) * size_t(ny + 2 * kMargin);
   sums_.resize(cells * size_t(per_cell) + 8);
   if (with_dq) dq_.resize(cells);
   tile_ = {0, 0, 0, 0, 0, per_cell, nullptr, nullptr};

@@ -65,7 +65,7 @@ inline int numbers_per_cell(std::size_t squares) { return 2 + 2 * int((squares +
 // Memory of a tile, used for one tile after another.
 class TileMemory {
  public:
-  TileMemory(int64_t edge, int per_cell, bool with_dq);
+  TileMemory(int64_t nx, int64_t ny, int per_cell, bool with_dq);
   Tile& reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny);
 
  private:

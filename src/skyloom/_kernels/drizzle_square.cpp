@@ -215,7 +215,7 @@ SKYLOOM_DISPATCH(void, sort_batch,
 // Works through the tiles of one thread.
 class SquareWorker {
  public:
-  SquareWorker(const Footprint& footprint, const Input& input, const Output& output, int64_t tile_edge,
+  SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size,
                int32_t* row_hits);
   void drizzle_tile(int64_t index);
 
@@ -228,7 +228,7 @@ class SquareWorker {
   const Footprint& footprint_;
   const Input& input_;
   const Output& output_;
-  const int64_t edge_;
+  const TileSize size_;
   int32_t* const row_hits_;
   const int per_cell_;
   TileMemory memory_;
@@ -243,10 +243,10 @@ class SquareWorker {
   alignas(64) int32_t span_[kBatch];                 // of the drops that reach the tile
 };
 
-SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const Output& output, int64_t tile_edge,
+SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size,
                            int32_t* row_hits)
-    : footprint_(footprint), input_(input), output_(output), edge_(tile_edge), row_hits_(row_hits),
-      per_cell_(numbers_per_cell(input.squares.size())), memory_(tile_edge, per_cell_, input.dq.data != nullptr),
+    : footprint_(footprint), input_(input), output_(output), size_(size), row_hits_(row_hits),
+      per_cell_(numbers_per_cell(input.squares.size())), memory_(size.nx, size.ny, per_cell_, input.dq.data != nullptr),
       window_(footprint.map, footprint.half), now_(std::make_unique<Batch>()),
       values_(size_t(kBatch) * size_t(per_cell_) * kMaxSpan) {
   now_->values = values_.data();
@@ -329,9 +329,9 @@ void SquareWorker::drizzle_batch(int64_t j, int64_t i0, int n) {
 }
 
 void SquareWorker::drizzle_tile(int64_t index) {
-  const int64_t tiles_across = (output_.nx + edge_ - 1) / edge_, batches = footprint_.across();
-  const int64_t x0 = index % tiles_across * edge_, y0 = index / tiles_across * edge_;
-  tile_ = &memory_.reset(x0, y0, std::min(edge_, output_.nx - x0), std::min(edge_, output_.ny - y0));
+  const int64_t tiles_across = (output_.nx + size_.nx - 1) / size_.nx, batches = footprint_.across();
+  const int64_t x0 = index % tiles_across * size_.nx, y0 = index / tiles_across * size_.ny;
+  tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
   const auto meets = [&](const Reach& r) {
     return r.x0 < x0 + tile_->nx && r.x1 > x0 && r.y0 < y0 + tile_->ny && r.y1 > y0;
   };
@@ -353,8 +353,9 @@ void SquareWorker::drizzle_tile(int64_t index) {
 
 void drizzle_square(const Footprint& footprint, const Input& input, const Output& output, int64_t tile_edge,
                     int32_t* row_hits, std::atomic_ref<int64_t> next_tile) {
-  const int64_t tiles = ((output.nx + tile_edge - 1) / tile_edge) * ((output.ny + tile_edge - 1) / tile_edge);
-  SquareWorker worker(footprint, input, output, tile_edge, row_hits);
+  const TileSize size = footprint.tile_size(tile_edge);
+  const int64_t tiles = ((output.nx + size.nx - 1) / size.nx) * ((output.ny + size.ny - 1) / size.ny);
+  SquareWorker worker(footprint, input, output, size, row_hits);
   for (int64_t t = next_tile.fetch_add(1); t < tiles; t = next_tile.fetch_add(1)) worker.drizzle_tile(t);
 }
 
