@@ -95,6 +95,10 @@ def test_wider_template_means_that_the_science_image_is_convolved():
     ratio = default_subtraction().image[round(bright["y"]), round(bright["x"])] * pair().flux_ratio
     assert swapped.image[round(bright["y"]), round(bright["x"])] == pytest.approx(-ratio, rel=0.1)
     assert swapped.noise_kernel(200, 200).sum() == pytest.approx(1)
+    # what was subtracted is the template, on the scale and with the sky of the science image
+    scale = swapped.kernel.sum_at(200.0, 200.0)
+    np.testing.assert_allclose(swapped.matched, pair().science.data / scale + swapped.background, rtol=1e-5)
+    assert np.median(swapped.matched) == pytest.approx(np.median(pair().template.data), rel=0.01)
 
 
 def test_identical_images_leave_nothing():
