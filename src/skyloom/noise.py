@@ -211,7 +211,7 @@ def _with_gain(exposure: Exposure, noise: float, level: float) -> NoiseModel:
     if not sky_in_data and least > CONSISTENT * gain:
         _warn(
             f"The sources of {exposure.name} are less noisy than photons would be with the gain of {gain:g}; it is "
-            f"taken for an average, with a gain of {least:.3g}. Pass the effective gain with gain=."
+            f"taken for an average, with a gain of {least:.3g}. Give the effective gain, if that is wrong."
         )
         return NoiseModel(noise, level, least, min(read_variance * gain / least, noise**2), "sources")
     return NoiseModel(noise, level, gain, min(read_variance, noise**2), "given")
