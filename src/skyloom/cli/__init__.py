@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -57,13 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     set_up_messages(arguments.verbose, arguments.quiet)
     try:
-        return int(arguments.run(arguments))
+        status = int(arguments.run(arguments))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except SkyloomError as error:
         print(f"skyloom {arguments.command}: {error}", file=sys.stderr)
     except MemoryError:
         print(f"skyloom {arguments.command}: the machine's memory is not enough for this job.", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"skyloom {arguments.command}: interrupted; nothing was written.", file=sys.stderr)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except OSError as error:  # files raise errors of skyloom: what names no file is standard output
+        if not isinstance(error, BrokenPipeError):
+            what = error.filename or "standard output"
+            print(f"skyloom {arguments.command}: {what} cannot be used: {error.strerror}.", file=sys.stderr)
+        # what is left in the buffer would fail again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_FAILED

@@ -51,12 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from skyloom.cli import EXIT_OK, EXIT_PARTIAL
-    from skyloom.cli.inputs import reading_options
+    from skyloom.cli.inputs import check_not_input, reading_options
     from skyloom.cli.messages import progress_bar
     from skyloom.io import check_writable, read
     from skyloom.pipeline.stack import StackOptions, stack
 
     check_writable(arguments.output, overwrite=arguments.overwrite)
+    check_not_input([arguments.output], [*arguments.exposures, arguments.reference])
     options = StackOptions(
         align=arguments.align,
         pixfrac=arguments.pixfrac,

@@ -1,7 +1,8 @@
 """Subtract a template from a science image and list what changed.
 
 The two images need not be aligned and need no WCS: their stars are matched. Several templates are each registered and
-co-added on the science grid. Written to the output folder:
+co-added on the science grid; one that does not match is left out, and the exit status is 2. Written to the output
+folder:
 
   NAME.difference.fits   difference (SCI), error (ERR), mask (DQ), score, matched template, kernel, PSF
   NAME.candidates.ecsv   what changed, as a text table; also .fits (with cutouts) and .reg (DS9 regions)
@@ -63,16 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from skyloom.cli import EXIT_OK
-    from skyloom.cli.inputs import image_stem, reading_options
+    from skyloom.cli import EXIT_OK, EXIT_PARTIAL
+    from skyloom.cli.inputs import check_not_input, image_stem, reading_options
     from skyloom.cli.messages import progress_bar
     from skyloom.io import read
     from skyloom.pipeline import DifferenceOptions, difference
+    from skyloom.pipeline.frames import each_usable
     from skyloom.pipeline.products import Products, write_products
     from skyloom.subtraction import AlardLuptonOptions
 
     products = Products.in_folder(arguments.output, image_stem(arguments.science), report=not arguments.no_report)
     products.check(overwrite=arguments.overwrite)
+    inputs = [arguments.science, *arguments.template]
+    check_not_input([path for _, path in products.written()], inputs)
     options = DifferenceOptions(
         method=arguments.method,
         align=arguments.align,
@@ -84,15 +88,15 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with progress_bar(arguments.quiet) as progress:
         science = read(arguments.science, **reading_options(arguments, "science"))
-        templates = [read(path, **reading_options(arguments, "template")) for path in arguments.template]
+        how = reading_options(arguments, "template")
+        templates = each_usable(arguments.template, lambda path: read(path, **how))
         result = difference(science, templates, options=options, progress=progress)
-    inputs = [arguments.science, *arguments.template]
     candidates = write_products(result, products, inputs, threshold=arguments.threshold, overwrite=arguments.overwrite)
     if not arguments.quiet:
         from skyloom.cli.summary import print_summary
 
         print_summary(result, candidates, products)
-    return EXIT_OK
+    return EXIT_OK if len(result.alignments) == len(arguments.template) else EXIT_PARTIAL
 
 
 def _order(text: str, option: str) -> Literal["auto"] | int:

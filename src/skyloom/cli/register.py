@@ -28,13 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from skyloom.cli import EXIT_OK
-    from skyloom.cli.inputs import reading_options
+    from skyloom.cli.inputs import check_not_input, reading_options
     from skyloom.io import check_writable, read
     from skyloom.registration import RegistrationOptions, register
 
     for path in (arguments.output, arguments.plot):
         if path is not None:
             check_writable(path, overwrite=arguments.overwrite)
+    check_not_input((arguments.output, arguments.plot), (arguments.source, arguments.template))
     source = read(arguments.source, **reading_options(arguments, "source"))
     template = read(arguments.template, **reading_options(arguments, "template"))
     registration = register(source, template, RegistrationOptions(threshold=arguments.threshold))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -38,7 +39,9 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> Pat
     if target.exists() and not target.is_file():
         raise WriteError(f"{path} is a device or a pipe, not a regular file; give the name of a file.", path=str(path))
     if target.exists() and not overwrite:
-        raise WriteError(f"{path} exists already; choose another name or pass overwrite=True.", path=str(path))
+        raise WriteError(
+            f"{path} exists already; choose another name or pass overwrite=True (--overwrite).", path=str(path)
+        )
     if not target.parent.is_dir():
         raise WriteError(f"The folder {target.parent} does not exist; create it first.", path=str(path))
     if not os.access(target.parent, os.W_OK | os.X_OK):
@@ -86,7 +89,8 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> It
     except SkyloomError:
         raise
     except OSError as error:
-        reason = error.strerror or str(error)
+        full = error.errno == errno.ENOSPC or "Not enough space" in str(error)  # the latter are the words of astropy
+        reason = "there is no space left on the disk" if full else error.strerror or str(error)
         raise WriteError(f"{path} cannot be written: {reason}.", path=str(path), errno=error.errno) from error
     finally:
         with suppress(OSError):

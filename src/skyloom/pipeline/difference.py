@@ -15,6 +15,7 @@ import numpy as np
 from skyloom.errors import InputError
 from skyloom.exposure import Exposure, FloatArray
 from skyloom.pipeline.align import Alignment, align, bring_onto_grid
+from skyloom.pipeline.frames import each_usable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -94,7 +95,7 @@ class Difference:
     subtraction : Subtraction
         Kernel, stamps and statistics of the matching.
     alignments : tuple of Alignment
-        How each template frame was brought onto the science grid.
+        How each template frame was brought onto the science grid, without the frames that were left out.
     diagnostics : dict
         Numbers that tell how well it went.
     parameters : dict
@@ -202,7 +203,8 @@ def difference(
     science : path, HDU, array, CCDData, NDData or Exposure
         The image in which to look for changes.
     template : like `science`, or a list of such
-        The image to subtract. Several frames are each registered and co-added on the science grid.
+        The image to subtract. Several frames are each registered and co-added on the science grid; one of them that
+        has no usable pixel or no noise, or cannot be registered, is left out with a `SkyloomWarning`.
     method : str, optional
         Shorthand for ``options.method``.
     options : DifferenceOptions, optional
@@ -237,14 +239,17 @@ def difference(
 
     with clock.stage("reading"):
         science = read(science)
-        templates = [read(one) for one in _as_list(template)]
+        templates = each_usable(_as_list(template), read)
     with clock.stage("measuring noise"):
         science = with_variance(science)
-        templates = [with_variance(one) for one in templates]
+        templates = each_usable(templates, with_variance)
     with clock.stage("finding sources"):
         sources = detect_sources(science, threshold=options.detection_threshold)
     with clock.stage("registering and resampling the template"):
-        alignments = [align(science, one, options.align, options.registration) for one in templates]
+        aligned_frames = each_usable(
+            templates, lambda one: (one, align(science, one, options.align, options.registration))
+        )
+        templates, alignments = [one for one, _ in aligned_frames], [how for _, how in aligned_frames]
         aligned = bring_onto_grid(science, templates, alignments, options.interpolation)
     with clock.stage("modelling the PSF"):
         psf = estimate_psf(science, sources)

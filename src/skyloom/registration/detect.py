@@ -108,11 +108,15 @@ def detect_sources(
 
     Raises
     ------
+    InputError
+        The threshold is not a finite number above 0.
     NoUsableDataError
         All pixels are masked, or all usable ones have the same value.
     TooFewSourcesError
         Nothing is above the limit, or nothing that is looks like a source.
     """
+    if not 0 < threshold < np.inf:
+        raise InputError(f"threshold is {threshold}; a finite number of standard deviations above 0 is needed.")
     data, dead = _plane(exposure)
     level, noise = _background(exposure, data, dead, box)
     sky_free = data - level

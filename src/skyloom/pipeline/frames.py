@@ -1,0 +1,49 @@
+"""Work through the frames of a template, leaving out those that cannot be used."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from skyloom.errors import NoOverlapError, NoUsableDataError, RegistrationError, SkyloomError, SkyloomWarning
+
+T = TypeVar("T")
+
+FRAME_ERRORS = (NoUsableDataError, NoOverlapError, RegistrationError)
+"""What is wrong with one frame, and not with what the user asked for: a missing file or a wrong option stays fatal."""
+
+
+def each_usable(frames: Sequence[Any], step: Callable[[Any], T]) -> list[T]:
+    """Apply a step to every frame; leave out, with a `SkyloomWarning`, the frames that it cannot be done with.
+
+    Parameters
+    ----------
+    frames : sequence
+        Exposures, or what they are read from.
+    step : callable
+        Called with each frame.
+
+    Returns
+    -------
+    list
+        Results, at least one.
+
+    Raises
+    ------
+    SkyloomError
+        The step fails for all frames (the first failure), or fails for a reason not in `FRAME_ERRORS`.
+    """
+    results: list[T] = []
+    failures: list[tuple[str, SkyloomError]] = []
+    for number, frame in enumerate(frames, start=1):
+        try:
+            results.append(step(frame))
+        except FRAME_ERRORS as error:
+            name = getattr(frame, "name", None) or (frame if isinstance(frame, str) else "")
+            failures.append((f"{number} ({name})" if name else f"{number}", error))
+    if not results:
+        raise failures[0][1]
+    for label, failure in failures:
+        warnings.warn(f"Template frame {label} is left out: {failure}", SkyloomWarning, stacklevel=3)
+    return results
