@@ -15,6 +15,7 @@ from astropy.io import fits
 
 from skyloom.errors import InputError, NoUsableDataError, ReadError, ShapeError, SkyloomWarning
 from skyloom.io import read
+from skyloom.io.fits_layout import scan
 
 RNG = np.random.default_rng(20)
 SKY = RNG.normal(100, 5, (20, 30)).astype(np.float32)
@@ -94,6 +95,11 @@ def test_damaged_files_give_right_data_or_an_input_error(seed, sealed, flips, tm
     content = write(path, seed(), checksum=sealed)
     whole = read(path)
     chance = random.Random(1)
+    with path.open("rb") as stream:
+        hdus = scan(stream, path.name)
+    needed = hdus[-1].data_start + hdus[-1].data_size  # what follows is padding
+    # a file that ends between two HDUs is whole; if its NEXTEND disagrees there is a warning
+    whole_files = {hdu.start for hdu in hdus}
     messages = []
     for damaged in mutants(content, chance, flips):
         path.write_bytes(damaged)
@@ -102,13 +108,13 @@ def test_damaged_files_give_right_data_or_an_input_error(seed, sealed, flips, tm
         except InputError as error:
             messages.append(str(error))
             continue
+        assert len(damaged) >= needed or len(damaged) in whole_files  # nothing that is cut short is accepted
         if sealed:
             # a checksum covers every bit of data and header: whatever is accepted is what was written
             np.testing.assert_array_equal(found.data, whole.data)
             np.testing.assert_array_equal(found.mask, whole.mask)
             assert (found.variance is None) == (whole.variance is None)
-    # at the least all files that were cut short
-    assert len(messages) >= flips
+    assert messages
     assert all(len(message) > 20 for message in messages)
 
 

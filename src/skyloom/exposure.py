@@ -199,7 +199,8 @@ def _real_plane(array: Any, shape: tuple[int, ...] | None, what: str) -> Any:
             found=array.shape,
             needed=shape,
         )
-    return np.ascontiguousarray(array, dtype=np.float64 if _needs_double(array) else np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, hence masked
+        return np.ascontiguousarray(array, dtype=np.float64 if _needs_double(array) else np.float32)
 
 
 def _needs_double(array: npt.NDArray[Any]) -> bool:

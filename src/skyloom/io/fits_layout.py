@@ -132,6 +132,15 @@ def _parse(raw: bytes, name: str, index: int) -> Any:
     """Return the header as an ``astropy.io.fits.Header``."""
     from astropy.io.fits import Header
 
+    end = next(at for at in range(0, len(raw), CARD) if raw[at : at + 8] == b"END     ")
+    for at in range(0, end, CARD):
+        if not all(32 <= byte < 127 for byte in raw[at : at + 8]):
+            raise ReadError(
+                f"Card {at // CARD + 1} of the header of HDU {index} of {name} begins with {raw[at : at + 8]!r}, which "
+                "is no keyword; the file is damaged. Fetch it again.",
+                path=name,
+                hdu=index,
+            )
     if not all(32 <= byte < 127 for byte in set(raw)):
         # seen in the wild in comments (degree signs, accents); what they stand in is not believed
         raw = bytes(byte if 32 <= byte < 127 else 63 for byte in raw)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from skyloom.io.ccddata import ccddata_fields
 from skyloom.io.fits_file import FitsFile, describe, image_shape
 from skyloom.io.keywords import as_number, detector_values, hdu_name, hdu_version, unit_text
 from skyloom.io.profiles import GENERIC, SKYLOOM, Profile, mask_bits, profile_for
+from skyloom.io.quiet import quiet_astropy
 from skyloom.io.wcs import wcs_from_asdf_extension, wcs_from_header
 
 logger = logging.getLogger("skyloom.io")
@@ -153,8 +155,15 @@ def _fields_of_path(path: Path, ext: Any, verify: bool) -> dict[str, Any]:
 
 def _fields_of_file(file: FitsFile, ext: Any, path: Path | None) -> dict[str, Any]:
     """Put the planes of a FITS file together."""
+    from astropy.io.fits import VerifyError
+
     hdulist = file.hdulist
     primary = hdulist[0].header
+    with quiet_astropy(), suppress(VerifyError):
+        # astropy parses a card, and puts together the header of a compressed image, when it is first asked for, and
+        # warns then
+        for hdu in hdulist:
+            list(hdu.header.values())
     profile = profile_for(tuple(hdu.header for hdu in hdulist[:2]))
     file.check_extensions(profile.complete)
     index = _find(file, ext) if ext is not None else _choose(file, profile)
