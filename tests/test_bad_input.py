@@ -289,3 +289,10 @@ def test_interrupted_work_leaves_no_file(files, tmp_path):
     assert "interrupted; nothing was written" in err
     assert "Traceback" not in err
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_reference_without_wcs(pair):
+    from skyloom.pipeline.stack import StackOptions, stack
+
+    with pytest.raises(InputError, match=r"reference template has no WCS"):
+        stack([pair.science], StackOptions(align="wcs"), reference=pair.template)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skyloom.errors import InputError, NoUsableDataError, RegistrationError, SkyloomWarning
+from skyloom.errors import InputError, NoUsableDataError, RegistrationError, SkyloomWarning, WcsError
 from skyloom.pipeline.align import Alignment, align
 
 if TYPE_CHECKING:
@@ -83,11 +83,14 @@ def stack(
         raise InputError("There are no exposures to co-add; at least one is needed.")
     n_steps = len(exposures) + 1
     report = progress or (lambda *_: None)
-    by_wcs = options.align == "wcs" or (options.align == "auto" and all(one.wcs is not None for one in exposures))
+    images = [*exposures, *([] if reference is None else [reference])]
+    by_wcs = options.align == "wcs" or (options.align == "auto" and all(one.wcs is not None for one in images))
     if by_wcs:
         report("co-adding", len(exposures), n_steps)
         if reference is None:
             return coadd(exposures, options.coadd_options())
+        if reference.wcs is None:
+            raise WcsError(f"The reference {reference.name} has no WCS; choose another, or align by stars.")
         return coadd(exposures, options.coadd_options(), wcs=reference.wcs, shape=reference.shape)
     grid = exposures[0] if reference is None else reference
     frames, alignments = _register_all(grid, exposures, report)
