@@ -277,7 +277,8 @@ def _companions(file: FitsFile, index: int, profile: Profile) -> dict[str, Any]:
             plane = _integers(file.plane(fitting[0]))
             planes[role] = mask_bits(plane, profile, file.hdulist[fitting[0]].header)
         else:
-            planes[role] = sum(np.asarray(file.plane(i), dtype=np.float64) for i in fitting)
+            with np.errstate(invalid="ignore"):  # signalling NaN in a damaged file
+                planes[role] = sum(np.asarray(file.plane(i), dtype=np.float64) for i in fitting)
     return planes
 
 
