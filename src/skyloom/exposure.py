@@ -39,7 +39,7 @@ class MaskBit(IntFlag):
 UNUSABLE = MaskBit.NO_DATA | MaskBit.BAD | MaskBit.SATURATED | MaskBit.COSMIC_RAY | MaskBit.EDGE
 
 
-LARGEST = 1e30
+LARGEST = float(np.float32(1e30))
 """No image reaches this value in any unit; what some programs write where they have no data does (-3.4e38)."""
 
 _SINGLE = 1e-9, 1e9
