@@ -28,11 +28,13 @@ SKYLOOM_INLINE void read_row_body(const Plane& plane, int64_t j, int64_t i0, int
   }
 }
 
-SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, int n, int per_cell,
-                                     double* __restrict values, int32_t* __restrict usable) {
+SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, int n, double* __restrict values,
+                                     int32_t* __restrict usable) {
   alignas(64) double d[kBatch], w[kBatch];
-  std::fill_n(d, kBatch, 0.0);
-  std::fill_n(w, kBatch, 0.0);
+  if (n < kBatch) {
+    std::fill_n(d, kBatch, 0.0);
+    std::fill_n(w, kBatch, 0.0);
+  }
   read_row_body(input.data, j, i0, n, d);
   if (input.weight.data != nullptr) {
     read_row_body(input.weight, j, i0, n, w);
@@ -47,15 +49,7 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
     w[k] = good ? w[k] : 0.0;
     d[k] = good ? d[k] : 0.0;
   }
-  if (per_cell == 2) {
-    for (int k = 0; k < kBatch; ++k) {
-      values[2 * k] = w[k] * d[k];
-      values[2 * k + 1] = w[k];
-      usable[k] = w[k] > 0;
-    }
-    return;
-  }
-  // planes in pairs, as they lie in a cell: first all checks, since a bad value in one plane takes the weight of all
+  // first all checks, since a bad value in one plane takes the weight of all
   const int n_squares = int(input.squares.size());
   alignas(64) double v[2][kBatch];
   for (int s = 0; s < n_squares; ++s) {
@@ -64,11 +58,12 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
     for (int k = 0; k < n; ++k) w[k] = std::fabs(v[0][k] * input.square_scale) <= huge ? w[k] : 0.0;
   }
   for (int k = 0; k < kBatch; ++k) {
-    values[per_cell * k] = w[k] * d[k];
-    values[per_cell * k + 1] = w[k];
+    values[2 * k] = w[k] * d[k];
+    values[2 * k + 1] = w[k];
     usable[k] = w[k] > 0;
   }
   for (int s = 0; s < n_squares; s += 2) {
+    double* __restrict pairs = values + (s / 2 + 1) * 2 * kBatch;
     for (int side = 0; side < 2; ++side) {
       std::fill_n(v[side], kBatch, 0.0);
       if (s + side >= n_squares || input.squares[size_t(s + side)].data == nullptr) continue;
@@ -79,15 +74,15 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
       }
     }
     for (int k = 0; k < kBatch; ++k) {
-      values[per_cell * k + 2 + s] = v[0][k];
-      values[per_cell * k + 3 + s] = v[1][k];
+      pairs[2 * k] = v[0][k];
+      pairs[2 * k + 1] = v[1][k];
     }
   }
 }
 
 SKYLOOM_DISPATCH(void, load_values,
-                 (const Input& input, int64_t j, int64_t i0, int n, int per_cell, double* values, int32_t* usable),
-                 (input, j, i0, n, per_cell, values, usable))
+                 (const Input& input, int64_t j, int64_t i0, int n, double* values, int32_t* usable),
+                 (input, j, i0, n, values, usable))
 
 template <class T>
 SKYLOOM_INLINE void write_from_double(const Plane& plane, int64_t j, int64_t i0, int n, const double* __restrict in) {
@@ -160,30 +155,23 @@ SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, i
 }
 
 SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
-  const int step = tile.per_cell;
   Piece p{};
   for (int64_t y = 0; y < tile.ny; ++y)
     for (int64_t x = 0; x < tile.nx; x += kBatch) {
       const int n = int(tile.nx - x < kBatch ? tile.nx - x : kBatch);
       const int64_t j = tile.y0 + y, i0 = tile.x0 + x;
-      const double* __restrict sums = tile.sums + (y * tile.stride + x) * step;
+      const double* __restrict sums = tile.sums + (y * tile.stride + x) * 2;
       read_row_body(out.weight, j, i0, n, p.before);
-      if (step == 2) {
-        for (int k = 0; k < n; ++k) {
-          p.sum[k] = sums[2 * k];
-          p.weight[k] = sums[2 * k + 1];
-        }
-      } else {
-        for (int k = 0; k < n; ++k) {
-          p.sum[k] = sums[step * k];
-          p.weight[k] = sums[step * k + 1];
-        }
+      for (int k = 0; k < n; ++k) {
+        p.sum[k] = sums[2 * k];
+        p.weight[k] = sums[2 * k + 1];
       }
       for (int k = 0; k < kBatch; ++k) p.total[k] = p.before[k] + p.weight[k];
       merge_bits(tile, out, y, x, n, p);
       merge_plane<1>(out.mean, j, i0, n, p, out.fill, out.fill_value);
       for (int s = 0; s < int(out.squares.size()); ++s) {
-        for (int k = 0; k < n; ++k) p.sum[k] = sums[step * k + 2 + s];
+        const double* __restrict squares = sums + (s / 2 + 1) * tile.plane + s % 2;
+        for (int k = 0; k < n; ++k) p.sum[k] = squares[2 * k];
         merge_plane<2>(out.squares[size_t(s)], j, i0, n, p, out.fill_squares, out.fill_square_value);
       }
       write_row_body(out.weight, j, i0, n, p.total);
@@ -194,23 +182,23 @@ SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
 
 SKYLOOM_DISPATCH(void, merge_tile, (const Tile& tile, const Output& out), (tile, out))
 
-TileMemory::TileMemory(int64_t nx, int64_t ny, int per_cell, bool with_dq) {
+TileMemory::TileMemory(int64_t nx, int64_t ny, int pairs, bool with_dq) {
   const size_t cells = size_t(nx + 2 * kMargin) * size_t(ny + 2 * kMargin);
-  sums_.resize(cells * size_t(per_cell) + 8);
+  sums_.resize(cells * 2 * size_t(pairs) + 8);
   if (with_dq) dq_.resize(cells);
-  tile_ = {0, 0, 0, 0, 0, per_cell, nullptr, nullptr};
+  tile_ = {0, 0, 0, 0, 0, pairs, 0, nullptr, nullptr};
 }
 
 Tile& TileMemory::reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny) {
-  // 16-byte pairs must not straddle: the vector's storage is at least 16-byte aligned
   tile_.x0 = x0;
   tile_.y0 = y0;
   tile_.nx = nx;
   tile_.ny = ny;
   tile_.stride = nx + 2 * kMargin;
   const int64_t cells = tile_.stride * (ny + 2 * kMargin), first = kMargin * tile_.stride + kMargin;
-  std::fill_n(sums_.data(), cells * tile_.per_cell, 0.0);
-  tile_.sums = sums_.data() + first * tile_.per_cell;
+  tile_.plane = 2 * cells;
+  std::fill_n(sums_.data(), tile_.plane * tile_.pairs, 0.0);
+  tile_.sums = sums_.data() + 2 * first;
   if (!dq_.empty()) {
     std::fill_n(dq_.data(), cells, 0u);
     tile_.dq = dq_.data() + first;
@@ -218,9 +206,8 @@ Tile& TileMemory::reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny) {
   return tile_;
 }
 
-void load_batch(const Input& input, int64_t j, int64_t i0, int n, int per_cell, double* values, int32_t* usable,
-                uint32_t* dq) {
-  load_values(input, j, i0, n, per_cell, values, usable);
+void load_batch(const Input& input, int64_t j, int64_t i0, int n, double* values, int32_t* usable, uint32_t* dq) {
+  load_values(input, j, i0, n, values, usable);
   if (input.dq.data == nullptr) return;
   const uint32_t* p = input.dq.data + j * input.dq.row + i0 * input.dq.col;
   for (int k = 0; k < n; ++k) dq[k] = p[k * input.dq.col];

@@ -46,13 +46,15 @@ struct Output {
 
 constexpr int kMargin = 4;  // cells that a drop of the vectorised paths can stick out of a tile
 
-// Sums over the drops that reach one tile. Each cell holds sum(w d), sum(w), then sum(w^2 v) of each square plane,
-// padded to pairs. A margin around the tile takes the cells of drops that stick out, so that nothing needs clipping.
+// Sums over the drops that reach one tile, in planes of pairs: the first holds {sum(w d), sum(w)} of each cell, the others
+// {sum(w^2 v), sum(w^2 v)} of two square planes each. A margin around the tile takes the cells of drops that stick out, so
+// that nothing needs clipping.
 struct Tile {
   int64_t x0, y0, nx, ny;
   int64_t stride;       // cells in a row, with margins
-  int per_cell;         // numbers in a cell
-  double* sums;         // cell (y0, x0)
+  int pairs;            // planes of pairs
+  int64_t plane;        // numbers in one of them
+  double* sums;         // cell (y0, x0) of the first
   uint32_t* dq;         // null if not wanted
 
   bool reaches(int64_t x, int64_t y, int64_t width, int64_t height) const {
@@ -60,12 +62,12 @@ struct Tile {
   }
 };
 
-inline int numbers_per_cell(std::size_t squares) { return 2 + 2 * int((squares + 1) / 2); }
+inline int pair_planes(std::size_t squares) { return 1 + int((squares + 1) / 2); }
 
 // Memory of a tile, used for one tile after another.
 class TileMemory {
  public:
-  TileMemory(int64_t nx, int64_t ny, int per_cell, bool with_dq);
+  TileMemory(int64_t nx, int64_t ny, int pairs, bool with_dq);
   Tile& reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny);
 
  private:
@@ -74,9 +76,9 @@ class TileMemory {
   Tile tile_;
 };
 
-// Values of one batch, interleaved as in a cell: {w d, w, w^2 v, ...}. usable: 1 where the weight is above 0; where it
-// is not, the pixel counts for nothing and its values are 0.
-void load_batch(const Input& input, int64_t j, int64_t i0, int n, int per_cell, double* values, int32_t* usable,
+// Values of one batch in pairs as in a tile, kBatch pairs after kBatch pairs. usable: 1 where the weight is above 0; where
+// it is not, the pixel counts for nothing and its values are 0.
+void load_batch(const Input& input, int64_t j, int64_t i0, int n, double* values, int32_t* usable,
                 uint32_t* dq);
 
 // Merge the sums of a tile into the running means.

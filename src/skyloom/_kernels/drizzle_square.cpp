@@ -30,41 +30,32 @@ struct Batch {
   alignas(64) int32_t cell[kBatch];   // of the tile
   alignas(64) int32_t usable[kBatch]; // 1 if the pixel has a weight
   uint32_t dq[kBatch];
-  double* values;                     // per_cell numbers for each drop
+  double* values;                     // pairs as in a tile, kBatch after kBatch
   int count = 0;
   bool turned = true;
 };
 
-// Add drops, one for each bit that is set, to the tile, N x N cells each. kPairs: pairs of square planes, -1 for any
-// number.
-template <int N, int kPairs>
-SKYLOOM_INLINE void scatter_cells(const double (*__restrict share)[kBatch], const Batch& b, uint64_t drops, Tile& tile) {
-  const int per_cell = kPairs < 0 ? tile.per_cell : 2 + 2 * kPairs;
-  const int64_t row = tile.stride * per_cell;
-  double* const sums = tile.sums;
+// Add drops, one for each bit that is set, to the tile, N x N cells each. kPower: of the shares.
+template <int N, int kPower>
+SKYLOOM_INLINE void scatter_pairs(const double (*__restrict share)[kBatch], const int32_t* __restrict cells,
+                                  const double* __restrict values, uint64_t drops, double* sums, int64_t row) {
   for (; drops != 0; drops &= drops - 1) {
     const int k = std::countr_zero(drops);
-    double* cell = sums + int64_t(b.cell[k]) * per_cell;
-    const double* value = b.values + k * per_cell;
-    Pair weighted;
-    std::memcpy(&weighted, value, sizeof weighted);
-    const Quad twice = {weighted[0], weighted[1], weighted[0], weighted[1]};
+    double* cell = sums + int64_t(cells[k]) * 2;
+    Pair value;
+    std::memcpy(&value, values + 2 * k, sizeof value);
+    const Quad twice = {value[0], value[1], value[0], value[1]};
     for (int j = 0; j < N; ++j, cell += row) {
       int i = 0;
-      if (kPairs == 0)  // two cells side by side are four numbers
-        for (; i + 1 < N; i += 2) {
-          const double s = share[j * N + i][k], t = share[j * N + i + 1][k];
-          add_to(cell + 2 * i, twice * Quad{s, s, t, t});
-        }
+      for (; i + 1 < N; i += 2) {  // two cells side by side are four numbers
+        double s = share[j * N + i][k], t = share[j * N + i + 1][k];
+        if (kPower == 2) s *= s, t *= t;
+        add_to(cell + 2 * i, twice * Quad{s, s, t, t});
+      }
       for (; i < N; ++i) {
-        const double s = share[j * N + i][k];
-        double* sum = cell + i * per_cell;
-        add_to(sum, weighted * Pair{s, s});
-        for (int v = 2; v < per_cell; v += 2) {
-          Pair part;
-          std::memcpy(&part, value + v, sizeof part);
-          add_to(sum + v, part * Pair{s * s, s * s});
-        }
+        double s = share[j * N + i][k];
+        if (kPower == 2) s *= s;
+        add_to(cell + 2 * i, value * Pair{s, s});
       }
     }
   }
@@ -72,12 +63,9 @@ SKYLOOM_INLINE void scatter_cells(const double (*__restrict share)[kBatch], cons
 
 template <int N>
 SKYLOOM_INLINE void scatter_planes(const double (*share)[kBatch], const Batch& b, uint64_t drops, Tile& tile) {
-  switch (tile.per_cell) {
-    case 2: return scatter_cells<N, 0>(share, b, drops, tile);
-    case 4: return scatter_cells<N, 1>(share, b, drops, tile);
-    case 6: return scatter_cells<N, 2>(share, b, drops, tile);
-    default: return scatter_cells<N, -1>(share, b, drops, tile);
-  }
+  scatter_pairs<N, 1>(share, b.cell, b.values, drops, tile.sums, 2 * tile.stride);
+  for (int p = 1; p < tile.pairs; ++p)
+    scatter_pairs<N, 2>(share, b.cell, b.values + p * 2 * kBatch, drops, tile.sums + p * tile.plane, 2 * tile.stride);
 }
 
 SKYLOOM_INLINE void scatter_sums_body(int n, const double (*share)[kBatch], const Batch& b, uint64_t drops, Tile& tile) {
@@ -128,11 +116,13 @@ void scatter_wide(const Corners& c, const Placement& p, int k, const Batch& b, T
       const double s = (below[size_t(i) + 1] - below[size_t(i)]) * scale;
       if (!(s > noise)) continue;
       const int64_t cell = (y - tile.y0) * tile.stride + (x0 - tile.x0) + i;
-      double* sum = tile.sums + cell * tile.per_cell;
-      const double* value = b.values + k * tile.per_cell;
-      sum[0] += value[0] * s;
-      sum[1] += value[1] * s;
-      for (int v = 2; v < tile.per_cell; ++v) sum[v] += value[v] * (s * s);
+      for (int pair = 0; pair < tile.pairs; ++pair) {
+        double* sum = tile.sums + pair * tile.plane + 2 * cell;
+        const double* value = b.values + 2 * (pair * kBatch + k);
+        const double factor = pair == 0 ? s : s * s;
+        sum[0] += value[0] * factor;
+        sum[1] += value[1] * factor;
+      }
       if (tile.dq != nullptr) tile.dq[cell] |= b.dq[k];
     }
   }
@@ -230,7 +220,7 @@ class SquareWorker {
   const Output& output_;
   const TileSize size_;
   int32_t* const row_hits_;
-  const int per_cell_;
+  const int pairs_;
   TileMemory memory_;
   Tile* tile_ = nullptr;
   RowWindow window_;
@@ -246,16 +236,16 @@ class SquareWorker {
 SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size,
                            int32_t* row_hits)
     : footprint_(footprint), input_(input), output_(output), size_(size), row_hits_(row_hits),
-      per_cell_(numbers_per_cell(input.squares.size())), memory_(size.nx, size.ny, per_cell_, input.dq.data != nullptr),
+      pairs_(pair_planes(input.squares.size())), memory_(size.nx, size.ny, pairs_, input.dq.data != nullptr),
       window_(footprint.map, footprint.half), now_(std::make_unique<Batch>()),
-      values_(size_t(kBatch) * size_t(per_cell_) * kMaxSpan) {
+      values_(size_t(2 * kBatch * pairs_) * kMaxSpan) {
   now_->values = values_.data();
   std::fill_n(now_->dq, kBatch, 0u);
   for (int n = 2; n <= kMaxSpan; ++n) {
     waiting_[n] = std::make_unique<Batch>();
     waiting_[n]->corners = Corners{};
     std::fill_n(waiting_[n]->area, kBatch, 0.0);
-    waiting_[n]->values = values_.data() + size_t(n - 1) * kBatch * size_t(per_cell_);
+    waiting_[n]->values = values_.data() + size_t(n - 1) * size_t(2 * kBatch * pairs_);
   }
 }
 
@@ -285,7 +275,8 @@ void SquareWorker::enqueue(int span, int k) {
   to.area[m] = place_.area[k];
   to.cell[m] = now_->cell[k];
   to.dq[m] = now_->dq[k];
-  std::memcpy(to.values + m * per_cell_, now_->values + k * per_cell_, sizeof(double) * size_t(per_cell_));
+  for (int p = 0; p < pairs_; ++p)
+    std::memcpy(to.values + 2 * (p * kBatch + m), now_->values + 2 * (p * kBatch + k), 2 * sizeof(double));
   if (to.count == kBatch) flush(span);
 }
 
@@ -301,7 +292,7 @@ void SquareWorker::flush(int span) {
 void SquareWorker::drizzle_batch(int64_t j, int64_t i0, int n) {
   const bool regular = window_.corners(j, now_->corners, lost_);
   place(now_->corners, place_);
-  load_batch(input_, j, i0, n, per_cell_, now_->values, now_->usable, now_->dq);
+  load_batch(input_, j, i0, n, now_->values, now_->usable, now_->dq);
   if (!regular)
     for (int k = 0; k < n; ++k)
       if (lost_[k]) place_.valid[k] = 0;
