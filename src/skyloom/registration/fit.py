@@ -22,6 +22,15 @@ _STARS_PER_TERM = 4
 _ROUNDS = 12
 """Most rounds of matching and fitting."""
 
+_GROWING_STARS = 1000
+"""Brightest stars of the template that find the order; all of them fit the final transform."""
+
+_STILL = 0.1
+"""Part of the matching radius by which a round may move the stars and still count as the last: no pair changes."""
+
+_SPREAD_DISTANCES = 300
+"""Distances that give the spread to 4 per cent, 1 / sqrt(2 n), which is all that a matching radius needs."""
+
 _SPLINE_STARS = 60
 """Fewest pairs for a residual surface."""
 
@@ -58,8 +67,8 @@ class StarList:
 
     @cached_property
     def tree(self) -> cKDTree:
-        """Nearest-neighbour tree of the positions."""
-        return cKDTree(self.xy)
+        """Nearest-neighbour tree of the positions; a balanced one takes longer to build than it saves."""
+        return cKDTree(self.xy, balanced_tree=False, compact_nodes=False)
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -115,9 +124,11 @@ def grow(first: Transform, template: StarList, source: StarList, *, max_order: i
     Fit or None
         None if too few stars match to fit anything.
     """
-    transform, fit, pairs = first, None, None
+    transform, fit, stars = first, None, template[:_GROWING_STARS]
     for round_ in range(_ROUNDS):
-        matches = match_stars(transform(template.xy), source.tree, source.shape, tolerance)
+        if round_ == _ROUNDS - 1:
+            stars = template
+        matches = match_stars(transform(stars.xy), source.tree, source.shape, tolerance)
         if len(matches) < 3:
             return None
         spread = true_spread(matches.distance, tolerance)
@@ -125,18 +136,21 @@ def grow(first: Transform, template: StarList, source: StarList, *, max_order: i
         matches = matches[matches.distance < max(4 * spread, _LEAST_TOLERANCE)]
         if len(matches) < 3:
             return None
-        same = pairs is not None and np.array_equal(pairs, matches.template)
-        pairs = matches.template
-        # the first fit is linear: it must not bend through pairs that a coarse guess got wrong
-        tried = max(1, min(max_order, round_))
-        fit = fit_pairs(matches, template, source, last=transform, max_order=tried, tolerance=tolerance)
+        # the first fit is linear: it must not bend through pairs that a coarse guess got wrong. After that, two orders
+        # more than the last: a distortion may have odd orders only
+        tried = 1 if fit is None else min(max_order, transform.order + 2)
+        fit = fit_pairs(matches, stars, source, last=transform, max_order=tried, tolerance=tolerance)
         if fit is None:
             return None
-        transform = fit.transform
-        # a distortion may have odd orders only, so two orders in vain are needed to stop
-        if same and (tried == max_order or tried >= transform.order + 2):
-            break
-        left = np.hypot(*(source.xy[matches.source] - transform(template.xy[matches.template])).T)
+        last, transform = transform, fit.transform
+        a = stars.xy[matches.template]
+        predicted = transform(a)
+        still = bool((np.abs(predicted - last(a)) < _STILL * tolerance).all())
+        if still and (tried == max_order or tried >= transform.order + 2):
+            if len(stars) == len(template):
+                break
+            stars = template
+        left = np.hypot(*(source.xy[matches.source] - predicted).T)
         tolerance = max(_LEAST_TOLERANCE, min(tolerance, 6 * true_spread(left, tolerance)))
     return fit
 
@@ -151,8 +165,7 @@ def true_spread(distance: Float, radius: float) -> float:
     with f and s found by expectation maximisation from several starts, of which the likeliest counts. s is at most
     R / 3: beyond, the two parts cannot be told apart.
     """
-    # 600 distances give the spread to a few per cent, which is all that a matching radius needs
-    d2 = np.minimum(distance[:: 1 + len(distance) // 600], radius) ** 2
+    d2 = np.minimum(distance[:: 1 + len(distance) // _SPREAD_DISTANCES], radius) ** 2
     most = (radius / 3) ** 2
     starts = most * 4.0 ** np.array([[-4.0], [-2.0], [0.0]])  # (starts, 1) against (n,)
     s2, fraction = starts, np.full((3, 1), 0.5)

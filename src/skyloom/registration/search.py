@@ -224,8 +224,8 @@ def _clean(stars: StarList) -> StarList:
     """Return the brightest stars; isolated ones only, if these are many."""
     few = stars[:_FIT_STARS]
     if len(few) > 50:
-        nearest = few.tree.query(few.xy, k=2, distance_upper_bound=_ISOLATION)[0][:, 1]
-        alone = np.isinf(nearest)
+        alone = np.ones(len(few), bool)
+        alone[few.tree.query_pairs(_ISOLATION, output_type="ndarray").ravel()] = False
         if alone.sum() > max(50, 0.3 * len(few)):
             return few[alone]
     return few
