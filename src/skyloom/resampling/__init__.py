@@ -5,6 +5,7 @@ from skyloom.resampling.drizzle import Drizzle, decode_context
 from skyloom.resampling.maps import SampledMap, compose, invert_map, pixel_area_ratio, sample_map, wcs_map
 from skyloom.resampling.outliers import RejectionOptions
 from skyloom.resampling.output_wcs import output_wcs_from
+from skyloom.resampling.pixmap import calc_pixmap, estimate_pixel_scale_ratio
 from skyloom.resampling.resample import resample
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "Drizzle",
     "RejectionOptions",
     "SampledMap",
+    "calc_pixmap",
     "coadd",
     "compose",
     "decode_context",
+    "estimate_pixel_scale_ratio",
     "invert_map",
     "output_wcs_from",
     "pixel_area_ratio",

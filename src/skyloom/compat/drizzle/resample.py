@@ -1,0 +1,5 @@
+"""The names of `drizzle.resample`."""
+
+from skyloom.resampling.drizzle import CTX_PLANE_BITS, SUPPORTED_DRIZZLE_KERNELS, Drizzle
+
+__all__ = ["CTX_PLANE_BITS", "SUPPORTED_DRIZZLE_KERNELS", "Drizzle"]
