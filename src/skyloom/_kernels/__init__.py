@@ -1,9 +1,12 @@
 """Numerical loops, compiled from C++: pure functions on array views, which release the GIL and hold no state."""
 
 from skyloom._kernels._ext import (
+    SPREAD_BATCH,
+    SPREAD_SPANS,
     DrizzleFootprint,
     DrizzleInput,
     DrizzleOutput,
+    SpreadImage,
     clean_windows,
     convolve_varying,
     drizzle_square,
@@ -14,9 +17,12 @@ from skyloom._kernels._ext import (
 )
 
 __all__ = [
+    "SPREAD_BATCH",
+    "SPREAD_SPANS",
     "DrizzleFootprint",
     "DrizzleInput",
     "DrizzleOutput",
+    "SpreadImage",
     "clean_windows",
     "convolve_varying",
     "drizzle_square",

@@ -58,6 +58,44 @@ def drizzle_square(
     queue: npt.NDArray[np.int64],
 ) -> None: ...
 
+# covariance of drizzled pixels
+SPREAD_SPANS: int
+SPREAD_BATCH: int
+
+class SpreadImage:
+    def __init__(
+        self,
+        pixmap: npt.NDArray[np.float64],
+        window: Sequence[int],
+        data: FloatArray | None,
+        weight: FloatArray | None,
+        variance: FloatArray | None,
+        *,
+        kernel: int,
+        pixfrac: float,
+        ratio: float,
+        unit_sum: bool,
+        weight_scale: float,
+    ) -> None: ...
+    def rows_reached(
+        self,
+        low: npt.NDArray[np.int32],
+        high: npt.NDArray[np.int32],
+        spans: npt.NDArray[np.int64],
+        first: int,
+        stop: int,
+    ) -> None: ...
+    def sum_products(
+        self,
+        low: npt.NDArray[np.int32],
+        high: npt.NDArray[np.int32],
+        frame: tuple[int, int],
+        every: int,
+        step: int,
+        rows: tuple[int, int],
+        sums: npt.NDArray[np.float64],
+    ) -> None: ...
+
 # convolve
 def convolve_varying(
     data: Any, variance: Any, usable: Any, kernel: Any, order: int, centre: tuple[float, float],

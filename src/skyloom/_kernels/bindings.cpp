@@ -8,6 +8,7 @@ namespace nb = nanobind;
 void bind_drizzle(nb::module_& m);
 void bind_convolve(nb::module_& m);
 void bind_interpolate(nb::module_& m);
+void bind_covariance(nb::module_& m);
 
 NB_MODULE(_ext, m) {
   m.doc() = "Numerical loops of skyloom. Pure functions on array views; the GIL is released inside.";
@@ -16,4 +17,5 @@ NB_MODULE(_ext, m) {
   bind_drizzle(m);
   bind_convolve(m);
   bind_interpolate(m);
+  bind_covariance(m);
 }

@@ -1,6 +1,8 @@
 """Bring pixels onto another grid, once, with every plane."""
 
 from skyloom.resampling.coadd import Coadd, CoaddOptions, coadd
+from skyloom.resampling.correlation import CovarianceMap, aperture_error, circle_weights, noise_ratio
+from skyloom.resampling.covariance import CovarianceSums, Spreading
 from skyloom.resampling.drizzle import Drizzle, decode_context
 from skyloom.resampling.maps import SampledMap, compose, invert_map, pixel_area_ratio, sample_map, wcs_map
 from skyloom.resampling.outliers import RejectionOptions
@@ -11,15 +13,21 @@ from skyloom.resampling.resample import resample
 __all__ = [
     "Coadd",
     "CoaddOptions",
+    "CovarianceMap",
+    "CovarianceSums",
     "Drizzle",
     "RejectionOptions",
     "SampledMap",
+    "Spreading",
+    "aperture_error",
     "calc_pixmap",
+    "circle_weights",
     "coadd",
     "compose",
     "decode_context",
     "estimate_pixel_scale_ratio",
     "invert_map",
+    "noise_ratio",
     "output_wcs_from",
     "pixel_area_ratio",
     "resample",
