@@ -71,8 +71,10 @@ def calc_pixmap(
     size = _pixmap_shape(wcs_from, shape)
     source, source_box = _without_box(wcs_from, disable_bbox in ("from", "both"))
     target, target_box = _without_box(wcs_to, disable_bbox in ("to", "both"))
-    if tolerance and _is_smooth(source) and _is_smooth(target):
-        pixmap = sample_map(wcs_map(source, target), size, tolerance=tolerance)
+    pitch = min(_finest_structure(source), _finest_structure(target))
+    if tolerance and pitch >= _FINEST_TABLE:
+        kinks = math.isfinite(pitch)  # between two of the points where the error is tested it may be twice as large
+        pixmap = sample_map(wcs_map(source, target), size, tolerance=tolerance / 4 if kinks else tolerance)
     else:
         pixmap = _evaluate_all(source, target, size)
     if source_box is not None:
@@ -154,24 +156,22 @@ def _mask_outside(pixmap: XYArray, box: Box) -> None:
 # --- systems that a sparse grid does not show -----------------------------------------------------------------
 
 
-def _is_smooth(wcs: Any) -> bool:
-    """Return whether a WCS has no structure that is finer than the grid of `sample_map`."""
+def _finest_structure(wcs: Any) -> float:
+    """Return the smallest step of the look-up tables of a WCS, pixels: infinite if there are none, 0 if unknown."""
     tables = [getattr(wcs, name, None) for name in ("cpdis1", "cpdis2", "det2im1", "det2im2")]
-    pitches = [
+    steps = [
         abs(step)
         for table in tables
         if table is not None
         for step, nodes in zip(table.cdelt, table.data.shape[::-1], strict=True)
         if nodes > 1
     ]
-    if pitches and min(pitches) < _FINEST_TABLE:
-        return False
     if getattr(wcs, "bounding_box", None) is not None and not hasattr(wcs, "all_pix2world"):
-        return False  # a box of another form, which has stayed
-    return not any(
-        hasattr(model, "lookup_table") or hasattr(model, "label_mapper") or hasattr(model, "mapper")
-        for model in _submodels(getattr(wcs, "forward_transform", None))
-    )
+        return 0.0  # a box of another form than `_bounding_box` knows, which has stayed
+    for model in _submodels(getattr(wcs, "forward_transform", None)):
+        if any(hasattr(model, name) for name in ("lookup_table", "label_mapper", "mapper")):
+            return 0.0
+    return min(steps, default=math.inf)
 
 
 def _submodels(model: Any) -> list[Any]:
