@@ -71,11 +71,15 @@ def test_equals_the_oracle(method, dtype, seed, shape, masked):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_polynomials_equal_the_closed_form(method):
-    fraction = np.linspace(0, 1, 1001)
+    t = fraction = np.linspace(0, 1, 1001)
     u = 2 * fraction - 1
+    half = HALF[method]
     for dtype, bound in ((np.float32, 1e-8), (np.float64, 1e-11)):
         table = polynomial_table(method, dtype)
-        weights = np.polynomial.polynomial.polyval(u, table).T
+        weights = (t * (1 - t) * np.polynomial.polynomial.polyval(u, table)).T
+        weights[:, half - 1] += 1 - t
+        weights[:, half] += t
+        assert (weights[0] == (np.arange(2 * half) == half - 1)).all()  # a pixel centre
         assert np.abs(weights - tap_weights(method, fraction)).max() < bound
         assert np.abs(weights.sum(axis=1) - 1).max() < 1e-14  # rounding of at most 25 terms
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from skyloom.exposure import UNUSABLE, MaskBit
 
-HALF = {"bilinear": 1, "cubic": 2, "lanczos3": 3, "lanczos4": 4}
+HALF = {"bilinear": 1, "cubic": 2, "lanczos3": 3, "lanczos4": 4, "lanczos5": 5, "poly3": 2, "poly5": 3}
 NEGLIGIBLE = 1e-6
 
 
@@ -19,6 +19,9 @@ def weight(method, u):
         return 1 - u
     if method == "cubic":  # Keys 1981, a = -1/2
         return 1.5 * u**3 - 2.5 * u**2 + 1 if u < 1 else -0.5 * u**3 + 2.5 * u**2 - 4 * u + 2
+    if method.startswith("poly"):  # Lagrange: position t = k - u between pixels 0 and 1, from pixels 1 - half ... half
+        k = math.ceil(u)
+        return math.prod((k - u - m) / (k - m) for m in range(1 - half, half + 1) if m != k)
     if u == 0:
         return 1.0
     return math.sin(math.pi * u) * math.sin(math.pi * u / half) / (math.pi**2 * u**2 / half)

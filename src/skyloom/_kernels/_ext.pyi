@@ -120,6 +120,15 @@ def interpolate(
     out_variance: FloatArray | None,
     out_mask: npt.NDArray[np.uint32],
 ) -> None: ...
+def blot(
+    data: FloatArray,
+    pixmap: npt.NDArray[np.float64],
+    coefficients: npt.NDArray[np.float64] | None,
+    odd_border: bool,
+    scale: float,
+    fill: float,
+    out: FloatArray,
+) -> None: ...
 def clean_windows(
     mask: npt.NDArray[np.uint32], taps: int, row_start: int, row_stop: int, clean: npt.NDArray[np.uint8]
 ) -> None: ...

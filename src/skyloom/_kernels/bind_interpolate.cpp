@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "blot.hpp"
 #include "interpolate.hpp"
 #include "pixmap.hpp"
 
@@ -31,13 +32,18 @@ bool same_shape(const A& a, const std::optional<B>& b) {
   return !b || (b->shape(0) == a.shape(0) && b->shape(1) == a.shape(1));
 }
 
+void check_table(const In<double, 2>& coefficients) {
+  const auto rows = coefficients.shape(0), taps = coefficients.shape(1);
+  require(taps >= 2 && taps <= skyloom::kMaxTaps && taps % 2 == 0 && rows >= 1 && rows <= skyloom::kMaxDegree + 1,
+          "coefficients must be (1 to 25, 2, 4, 6, 8 or 10)");
+}
+
 template <class T, auto Kernel>
 void interpolate(In<T, 2> data, std::optional<In<T, 2>> variance, std::optional<In<std::uint32_t, 2>> mask,
                  std::optional<In<std::uint8_t, 2>> clean, In<double, 2> xy, In<double, 2> coefficients,
-                 std::uint32_t unusable, std::uint32_t no_data, std::uint32_t edge, std::uint32_t spread, double max_lost, Out<T, 1> out_data,
-                 std::optional<Out<T, 1>> out_variance, Out<std::uint32_t, 1> out_mask) {
+                 std::uint32_t unusable, std::uint32_t no_data, std::uint32_t edge, std::uint32_t spread,
+                 double max_lost, Out<T, 1> out_data, std::optional<Out<T, 1>> out_variance, Out<std::uint32_t, 1> out_mask) {
   const auto n = xy.shape(0);
-  const auto taps = coefficients.shape(1), rows = coefficients.shape(0);
   require(same_shape(data, variance) && same_shape(data, mask) && same_shape(data, clean),
           "data, variance, mask and clean must have the same shape");
   require(mask.has_value() == clean.has_value(), "mask and clean go together");
@@ -45,21 +51,39 @@ void interpolate(In<T, 2> data, std::optional<In<T, 2>> variance, std::optional<
   require(xy.shape(1) == 2 && out_data.shape(0) == n && out_mask.shape(0) == n &&
               (!out_variance || out_variance->shape(0) == n),
           "xy must be (n, 2) and the outputs (n,)");
-  require((taps == 2 || taps == 4 || taps == 6 || taps == 8) && rows >= 1 && rows <= skyloom::kMaxDegree + 1,
-          "coefficients must be (1 to 25, 2, 4, 6 or 8)");
+  check_table(coefficients);
   const skyloom::Image<T> in{data.data(), pointer(variance), pointer(mask), pointer(clean), std::ptrdiff_t(data.shape(0)),
                              std::ptrdiff_t(data.shape(1))};
   const skyloom::Samples<T> out{xy.data(), std::ptrdiff_t(n), out_data.data(), pointer(out_variance), out_mask.data()};
   const skyloom::MaskRules rules{unusable, no_data, edge, spread, max_lost};
   nb::gil_scoped_release release;
-  Kernel(in, coefficients.data(), int(rows) - 1, int(taps), rules, out);
+  Kernel(in, coefficients.data(), int(coefficients.shape(0)) - 1, int(coefficients.shape(1)), rules, out);
+}
+
+template <class T, auto Kernel, auto Nearest>
+void blot(In<T, 2> data, In<double, 3> pixmap, std::optional<In<double, 2>> coefficients, bool odd_border, double scale,
+          double fill, Out<T, 2> out) {
+  require(pixmap.shape(2) == 2 && pixmap.shape(0) == out.shape(0) && pixmap.shape(1) == out.shape(1),
+          "pixmap must be (ny, nx, 2), out (ny, nx)");
+  require(data.size() > 0, "data must not be empty");
+  if (coefficients) check_table(*coefficients);
+  const skyloom::BlotInput<T> in{data.data(), std::ptrdiff_t(data.shape(0)), std::ptrdiff_t(data.shape(1)),
+                                 pixmap.data(), std::ptrdiff_t(out.size())};
+  const skyloom::BlotValues values{scale, fill};
+  const auto border = odd_border ? skyloom::Border::odd : skyloom::Border::edge;
+  nb::gil_scoped_release release;
+  if (coefficients)
+    Kernel(in, coefficients->data(), int(coefficients->shape(0)) - 1, int(coefficients->shape(1)), border, values,
+           out.data());
+  else
+    Nearest(in, values, out.data());
 }
 
 void clean_windows(In<std::uint32_t, 2> mask, int taps, std::ptrdiff_t row_start, std::ptrdiff_t row_stop,
                    Out<std::uint8_t, 2> clean) {
   require(clean.shape(0) == mask.shape(0) && clean.shape(1) == mask.shape(1), "clean must have the shape of mask");
   require(0 <= row_start && row_start <= row_stop && std::size_t(row_stop) <= mask.shape(0), "rows out of range");
-  require(taps >= 2 && taps <= skyloom::kMaxTaps && taps % 2 == 0, "taps must be 2, 4, 6 or 8");
+  require(taps >= 2 && taps <= skyloom::kMaxTaps && taps % 2 == 0, "taps must be 2, 4, 6, 8 or 10");
   nb::gil_scoped_release release;
   skyloom::clean_windows(mask.data(), std::ptrdiff_t(mask.shape(0)), std::ptrdiff_t(mask.shape(1)), taps, row_start,
                          row_stop, clean.data());
@@ -102,11 +126,20 @@ void define_interpolate(nb::module_& m) {
         "Interpolate an image at the positions xy, with its variance and mask.");
 }
 
+template <class T, auto Kernel, auto Nearest>
+void define_blot(nb::module_& m) {
+  m.def("blot", &blot<T, Kernel, Nearest>, "data"_a.noconvert(), "pixmap"_a.noconvert(),
+        "coefficients"_a.noconvert().none(), "odd_border"_a, "scale"_a, "fill"_a, "out"_a.noconvert(),
+        "Interpolate an image at the positions of a pixmap; without coefficients take the nearest pixel.");
+}
+
 }  // namespace
 
 void bind_interpolate(nb::module_& m) {
   define_interpolate<float, &skyloom::interpolate_f32>(m);
   define_interpolate<double, &skyloom::interpolate_f64>(m);
+  define_blot<float, &skyloom::blot_f32, &skyloom::blot_nearest_f32>(m);
+  define_blot<double, &skyloom::blot_f64, &skyloom::blot_nearest_f64>(m);
   m.def("clean_windows", &clean_windows, "mask"_a.noconvert(), "taps"_a, "row_start"_a, "row_stop"_a,
         "clean"_a.noconvert(), "Mark the pixels whose interpolation footprint holds no mask bit.");
   m.def("expand_grid", &expand_grid, "nodes"_a.noconvert(), "first_x"_a.noconvert(), "weight_x"_a.noconvert(),

@@ -1,37 +1,16 @@
 #include "interpolate.hpp"
 
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "isa.hpp"
+#include "stencil.hpp"
 
 namespace skyloom {
 namespace {
 
 // A weight below this fraction of the sum of |weights| is rounding of the polynomials: it loses and marks nothing.
 constexpr double kNegligible = 1e-6;
-
-// Vectors of 32 bytes: one (float) or two (double) hold the taps of a row, and lanes beyond the taps have weight 0.
-// Sums over lanes are done in one fixed order, so that every instruction set gives the same bits.
-template <class T>
-struct Lanes {
-  static constexpr int kWidth = 32 / int(sizeof(T));
-  typedef T Vector __attribute__((vector_size(32)));
-};
-
-template <class V, class T>
-SKYLOOM_INLINE void load(V& v, const T* p) {
-  std::memcpy(&v, p, sizeof(V));
-}
-
-template <class T, class V>
-SKYLOOM_INLINE T sum_lanes(const V& v) {
-  if constexpr (sizeof(T) == 4)
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-  else
-    return (v[0] + v[2]) + (v[1] + v[3]);
-}
 
 template <class T>
 SKYLOOM_INLINE void put(const Samples<T>& out, std::ptrdiff_t i, T data, T variance, std::uint32_t mask) {
@@ -40,23 +19,31 @@ SKYLOOM_INLINE void put(const Samples<T>& out, std::ptrdiff_t i, T data, T varia
   out.mask[i] = mask;
 }
 
-// The general case: the footprint (first pixel left, low) holds pixels that are masked or outside of the image.
-template <class T>
-SKYLOOM_INLINE void interpolate_masked(const Image<T>& in, const T* wx, const T* wy, int taps, std::ptrdiff_t left,
-                                       std::ptrdiff_t low, bool inside, std::ptrdiff_t nearest_x,
-                                       std::ptrdiff_t nearest_y, const MaskRules& rules, const Samples<T>& out,
-                                       std::ptrdiff_t i) {
+// The general case: the stencil holds pixels that are masked or outside of the image.
+template <class T, int Taps>
+void interpolate_masked(const Image<T>& in, const Group<T, Taps>& group, int g, const double* xy, const MaskRules& rules,
+                        const Samples<T>& out, std::ptrdiff_t i) {
+  const std::ptrdiff_t left = group.base[g][0] - Taps / 2 + 1, low = group.base[g][1] - Taps / 2 + 1;
+  const std::ptrdiff_t nearest_x = std::ptrdiff_t(std::floor(xy[0] + 0.5));
+  const std::ptrdiff_t nearest_y = std::ptrdiff_t(std::floor(xy[1] + 0.5));
+  const bool inside =
+      xy[0] >= -0.5 && xy[0] <= double(in.nx) - 0.5 && xy[1] >= -0.5 && xy[1] <= double(in.ny) - 0.5;
+  double wx[Taps], wy[Taps];
+  for (int k = 0; k < Taps; ++k) {
+    wx[k] = double(group.wx[k][g]);
+    wy[k] = double(group.wy[k][g]);
+  }
   double all = 0, lost = 0, weight = 0, sum = 0, sum_variance = 0;
   std::uint32_t culprits = 0, remarks = 0;
   bool nearest_lost = false;
   const std::uint32_t beyond = inside ? rules.edge : rules.no_data;
-  for (int j = 0; j < taps; ++j)
-    for (int k = 0; k < taps; ++k) all += std::abs(double(wx[k]) * double(wy[j]));
-  for (int j = 0; j < taps; ++j) {
+  for (int j = 0; j < Taps; ++j)
+    for (int k = 0; k < Taps; ++k) all += std::abs(wx[k] * wy[j]);
+  for (int j = 0; j < Taps; ++j) {
     const std::ptrdiff_t y = low + j;
-    for (int k = 0; k < taps; ++k) {
+    for (int k = 0; k < Taps; ++k) {
       const std::ptrdiff_t x = left + k;
-      const double w = double(wx[k]) * double(wy[j]);
+      const double w = wx[k] * wy[j];
       const bool outside = y < 0 || y >= in.ny || x < 0 || x >= in.nx;
       const std::uint32_t bits = outside ? beyond : in.mask != nullptr ? in.mask[y * in.nx + x] : 0u;
       const bool matters = std::abs(w) > kNegligible * all;
@@ -80,96 +67,61 @@ SKYLOOM_INLINE void interpolate_masked(const Image<T>& in, const T* wx, const T*
   put(out, i, T(sum / weight), T(sum_variance / (weight * weight)), remarks | (lost > 0 ? rules.spread : 0u));
 }
 
-// sum_jk wy[j] wx[k] corner[j, k] over the taps, with Parts vectors to a row.
-template <class T, int Taps, int Parts>
-SKYLOOM_INLINE T weighted_sum(const T* corner, std::ptrdiff_t stride, const T* wx, const T* wy) {
-  using V = typename Lanes<T>::Vector;
-  V total = {};
-  for (int part = 0; part < Parts; ++part) {
-    V columns = {}, row, w;
-    for (int j = 0; j < Taps; ++j) {
-      load(row, corner + j * stride + part * Lanes<T>::kWidth);
-      columns += row * wy[j];
-    }
-    load(w, wx + part * Lanes<T>::kWidth);
-    total += columns * w;
-  }
-  return sum_lanes<T>(total);
-}
-
 template <class T, int Taps>
 SKYLOOM_INLINE void interpolate_taps(const Image<T>& in, const double* coefficients, int degree, const MaskRules& rules,
                                      const Samples<T>& out) {
-  using V = typename Lanes<T>::Vector;
-  constexpr int Width = Lanes<T>::kWidth, Parts = (Taps + Width - 1) / Width, Padded = Parts * Width;
-  constexpr int Half = Taps / 2;
-  constexpr int Group = 4;  // positions whose polynomials are evaluated together, to fill the pipeline
-  T c[kMaxDegree + 1][Padded] = {};
-  for (int d = 0; d <= degree; ++d)
-    for (int k = 0; k < Taps; ++k) c[d][k] = T(coefficients[d * Taps + k]);
+  using G = Group<T, Taps>;
+  constexpr int Width = G::kWidth, Half = Taps / 2;
+  const TapPolynomials<T, Taps> polynomials(coefficients, degree);
   const double end_x = double(in.nx) + Half, end_y = double(in.ny) + Half;
-  for (std::ptrdiff_t first = 0; first < out.n; first += Group) {
-    const int group = out.n - first < Group ? int(out.n - first) : Group;
-    double position[2 * Group] = {}, corner[2 * Group];
-    T u[2 * Group], weight[2 * Group][Padded];
-    bool near[Group] = {};
-    for (int g = 0; g < group; ++g) {
-      const double x = out.xy[2 * (first + g)], y = out.xy[2 * (first + g) + 1];
+  // a stencil fits if all its pixels are in the image, and the rest of its last vector is within the array
+  const std::ptrdiff_t last_corner = in.ny * in.nx - (Taps - 1) * in.nx - G::kReach;
+  G group;
+  for (std::ptrdiff_t start = 0; start < out.n; start += Width) {
+    const int count = out.n - start < Width ? int(out.n - start) : Width;
+    double xy[2 * Width];
+    bool near[Width], clean[Width];
+    std::ptrdiff_t offset[Width], some_offset = -1;
+    for (int g = 0; g < Width; ++g) {
+      const double* p = out.xy + 2 * (start + (g < count ? g : 0));
       // false for NaN, and for positions so far outside that no tap can reach the image
-      near[g] = x > -Half && x < end_x && y > -Half && y < end_y;
-      position[2 * g] = near[g] ? x : 0.0;
-      position[2 * g + 1] = near[g] ? y : 0.0;
+      near[g] = p[0] > -Half && p[0] < end_x && p[1] > -Half && p[1] < end_y;
+      xy[2 * g] = near[g] ? p[0] : 0.0;
+      xy[2 * g + 1] = near[g] ? p[1] : 0.0;
     }
-    for (int q = 0; q < 2 * Group; ++q) {
-      corner[q] = std::floor(position[q]);
-      u[q] = T(2 * (position[q] - corner[q]) - 1);
+    group.locate(xy, polynomials);
+    bool all_clean = count == Width;
+    for (int g = 0; g < Width; ++g) {
+      const std::ptrdiff_t x = group.base[g][0], y = group.base[g][1], left = x - Half + 1, low = y - Half + 1;
+      offset[g] = low * in.nx + left;
+      clean[g] = near[g] && left >= 0 && left + Taps <= in.nx && low >= 0 && low + Taps <= in.ny &&
+                 offset[g] <= last_corner && (in.clean == nullptr || in.clean[y * in.nx + x] != 0);
+      if (clean[g]) some_offset = offset[g];
+      all_clean = all_clean && clean[g];
     }
-    for (int part = 0; part < Parts; ++part) {
-      V w[2 * Group], row;
-      load(row, c[degree] + part * Width);
-      for (int q = 0; q < 2 * Group; ++q) w[q] = row;
-      for (int d = degree - 1; d >= 0; --d) {
-        load(row, c[d] + part * Width);
-        for (int q = 0; q < 2 * Group; ++q) w[q] = w[q] * u[q] + row;
+    typename G::V value = {}, noise = {};
+    if (some_offset >= 0) {
+      const T* corner[Width];
+      for (int g = 0; g < Width; ++g) corner[g] = in.data + (clean[g] ? offset[g] : some_offset);
+      value = group.mean(corner, in.nx);
+      if (out.variance != nullptr) {
+        for (int g = 0; g < Width; ++g) corner[g] = in.variance + (clean[g] ? offset[g] : some_offset);
+        noise = group.squares(corner, in.nx);
       }
-      for (int q = 0; q < 2 * Group; ++q) std::memcpy(weight[q] + part * Width, &w[q], sizeof(V));
     }
-    for (int g = 0; g < group; ++g) {
-      const std::ptrdiff_t i = first + g;
-      if (!near[g]) {
-        put(out, i, T(0), T(0), rules.no_data);
-        continue;
-      }
-      const double x = position[2 * g], y = position[2 * g + 1];
-      const std::ptrdiff_t ix = std::ptrdiff_t(corner[2 * g]), iy = std::ptrdiff_t(corner[2 * g + 1]);
-      const std::ptrdiff_t left = ix - Half + 1, low = iy - Half + 1;
-      const T* wx = weight[2 * g];
-      const T* wy = weight[2 * g + 1];
-      if (x == double(ix) && y == double(iy) && ix >= 0 && ix < in.nx && iy >= 0 && iy < in.ny) {
-        const std::ptrdiff_t o = iy * in.nx + ix;  // a pixel centre: nothing to interpolate
-        const std::uint32_t bits = in.mask != nullptr ? in.mask[o] : 0u;
-        const bool good = (bits & rules.unusable) == 0;
-        put(out, i, good ? in.data[o] : T(0), good && in.variance != nullptr ? in.variance[o] : T(0), bits);
-        continue;
-      }
-      const bool fits = left >= 0 && left + Padded <= in.nx && low >= 0 && low + Taps <= in.ny;
-      if (fits && (in.clean == nullptr || in.clean[iy * in.nx + ix] != 0)) {
-        const std::ptrdiff_t o = low * in.nx + left;
-        out.data[i] = weighted_sum<T, Taps, Parts>(in.data + o, in.nx, wx, wy);
-        if (out.variance != nullptr) {
-          T squares[2][Padded];
-          for (int k = 0; k < Padded; ++k) {
-            squares[0][k] = wx[k] * wx[k];
-            squares[1][k] = wy[k] * wy[k];
-          }
-          out.variance[i] = weighted_sum<T, Taps, Parts>(in.variance + o, in.nx, squares[0], squares[1]);
-        }
-        out.mask[i] = 0;
-        continue;
-      }
-      const bool inside = x >= -0.5 && x <= double(in.nx) - 0.5 && y >= -0.5 && y <= double(in.ny) - 0.5;
-      interpolate_masked(in, wx, wy, Taps, left, low, inside, std::ptrdiff_t(std::floor(x + 0.5)),
-                         std::ptrdiff_t(std::floor(y + 0.5)), rules, out, i);
+    if (all_clean) {
+      store(out.data + start, value);
+      if (out.variance != nullptr) store(out.variance + start, noise);
+      for (int g = 0; g < Width; ++g) out.mask[start + g] = 0;
+      continue;
+    }
+    for (int g = 0; g < count; ++g) {
+      if (clean[g])
+        put(out, start + g, value[g], noise[g], 0u);
+      else if (near[g])
+        interpolate_masked(in, group, g, xy + 2 * g, rules, out, start + g);
+      else
+        put(out, start + g, T(0), T(0), rules.no_data);
     }
   }
 }
@@ -181,7 +133,8 @@ SKYLOOM_INLINE void interpolate_body(const Image<T>& in, const double* coefficie
     case 2: return interpolate_taps<T, 2>(in, coefficients, degree, rules, out);
     case 4: return interpolate_taps<T, 4>(in, coefficients, degree, rules, out);
     case 6: return interpolate_taps<T, 6>(in, coefficients, degree, rules, out);
-    default: return interpolate_taps<T, 8>(in, coefficients, degree, rules, out);
+    case 8: return interpolate_taps<T, 8>(in, coefficients, degree, rules, out);
+    default: return interpolate_taps<T, 10>(in, coefficients, degree, rules, out);
   }
 }
 

@@ -1,17 +1,12 @@
 // Gather interpolation: the value of an image at arbitrary positions, with variance and mask.
 //
-// The interpolation kernel is separable. Along one axis a position x falls between pixels x0 = floor(x) and x0 + 1,
-// and the weight of pixel x0 - taps/2 + 1 + k is the polynomial sum_d c[d][k] u^d in u = 2 (x - x0) - 1; weights sum
-// to 1.
+// The interpolation kernel is separable, its weights are polynomials: see stencil.hpp.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 namespace skyloom {
-
-inline constexpr int kMaxTaps = 8;
-inline constexpr int kMaxDegree = 24;
 
 // Bits of the output mask, see MaskBit in exposure.py.
 struct MaskRules {

@@ -1,5 +1,6 @@
 """Bring pixels onto another grid, once, with every plane."""
 
+from skyloom.resampling.blot import blot_image
 from skyloom.resampling.coadd import Coadd, CoaddOptions, coadd
 from skyloom.resampling.correlation import CovarianceMap, aperture_error, circle_weights, noise_ratio
 from skyloom.resampling.covariance import CovarianceSums, Spreading
@@ -20,6 +21,7 @@ __all__ = [
     "SampledMap",
     "Spreading",
     "aperture_error",
+    "blot_image",
     "calc_pixmap",
     "circle_weights",
     "coadd",

@@ -10,12 +10,13 @@ from numpy.polynomial import chebyshev
 
 from skyloom.errors import InputError
 
-HALF_WIDTHS = {"bilinear": 1, "cubic": 2, "lanczos3": 3, "lanczos4": 4}
+HALF_WIDTHS = {"bilinear": 1, "cubic": 2, "lanczos3": 3, "lanczos4": 4, "lanczos5": 5, "poly3": 2, "poly5": 3}
 """Half width of each kernel in pixels; a kernel has twice as many taps along an axis."""
 
-# Error of the weights below 1e-8 (float32 rounds at 6e-8) and 5e-12; found by comparison with the closed
-# form.
-_DEGREE = {np.dtype(np.float32): 11, np.dtype(np.float64): 16}
+# Degrees of w_k / (t (1 - t)). Lanczos: error of the weights below 1e-8 (float32 rounds at 6e-8) and 5e-12; found by
+# comparison with the closed form.
+_LANCZOS_DEGREE = {np.dtype(np.float32): 11, np.dtype(np.float64): 16}
+_DEGREE = {"bilinear": 0, "cubic": 1, "poly3": 1, "poly5": 3}
 
 
 def kernel_weight(method: str, distance: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -23,9 +24,10 @@ def kernel_weight(method: str, distance: npt.ArrayLike) -> npt.NDArray[np.float6
 
     Parameters
     ----------
-    method : {'bilinear', 'cubic', 'lanczos3', 'lanczos4'}
+    method : {'bilinear', 'cubic', 'lanczos3', 'lanczos4', 'lanczos5', 'poly3', 'poly5'}
         'bilinear' is 1 - abs(u); 'cubic' the cubic convolution of Keys (1981, IEEE Trans. ASSP 29, 1153, eq.
-        15); 'lanczosN' sinc(u) sinc(u / N) (Duchon 1979, J. Appl. Meteor. 18, 1016), for abs(u) < N.
+        15); 'lanczosN' sinc(u) sinc(u / N) (Duchon 1979, J. Appl. Meteor. 18, 1016), for abs(u) < N; 'polyN' the
+        polynomial of degree N through the N + 1 nearest pixels (Everett's formula with central differences).
     distance : array_like
         Distances u from the position to pixel centres, in pixels.
 
@@ -50,9 +52,20 @@ def kernel_weight(method: str, distance: npt.ArrayLike) -> npt.NDArray[np.float6
         weight = 1 - u
     elif method == "cubic":
         weight = np.where(u < 1, (1.5 * u - 2.5) * u**2 + 1, ((-0.5 * u + 2.5) * u - 4) * u + 2)
+    elif method.startswith("poly"):
+        weight = _lagrange_weight(u, half)
     else:
         weight = np.sinc(u) * np.sinc(u / half)
     return np.where(u < half, weight, 0.0)
+
+
+def _lagrange_weight(u: npt.NDArray[np.float64], half: int) -> npt.NDArray[np.float64]:
+    """Return the Lagrange weight of pixel k for the position t = u + k between pixels 0 and 1, of 2 `half` pixels."""
+    k = -np.floor(u)
+    weight = np.ones_like(u)
+    for m in range(1 - half, half + 1):
+        weight *= np.divide(u + k - m, k - m, out=np.ones_like(u), where=k != m)
+    return weight
 
 
 def tap_weights(method: str, fraction: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -78,10 +91,12 @@ def tap_weights(method: str, fraction: npt.ArrayLike) -> npt.NDArray[np.float64]
 
 @cache
 def polynomial_table(method: str, dtype: npt.DTypeLike) -> npt.NDArray[np.float64]:
-    """Return the coefficients of the tap weights as polynomials in u = 2 (x - floor(x)) - 1.
+    """Return the coefficients of the tap weights as polynomials of the position between two pixels.
 
-    The weights of Lanczos kernels are smooth functions of the position within one pixel, so a Chebyshev
-    interpolant gives them to rounding, with neither sines nor divisions in the inner loop.
+    With t = x - floor(x), the weights are those of linear interpolation, (1 - t) and t of the middle taps, plus
+    t (1 - t) P_k(u), u = 2 t - 1. The weights of Lanczos kernels are smooth functions of t, so a Chebyshev interpolant
+    P_k gives them to rounding, with neither sines nor divisions in the inner loop; those of the other kernels are
+    polynomials. At a pixel centre all weights but its own are exactly 0.
 
     Parameters
     ----------
@@ -93,14 +108,18 @@ def polynomial_table(method: str, dtype: npt.DTypeLike) -> npt.NDArray[np.float6
     Returns
     -------
     ndarray of float64, shape (degree + 1, taps)
-        Row d belongs to u**d. The rows sum to 0, but for the first, which sums to 1.
+        Row d belongs to u**d. The rows sum to 0, and the columns mirror each other: P_k(u) = P_{taps-1-k}(-u).
     """
-    degree = {"bilinear": 1, "cubic": 3}.get(method, _DEGREE[np.dtype(dtype)])
-    nodes = chebyshev.chebpts1(degree + 1)
-    series = chebyshev.chebfit(nodes, tap_weights(method, (nodes + 1) / 2), degree)
+    degree = _DEGREE.get(method, _LANCZOS_DEGREE[np.dtype(dtype)])
+    nodes = chebyshev.chebpts1(degree + 1)  # strictly between -1 and 1
+    t = (nodes[:, None] + 1) / 2
+    half = HALF_WIDTHS[method]
+    linear = np.where(np.arange(2 * half) == half - 1, 1 - t, np.where(np.arange(2 * half) == half, t, 0.0))
+    values = (tap_weights(method, t[:, 0]) - linear) / (t * (1 - t))
+    series = chebyshev.chebfit(nodes, values, degree)
     table = np.stack([chebyshev.cheb2poly(column) for column in series.T], axis=1)
-    excess = table.sum(axis=1, keepdims=True)
-    excess[0] -= 1
-    table = np.ascontiguousarray(table - excess / table.shape[1])
+    sign = (-1.0) ** np.arange(degree + 1)[:, None]
+    table = (table + sign * table[:, ::-1]) / 2
+    table = np.ascontiguousarray(table - table.mean(axis=1, keepdims=True))
     table.flags.writeable = False
     return table

@@ -54,7 +54,7 @@ def resample(
         ``(N, 2) -> (N, 2)``, from output pixels to pixels of `exposure`.
     shape : (int, int)
         Shape (ny, nx) of the output.
-    method : {'auto', 'lanczos3', 'lanczos4', 'cubic', 'bilinear', 'area'}
+    method : {'auto', 'lanczos3', 'lanczos4', 'lanczos5', 'cubic', 'poly3', 'poly5', 'bilinear', 'area'}
         'area' shares each input pixel among the output pixels that it overlaps (square drizzle, pixfrac 1).
         'auto' is 'lanczos3', or 'area' where an output pixel is more than 1.1 input pixels wide:
         interpolation would alias there.

@@ -1,0 +1,197 @@
+// Separable interpolation of a group of positions at once: weights of the taps, and weighted sums over an image.
+//
+// Along one axis a position falls between pixels b = floor(x) and b + 1, at t = x - b. The weight of tap k, which is
+// pixel b - taps/2 + 1 + k, is
+//
+//   w_k(t) = [k = taps/2 - 1] (1 - t) + [k = taps/2] t + t (1 - t) P_k(u),   u = 2 t - 1,
+//
+// with polynomials P_k that sum to 0 over k and mirror each other, P_{taps-1-k}(u) = P_k(-u). So the weights sum to
+// 1, and at a pixel centre all but its own are exactly 0.
+//
+// Positions are taken in groups, one position to a lane for the weights, and one pixel of a row to a lane for the sums;
+// between the two lies a transposition. Everything is done in one fixed order, lane by lane: no result depends on the
+// instruction set, on the group, or on the other positions in it.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+
+#include "isa.hpp"
+
+namespace skyloom {
+
+inline constexpr int kMaxTaps = 10;
+inline constexpr int kMaxDegree = 24;
+
+// Vectors of 32 bytes: as many positions as fit into one are a group.
+template <class T>
+struct Lanes {
+  static constexpr int kWidth = 32 / int(sizeof(T));
+  typedef T Vector __attribute__((vector_size(32)));
+};
+
+template <class V, class T>
+SKYLOOM_INLINE void load(V& v, const T* p) {
+  std::memcpy(&v, p, sizeof(V));
+}
+
+template <class V, class T>
+SKYLOOM_INLINE void fill_lanes(V& v, T value) {
+  for (int i = 0; i < int(sizeof(V) / sizeof(T)); ++i) v[i] = value;
+}
+
+template <class V, class T>
+SKYLOOM_INLINE void store(T* p, const V& v) {
+  std::memcpy(p, &v, sizeof(V));
+}
+
+// The polynomials P_k of the left half of the taps, split into even and odd powers of u.
+template <class T, int Taps>
+struct TapPolynomials {
+  int terms;  // of each of the two, highest power first
+  T even[Taps / 2][kMaxDegree / 2 + 1], odd[Taps / 2][kMaxDegree / 2 + 1];
+
+  // coefficients: (degree + 1, Taps); row d belongs to u^d
+  TapPolynomials(const double* coefficients, int degree) : terms(degree / 2 + 1) {
+    for (int k = 0; k < Taps / 2; ++k)
+      for (int d = 0; d < terms; ++d) {
+        const int power = 2 * (terms - 1 - d);
+        even[k][d] = T(coefficients[power * Taps + k]);
+        odd[k][d] = power + 1 <= degree ? T(coefficients[(power + 1) * Taps + k]) : T(0);
+      }
+  }
+
+  // w[k] = weights of tap k for each position of a group, at fractions t
+  SKYLOOM_INLINE void weights(const typename Lanes<T>::Vector& t, typename Lanes<T>::Vector* w) const {
+    using V = typename Lanes<T>::Vector;
+    const V s = T(1) - t, u = t - s, square = u * u, product = t * s;
+    for (int k = 0; k < Taps / 2; ++k) {
+      V e, o;
+      fill_lanes(e, even[k][0]);
+      fill_lanes(o, odd[k][0]);
+      for (int d = 1; d < terms; ++d) {
+        e = e * square + even[k][d];
+        o = o * square + odd[k][d];
+      }
+      w[k] = product * (e + o * u);
+      w[Taps - 1 - k] = product * (e - o * u);
+    }
+    w[Taps / 2 - 1] += s;
+    w[Taps / 2] += t;
+  }
+};
+
+// rows[i][j] <-> rows[j][i]
+SKYLOOM_INLINE void transpose(Lanes<float>::Vector (&v)[8]) {
+  using V = Lanes<float>::Vector;
+  V a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = __builtin_shufflevector(v[i], v[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    a[i + 1] = __builtin_shufflevector(v[i], v[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      b[i + 2 * k] = __builtin_shufflevector(a[i + k], a[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      b[i + 2 * k + 1] = __builtin_shufflevector(a[i + k], a[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = __builtin_shufflevector(b[i], b[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    v[i + 4] = __builtin_shufflevector(b[i], b[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+
+SKYLOOM_INLINE void transpose(Lanes<double>::Vector (&v)[4]) {
+  using V = Lanes<double>::Vector;
+  V a[4];
+  for (int i = 0; i < 4; i += 2) {
+    a[i] = __builtin_shufflevector(v[i], v[i + 1], 0, 4, 2, 6);
+    a[i + 1] = __builtin_shufflevector(v[i], v[i + 1], 1, 5, 3, 7);
+  }
+  for (int i = 0; i < 2; ++i) {
+    v[i] = __builtin_shufflevector(a[i], a[i + 2], 0, 1, 4, 5);
+    v[i + 2] = __builtin_shufflevector(a[i], a[i + 2], 2, 3, 6, 7);
+  }
+}
+
+// A group of positions: where each falls, and the weights of its taps.
+template <class T, int Taps>
+struct Group {
+  using V = typename Lanes<T>::Vector;
+  static constexpr int kWidth = Lanes<T>::kWidth;
+  static constexpr int kParts = (Taps + kWidth - 1) / kWidth;  // vectors that hold the taps of one row
+  static constexpr int kReach = kParts * kWidth;               // pixels that are read of each row
+
+  std::ptrdiff_t base[kWidth][2];  // floor(x), floor(y)
+  V wx[Taps], wy[Taps];            // [tap][position]
+
+  // xy: x, y of each position, all within the range of int
+  SKYLOOM_INLINE void locate(const double (&xy)[2 * kWidth], const TapPolynomials<T, Taps>& polynomials) {
+    T fraction[2 * kWidth];
+    int floor_of[2 * kWidth];
+    for (int q = 0; q < 2 * kWidth; ++q) {
+      const int cut = int(xy[q]);
+      floor_of[q] = cut - (double(cut) > xy[q]);
+      fraction[q] = T(xy[q] - double(floor_of[q]));
+    }
+    V tx, ty;
+    for (int g = 0; g < kWidth; ++g) {
+      base[g][0] = floor_of[2 * g];
+      base[g][1] = floor_of[2 * g + 1];
+      tx[g] = fraction[2 * g];
+      ty[g] = fraction[2 * g + 1];
+    }
+    polynomials.weights(tx, wx);
+    polynomials.weights(ty, wy);
+  }
+
+  // sum_jk wy[j] wx[k] pixel[j, k] of each position, given the first pixel of its stencil. Written as anchor + sum of
+  // weight * (pixel - anchor) along each axis, because the weights sum to 1: a flat image comes out exactly, and
+  // rounding is relative to the contrast, not to the level.
+  SKYLOOM_INLINE V mean(const T* const (&corner)[kWidth], std::ptrdiff_t stride) const {
+    constexpr int Anchor = Taps / 2 - 1;
+    T factor[Taps][kWidth];
+    for (int j = 0; j < Taps; ++j) store(factor[j], wy[j]);
+    V columns[kParts][kWidth];
+    for (int g = 0; g < kWidth; ++g)
+      for (int part = 0; part < kParts; ++part) {
+        const T* p = corner[g] + part * kWidth;
+        V anchor, row, sum = {};
+        load(anchor, p + Anchor * stride);
+        for (int j = 0; j < Taps; ++j) {
+          if (j == Anchor) continue;
+          load(row, p + j * stride);
+          sum += (row - anchor) * factor[j][g];
+        }
+        columns[part][g] = anchor + sum;
+      }
+    for (int part = 0; part < kParts; ++part) transpose(columns[part]);
+    const V anchor = columns[Anchor / kWidth][Anchor % kWidth];
+    V sum = {};
+    for (int k = 0; k < Taps; ++k)
+      if (k != Anchor) sum += (columns[k / kWidth][k % kWidth] - anchor) * wx[k];
+    return anchor + sum;
+  }
+
+  // sum_jk wy[j]^2 wx[k]^2 pixel[j, k] of each position
+  SKYLOOM_INLINE V squares(const T* const (&corner)[kWidth], std::ptrdiff_t stride) const {
+    T factor[Taps][kWidth];
+    for (int j = 0; j < Taps; ++j) store(factor[j], V(wy[j] * wy[j]));
+    V columns[kParts][kWidth];
+    for (int g = 0; g < kWidth; ++g)
+      for (int part = 0; part < kParts; ++part) {
+        const T* p = corner[g] + part * kWidth;
+        V row, sum = {};
+        for (int j = 0; j < Taps; ++j) {
+          load(row, p + j * stride);
+          sum += row * factor[j][g];
+        }
+        columns[part][g] = sum;
+      }
+    for (int part = 0; part < kParts; ++part) transpose(columns[part]);
+    V sum = {};
+    for (int k = 0; k < Taps; ++k) sum += columns[k / kWidth][k % kWidth] * (wx[k] * wx[k]);
+    return sum;
+  }
+};
+
+}  // namespace skyloom
