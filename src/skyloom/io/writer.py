@@ -86,12 +86,12 @@ def write_exposure(
     if exposure.variance is not None:
         error = np.sqrt(exposure.variance)
         extensions.append(_image("ERR", error, wcs_cards, compress, unit))
-    extensions.append(_image("DQ", exposure.mask, wcs_cards, compress, _bit_cards()))
+    extensions.append(_image("DQ", exposure.mask, wcs_cards, compress, mask_cards()))
     for name, plane in (planes or {}).items():
         extensions.append(_image(name.upper(), plane, wcs_cards, compress, {}))
     extensions.extend(more)
     with quiet_astropy():
-        primary = fits.PrimaryHDU(header=_primary_header(exposure, provenance))
+        primary = fits.PrimaryHDU(header=primary_header(exposure, provenance))
     primary.header["NEXTEND"] = (len(extensions), "number of extensions")
     return write_hdus([primary, *extensions], path, overwrite=overwrite)
 
@@ -146,11 +146,12 @@ def _image(name: str, plane: Any, wcs_cards: Any, compress: bool, cards: Mapping
     return fits.CompImageHDU(plane, header, name=name, compression_type=kind, quantize_level=0.0)
 
 
-def _bit_cards() -> dict[str, tuple[str, str]]:
+def mask_cards() -> dict[str, tuple[str, str]]:
+    """Return the cards that name the bits of a mask: keyword -> (name, comment)."""
     return {f"BIT{int(bit).bit_length() - 1}": (str(bit.name), f"value {int(bit)} of this plane") for bit in MaskBit}
 
 
-def _primary_header(exposure: Exposure, provenance: Provenance | None) -> Any:
+def primary_header(exposure: Exposure, provenance: Provenance | None) -> Any:
     """Return the cards of the exposure's header that are still true, its values, and the provenance."""
     from astropy.io import fits
 

@@ -129,7 +129,7 @@ def write_registered(
         The template has no WCS, and the source is not to be resampled.
     """
     from skyloom.io import Provenance, write_exposure
-    from skyloom.registration import registration_header, registration_wcs
+    from skyloom.registration import registered_header, registration_wcs
     from skyloom.resampling import resample
 
     if resampled:
@@ -142,6 +142,6 @@ def write_registered(
         )
     else:
         result = source.replace(wcs=registration_wcs(registration, template.wcs))
-    header = dict(source.header) | registration_header(registration)
+    header = registered_header(source.header, registration)
     provenance = Provenance("register", {"resampled": resampled}, inputs)
     return write_exposure(result.replace(header=header), path, overwrite=overwrite, provenance=provenance)

@@ -231,7 +231,7 @@ def fit_pairs(
     n = int(keep.sum())
     if n < 3:
         return None
-    candidates = [_similarity(uv[keep], b[keep], sigma[keep], last.parity)]
+    candidates = [weighted_similarity(uv[keep], b[keep], sigma[keep], last.parity)]
     if n >= 4:
         design = monomials(uv[keep], order)
         gram, right = _normal(design, b[keep], sigma[keep])
@@ -270,10 +270,10 @@ def _clipped(design: Float, b: Float, variance: Float, parity: int, uv: Float) -
             coefficients = np.linalg.solve(gram, right).T
             miss = b - design @ coefficients.T
         else:
-            coefficients, _, _ = _similarity(uv[keep], b[keep], sigma[keep], parity)
+            coefficients, _, _ = weighted_similarity(uv[keep], b[keep], sigma[keep], parity)
             miss = b - monomials(uv, 1) @ coefficients.T
         length = np.hypot(*miss.T)
-        floor = _noise_floor(length[keep], variance[keep])
+        floor = noise_floor(length[keep], variance[keep])
         sigma = np.sqrt(variance + floor**2)
         spread = max(1.0, float(np.median(length[keep] / sigma[keep])) / _RAYLEIGH_MEDIAN)
         now = length < _CLIP * spread * sigma
@@ -283,7 +283,7 @@ def _clipped(design: Float, b: Float, variance: Float, parity: int, uv: Float) -
     return keep, sigma
 
 
-def _noise_floor(length: Float, variance: Float) -> float:
+def noise_floor(length: Float, variance: Float) -> float:
     """Return the scatter f (per axis) beyond the known errors: median(r^2 / (variance + f^2)) = 2 ln 2."""
     low, high = 0.003, max(0.01, float(np.median(length)))
     if np.median(length**2 / (variance + low**2)) <= 2 * np.log(2):
@@ -311,7 +311,7 @@ def _polynomial(gram: Float, right: Float, order: int) -> tuple[Float, Float, in
     return coefficients, np.asarray(np.kron(np.eye(2), inverse), np.float64), 2 * p
 
 
-def _similarity(uv: Float, b: Float, sigma: Float, parity: int) -> tuple[Float, Float, int]:
+def weighted_similarity(uv: Float, b: Float, sigma: Float, parity: int) -> tuple[Float, Float, int]:
     """Fit shift, scale and rotation: x' = c + p a u - d v, y' = e + p d u + a v, parameters (c, e, a, d)."""
     n = len(uv)
     design = np.zeros((n, 2, 4))

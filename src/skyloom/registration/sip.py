@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from astropy.coordinates import SkyCoord
+from astropy.io.fits import Header
 from astropy.wcs import WCS, FITSFixedWarning, Sip
 
 from skyloom.errors import SkyloomWarning, WcsError
@@ -105,6 +107,17 @@ def registration_header(registration: Registration) -> dict[str, tuple[float | i
     if np.isfinite(r.flux_ratio):
         cards["REGFLUX"] = (float(f"{r.flux_ratio:.6g}"), "flux ratio source / template")
     return cards
+
+
+def registered_header(header: Mapping[str, Any], registration: Registration) -> Header:
+    """Return a copy of an image's header with the statistics of its registration."""
+    if isinstance(header, Header):
+        result = header.copy()
+    else:
+        result = Header({key: value for key, value in header.items() if isinstance(value, str | int | float)})
+    for key, card in registration_header(registration).items():
+        result[key] = card
+    return result
 
 
 def _grid(nx: int, ny: int, count: int) -> Float:
