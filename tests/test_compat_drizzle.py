@@ -53,6 +53,18 @@ SIGNATURES = {
         "ymin": None,
         "ymax": None,
     },
+    resample.blot_image: {
+        "data": EMPTY,
+        "pixmap": EMPTY,
+        "pix_ratio": DEPRECATED,
+        "exptime": DEPRECATED,
+        "output_pixel_shape": DEPRECATED,
+        "out_img": None,
+        "fillval": 0.0,
+        "iscale": 1.0,
+        "interp": "poly5",
+        "sinscl": DEPRECATED,  # gone in 3.0, still in programs written for 2
+    },
     utils.calc_pixmap: {"wcs_from": EMPTY, "wcs_to": EMPTY, "shape": None, "disable_bbox": "to"},
     utils.decode_context: {"context": EMPTY, "x": EMPTY, "y": EMPTY},
     utils.estimate_pixel_scale_ratio: {
@@ -83,6 +95,17 @@ SIGNATURES = {
         "fillstr": "INDEF",
         "fillstr2": "INDEF",
     },
+    cdrizzle.tblot: {
+        **dict.fromkeys(["source", "pixmap", "output"], EMPTY),
+        **dict.fromkeys(["xmin", "xmax", "ymin", "ymax"], 0),
+        "iscale": None,
+        "kscale": None,
+        "scale": None,
+        "interp": "poly5",
+        "exptime": None,
+        "fillval": None,
+        "misval": None,
+    },
     cdrizzle.invert_pixmap: dict.fromkeys(["pixmap", "xyout", "bbox"], EMPTY),
     cdrizzle.clip_polygon: dict.fromkeys(["p", "q"], EMPTY),
 }
@@ -106,6 +129,7 @@ def test_signatures_are_those_of_the_original(function):
 
 def test_names_are_those_of_skyloom():
     assert resample.Drizzle is resampling.Drizzle
+    assert resample.blot_image is resampling.blot_image
     assert utils.calc_pixmap is resampling.calc_pixmap
     assert utils.decode_context is resampling.decode_context
     assert utils.estimate_pixel_scale_ratio is resampling.estimate_pixel_scale_ratio
@@ -257,6 +281,36 @@ def test_tdriz_errors():
         cdrizzle.tdriz(image, weight, pixmap, *planes(), input2=[image, image], output2=planes()[0])
     with pytest.raises(InputError, match="not consistent"):
         cdrizzle.tdriz(image, weight[1:], pixmap, *planes())
+
+
+# --- tblot --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f4"])
+def test_tblot_is_blot_image(dtype):
+    image, _, pixmap = scene()
+    output = np.full((24, 14), 9, dtype)[::2]
+    assert cdrizzle.tblot(image, pixmap, output, iscale=3.0, interp="linear", fillval=-1.0) == 0
+    expected = resample.blot_image(image, pixmap, iscale=3.0, interp="linear", fillval=-1.0, out_img=output.copy())
+    np.testing.assert_array_equal(output, expected)
+    assert (output == -1).any()
+    assert (output > 2).any()
+
+
+def test_tblot_deprecated_arguments():
+    image, _, pixmap = scene()
+    expected, output = np.zeros((2, 12, 14), np.float32)
+    cdrizzle.tblot(image, pixmap, expected, iscale=8.0, fillval=-1.0)
+    with (
+        pytest.warns(DeprecationWarning, match="'scale'"),
+        pytest.warns(DeprecationWarning, match="'kscale'"),
+        pytest.warns(DeprecationWarning, match="'exptime'"),
+        pytest.warns(DeprecationWarning, match="'misval'"),
+    ):
+        cdrizzle.tblot(image, pixmap, output, scale=0.5, kscale=1.0, exptime=2.0, misval=-1.0)
+    np.testing.assert_array_equal(output, expected)
+    with pytest.warns(DeprecationWarning, match="misval"), pytest.raises(InputError, match="'misval' is set"):
+        cdrizzle.tblot(image, pixmap, output, fillval=0.0, misval=-1.0)
 
 
 # --- invert_pixmap --------------------------------------------------------------------------------------------------

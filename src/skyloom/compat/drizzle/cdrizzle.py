@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from skyloom.compat.drizzle._polygon import clip_polygon
 from skyloom.errors import InputError
+from skyloom.resampling.blot import blot_image
 from skyloom.resampling.drizzle import CTX_PLANE_BITS, Drizzle
 from skyloom.resampling.maps import XYArray, invert_map
 
-__all__ = ["clip_polygon", "invert_pixmap", "tdriz"]
+__all__ = ["clip_polygon", "invert_pixmap", "tblot", "tdriz"]
 
 
 def tdriz(  # noqa: PLR0917  the original's signature
@@ -85,11 +86,7 @@ def tdriz(  # noqa: PLR0917  the original's signature
         An argument cannot be used.
     """
     if scale is not None:
-        warnings.warn(
-            "'scale' is deprecated: give iscale=scale**2 and pscale_ratio=scale instead.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        _warn_deprecated("scale", "Give iscale=scale**2 and pscale_ratio=scale instead.")
         iscale, pscale_ratio = scale * scale, scale
     if dq is not None and outdq is None:
         raise InputError("When 'dq' is provided, 'outdq' must also be provided.")
@@ -153,6 +150,72 @@ def _return(result: Any, given: Any) -> None:
     """Bring a result into the caller's array, if it could not be computed there."""
     if result is not given:
         given[...] = result
+
+
+def _warn_deprecated(argument: str, advice: str) -> None:
+    warnings.warn(f"Argument '{argument}' has been deprecated. {advice}", DeprecationWarning, stacklevel=3)
+
+
+def tblot(  # noqa: PLR0917  the original's signature
+    source: Any,
+    pixmap: Any,
+    output: npt.NDArray[Any],
+    xmin: int = 0,  # noqa: ARG001
+    xmax: int = 0,  # noqa: ARG001
+    ymin: int = 0,  # noqa: ARG001
+    ymax: int = 0,  # noqa: ARG001
+    iscale: float | None = None,
+    kscale: float | None = None,
+    scale: float | None = None,
+    interp: str = "poly5",
+    exptime: float | None = None,
+    fillval: float | None = None,
+    misval: float | None = None,
+) -> int:
+    """Interpolate an image at the positions of a pixel map, into an output array: `skyloom.resampling.blot_image`.
+
+    Parameters
+    ----------
+    source, pixmap
+        `data` and `pixmap` there.
+    output : ndarray of float, shape (my, mx)
+        Is filled with the result.
+    xmin, xmax, ymin, ymax : int
+        Without effect, as in the original.
+    iscale, interp, fillval
+        As there; None: 1 and 0.
+    scale, exptime, kscale, misval : float, optional
+        Deprecated: divides by its square; multiplies; has no effect; is `fillval`.
+
+    Returns
+    -------
+    int
+        0.
+
+    Raises
+    ------
+    InputError
+        An argument cannot be used.
+    """
+    factor = 1.0 if iscale is None else iscale
+    if scale is not None:
+        _warn_deprecated("scale", "Give iscale=1/scale**2 instead.")
+        factor = 1 / (scale * scale)
+    if kscale is not None:
+        _warn_deprecated("kscale", "It has no effect.")
+    if exptime is not None:
+        _warn_deprecated("exptime", "Multiply 'iscale' by it instead.")
+        factor *= exptime
+    if misval is not None:
+        _warn_deprecated("misval", "Give 'fillval' instead.")
+        if fillval is not None:
+            raise InputError("Argument 'fillval' should not be set when 'misval' is set.")
+        fillval = misval
+    result = blot_image(
+        source, pixmap, out_img=output, fillval=0.0 if fillval is None else fillval, iscale=factor, interp=interp
+    )
+    _return(result, output)
+    return 0
 
 
 def invert_pixmap(pixmap: npt.ArrayLike, xyout: npt.ArrayLike, bbox: npt.ArrayLike | None) -> XYArray | None:
