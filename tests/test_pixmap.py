@@ -122,6 +122,17 @@ def test_inverse_of_a_distortion():
     assert np.abs(again - np.stack([xx, yy], axis=-1)).max() < 1e-3
 
 
+def test_inverse_of_a_strong_distortion_is_found_everywhere():
+    # 20 pixels at the border of 200: the iteration for the inverse converges slowly there
+    source, target = fits_wcs(degrees=10.0), fits_wcs(sip=20.0)
+    found = calc_pixmap(source, target)
+    assert np.isfinite(found).all()
+    again = np.dstack(source.world_to_pixel_values(*target.pixel_to_world_values(found[..., 0], found[..., 1])))
+    y, x = np.indices((200, 200))
+    # 1e-5 of the target, whose pixels are up to 1.5 times as large there
+    assert np.abs(again - np.dstack([x, y])).max() < 1.5e-5
+
+
 def test_edge_of_a_projection():
     # an image of half the sky and more: beyond 90 degrees from its centre nothing has a place in the target
     source, target = fits_wcs(300, scale=1.0, ctype="ARC"), fits_wcs(300, scale=0.5)

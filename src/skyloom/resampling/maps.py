@@ -388,7 +388,8 @@ def _all_world2pix(wcs: Any, world: XYArray) -> XYArray:
     if not finite.any():
         return result
     try:
-        result[finite] = wcs.all_world2pix(world[finite], 0, tolerance=1e-6)
+        # 100 steps: a distortion of 20 % at the border needs some 50 of them
+        result[finite] = wcs.all_world2pix(world[finite], 0, tolerance=1e-6, maxiter=100)
     except NoConvergence as error:
         best = np.array(error.best_solution)
         for failed in (error.divergent, error.slow_conv):
