@@ -33,7 +33,7 @@ def test_agrees_with_the_reference_implementation(pixfrac, scale):
         dq = np.where(np.arange(shape[1]) % 7 == k, 1 << k, 0).astype(np.uint32) * np.ones(shape, np.uint32)
         pixmap = turned_map(shape, degrees, (size / 2, size / 2), scale)
         options = {
-            "data2": [variance, None, data],
+            "data2": [variance, data],
             "dq": dq,
             "weight_map": weight,
             "wht_scale": 1.5,

@@ -1,7 +1,8 @@
-"""Square-kernel drizzle, one pixel and one polygon at a time: slow, and plainly what the formulas say.
+"""Drizzle, one pixel at a time: slow, and plainly what the formulas say.
 
 Fruchter & Hook (2002): a drop is the image, on the output grid, of an input pixel shrunk to `pixfrac`; its weight is
-shared out in proportion to the overlap with each output pixel.
+shared out in proportion to the overlap with each output pixel. The other kernels are given by the distance of the output
+pixel's centre from the drop's.
 """
 
 import numpy as np
@@ -84,3 +85,67 @@ def drizzle_square(data, weight, pixmap, shape, *, squares=(), dq=None, pixfrac=
                     bits[y, x] |= dq[j, i]
         hits[j] += hit
     return wd, w, wwv, bits, hits
+
+
+def round_half_up(x):
+    return np.floor(x + 0.5)
+
+
+def shares(kernel, x, y, *, pixfrac=1.0, scale=1.0, conserving=False):
+    """Cells (columns, rows) of the box of a drop at (x, y), and what each gets of it; scale: output/input pixel."""
+    if kernel == "point":
+        return np.array([round_half_up(x)]), np.array([round_half_up(y)]), np.ones((1, 1))
+    if kernel == "turbo":
+        half = pixfrac / (2 * scale)
+        columns, rows = (np.arange(round_half_up(c - half), round_half_up(c + half) + 1) for c in (x, y))
+        width, height = (
+            np.clip(np.minimum(cells + 0.5, c + half) - np.maximum(cells - 0.5, c - half), 0, None)
+            for cells, c in ((columns, x), (rows, y))
+        )
+        return columns, rows, np.outer(height, width) / (2 * half) ** 2
+    if kernel == "gaussian":
+        half = max(2.5 * pixfrac / 2.3548, 1.2) / scale
+        columns, rows = (np.arange(round_half_up(c - half), round_half_up(c + half) + 1) for c in (x, y))
+        e = 2.3548**2 * scale**2 / (2 * pixfrac**2)
+        square = (rows[:, None] - y) ** 2 + (columns - x) ** 2
+        if conserving:  # the common factor may underflow, the ratios do not
+            return columns, rows, np.exp(-e * (square - square.min())) / np.exp(-e * (square - square.min())).sum()
+        return columns, rows, e / np.pi * np.exp(-e * square)
+    order = int(kernel[-1])
+    scale = min(scale, 1.0) if conserving else scale
+    columns, rows = (np.arange(np.floor(c - order / scale) + 1, np.floor(c + order / scale) + 1) for c in (x, y))
+    lobes = [
+        np.where(np.abs(u) < order, np.sinc(u) * np.sinc(u / order), 0.0)
+        for u in ((columns - x) * scale, (rows - y) * scale)
+    ]
+    lobes = [np.where(np.abs(lobe) > 1e-12, lobe, 0.0) for lobe in lobes]  # zeros, but for rounding
+    share = np.outer(lobes[1], lobes[0])
+    return columns, rows, share / share.sum() if conserving else share
+
+
+def drizzle_shares(kernel, data, weight, pixmap, shape, *, squares=(), dq=None, **options):
+    """Sums over one image: those of `drizzle_square`, and where any share was above 0."""
+    wd, w = np.zeros(shape), np.zeros(shape)
+    wwv = [np.zeros(shape) for _ in squares]
+    bits, positive = np.zeros(shape, np.uint32), np.zeros(shape, bool)
+    hits = np.zeros(data.shape[0], int)
+    for j, i in np.ndindex(*data.shape):
+        x, y = pixmap[j, i]
+        values = [data[j, i], weight[j, i], *(s[j, i] for s in squares)]
+        if not (np.isfinite(values).all() and weight[j, i] > 0 and abs(x) < 2**28 and abs(y) < 2**28):
+            continue
+        columns, rows, share = shares(kernel, x, y, **options)
+        in_x, in_y = (columns >= 0) & (columns < shape[1]), (rows >= 0) & (rows < shape[0])
+        part = share[np.ix_(in_y, in_x)]
+        if not part.any():
+            continue
+        hits[j] += 1
+        cells = np.ix_(rows[in_y].astype(int), columns[in_x].astype(int))
+        wd[cells] += part * weight[j, i] * data[j, i]
+        w[cells] += part * weight[j, i]
+        positive[cells] |= part > 0
+        for total, plane in zip(wwv, squares, strict=True):
+            total[cells] += (part * weight[j, i]) ** 2 * plane[j, i]
+        if dq is not None:
+            bits[cells] |= np.where(part != 0, dq[j, i], np.uint32(0))
+    return wd, w, wwv, bits, positive, hits

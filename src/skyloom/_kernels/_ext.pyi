@@ -40,7 +40,8 @@ class DrizzleOutput:
         self,
         mean: FloatArray,
         weight: FloatArray,
-        squares: Sequence[FloatArray],
+        squares: Sequence[FloatArray | None],
+        square_weights: Sequence[FloatArray | None],
         dq: npt.NDArray[np.uint32] | None,
         context: npt.NDArray[np.int32] | None,
         *,
@@ -49,6 +50,20 @@ class DrizzleOutput:
         fill_squares: float | None,
     ) -> None: ...
 
+class DrizzleKernel:
+    reach: float
+    taps: int
+    def __init__(self, name: str, *, pixfrac: float, scale_ratio: float, normalised: bool) -> None: ...
+
+def drizzle_separable(
+    kernel: DrizzleKernel,
+    footprint: DrizzleFootprint,
+    image: DrizzleInput,
+    output: DrizzleOutput,
+    tile_edge: int,
+    row_hits: npt.NDArray[np.int32],
+    queue: npt.NDArray[np.int64],
+) -> None: ...
 def drizzle_square(
     footprint: DrizzleFootprint,
     image: DrizzleInput,

@@ -2,12 +2,15 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
 #include <optional>
 #include <stdexcept>
+#include <string_view>
 
+#include "drizzle_separable.hpp"
 #include "drizzle_square.hpp"
 
 namespace nb = nanobind;
@@ -98,18 +101,23 @@ void make_input(BoundInput* self, ReadPlane data, std::optional<ReadPlane> weigh
   self->bits = std::move(dq);
 }
 
-void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, std::vector<WritePlane> squares,
-                 std::optional<WriteBits> dq, std::optional<Context> context,
-                 int64_t context_bit, std::optional<double> fill, std::optional<double> fill_squares) {
+using WritePlanes = std::vector<std::optional<WritePlane>>;
+
+void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, WritePlanes squares, WritePlanes square_weights,
+                 std::optional<WriteBits> dq, std::optional<Context> context, int64_t context_bit,
+                 std::optional<double> fill, std::optional<double> fill_squares) {
   new (self) BoundOutput();
   const size_t ny = mean.shape(0), nx = mean.shape(1);
   self->ny = int64_t(ny);
   self->nx = int64_t(nx);
   self->mean = plane_of(mean, ny, nx);
   self->weight = plane_of(weight, ny, nx);
-  for (auto& s : squares) self->squares.push_back(plane_of(s, ny, nx));
+  need(squares.size() == square_weights.size(), "square planes and their weights must be equal in number");
+  for (auto& s : squares) self->squares.push_back(s ? plane_of(*s, ny, nx) : Plane{});
+  for (auto& s : square_weights) self->square_weights.push_back(s ? plane_of(*s, ny, nx) : Plane{});
   bool same = self->weight.is_double == self->mean.is_double;
-  for (const Plane& p : self->squares) same = same && p.is_double == self->mean.is_double;
+  for (const auto* planes : {&self->squares, &self->square_weights})
+    for (const Plane& p : *planes) same = same && (p.data == nullptr || p.is_double == self->mean.is_double);
   need(same, "all output planes must be of one type");
   if (dq) self->dq = bits_of<uint32_t>(*dq, ny, nx);
   if (context) self->context = bits_of<int32_t>(*context, ny, nx);
@@ -118,24 +126,50 @@ void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, std::vec
   self->fill_value = fill.value_or(0);
   self->fill_squares = fill_squares.has_value();
   self->fill_square_value = fill_squares.value_or(0);
-  self->planes = std::move(squares);
+  for (auto* planes : {&squares, &square_weights})
+    for (auto& s : *planes)
+      if (s) self->planes.push_back(std::move(*s));
   self->planes.push_back(std::move(mean));
   self->planes.push_back(std::move(weight));
   self->bits = std::move(dq);
   self->context_plane = std::move(context);
 }
 
-void square(const BoundFootprint& footprint, const BoundInput& input, const BoundOutput& output, int64_t tile_edge,
-            Counts row_hits, Queue queue) {
+void check(const BoundFootprint& footprint, const BoundInput& input, const BoundOutput& output, int64_t tile_edge,
+           const Counts& row_hits, const Queue& queue) {
   need(input.ny == footprint.map.ny && input.nx == footprint.map.nx, "the image and its pixel map differ in shape");
   need(output.ny == footprint.frame_ny && output.nx == footprint.frame_nx, "the footprint is of another frame");
   need(input.squares.size() == output.squares.size(), "as many square planes are needed as go in");
   need((input.dq.data == nullptr) == (output.dq.data == nullptr), "dq planes must be given on both sides");
   need(int64_t(row_hits.shape(0)) == footprint.rows() && queue.shape(0) == 1, "a counter has the wrong size");
   need(tile_edge >= 16, "tiles must be at least 16 cells wide");
+}
+
+void square(const BoundFootprint& footprint, const BoundInput& input, const BoundOutput& output, int64_t tile_edge,
+            Counts row_hits, Queue queue) {
+  check(footprint, input, output, tile_edge, row_hits, queue);
   std::atomic_ref<int64_t> next(*queue.data());
   nb::gil_scoped_release release;
   drizzle_square(footprint, input, output, tile_edge, row_hits.data(), next);
+}
+
+void make_kernel(Kernel* self, std::string_view name, double pixfrac, double scale_ratio, bool normalised) {
+  constexpr std::string_view names[] = {"point", "turbo", "gaussian", "lanczos2", "lanczos3"};
+  int shape = 0;
+  while (shape < 5 && names[shape] != name) ++shape;
+  need(shape < 5, "there is no separable kernel of this name");
+  need(pixfrac > 0 && scale_ratio > 0, "a drop must have a size");
+  new (self) Kernel(Shape(shape), pixfrac, scale_ratio, normalised);
+}
+
+void separable(const Kernel& kernel, const BoundFootprint& footprint, const BoundInput& input, const BoundOutput& output,
+               int64_t tile_edge, Counts row_hits, Queue queue) {
+  check(footprint, input, output, tile_edge, row_hits, queue);
+  need(footprint.half == 0 && footprint.margin >= kernel.reach, "the footprint is of another kernel");
+  need(kernel.taps < (1 << 24), "drops are too wide");
+  std::atomic_ref<int64_t> next(*queue.data());
+  nb::gil_scoped_release release;
+  drizzle_separable(kernel, footprint, input, output, tile_edge, row_hits.data(), next);
 }
 
 }  // namespace
@@ -148,8 +182,14 @@ void bind_drizzle(nb::module_& m) {
       .def("__init__", &make_input, "data"_a, "weight"_a.none(), "squares"_a, "dq"_a.none(), nb::kw_only(),
            "data_scale"_a, "square_scale"_a, "weight_scale"_a);
   nb::class_<BoundOutput>(m, "DrizzleOutput", "Running weighted means, and what goes with them.")
-      .def("__init__", &make_output, "mean"_a, "weight"_a, "squares"_a, "dq"_a.none(),
+      .def("__init__", &make_output, "mean"_a, "weight"_a, "squares"_a, "square_weights"_a, "dq"_a.none(),
            "context"_a.none(), nb::kw_only(), "context_bit"_a, "fill"_a.none(), "fill_squares"_a.none());
+  nb::class_<Kernel>(m, "DrizzleKernel", "A kernel that shares out drops by their distance from a cell along each axis.")
+      .def("__init__", &make_kernel, "name"_a, nb::kw_only(), "pixfrac"_a, "scale_ratio"_a, "normalised"_a)
+      .def_ro("reach", &Kernel::reach, "Cells with their centre farther than this, plus 1/2, get nothing.")
+      .def_ro("taps", &Kernel::taps, "Cells along one axis that a drop can reach.");
+  m.def("drizzle_separable", &separable, "kernel"_a, "footprint"_a, "image"_a, "output"_a, "tile_edge"_a, "row_hits"_a,
+        "queue"_a, "Drizzle, with a separable kernel, the output tiles that the queue hands out.");
   m.def("drizzle_square", &square, "footprint"_a, "image"_a, "output"_a, "tile_edge"_a, "row_hits"_a, "queue"_a,
         "Drizzle, with the square kernel, the output tiles that the queue hands out.");
 }

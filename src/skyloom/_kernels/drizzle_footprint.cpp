@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "drizzle_walk.hpp"
+
 namespace skyloom::drizzle {
 
 Footprint::Footprint(const PixelMap& map_, const Window& window_, double half_, double margin_, int64_t frame_ny_,
@@ -25,6 +27,7 @@ Reach Footprint::reach_of(const Extent& e) const {
 }
 
 void Footprint::find(int64_t block) {
+  if (half == 0) return find_centres(block);
   const int64_t first = window.y0 + block * kBlockRows, stop = std::min(window.y1, first + kBlockRows);
   const int64_t n_batches = across();
   std::vector<Extent> extents(size_t(3 * n_batches));  // of the centres of three rows, row j in slot j % 3
@@ -54,15 +57,31 @@ void Footprint::find(int64_t block) {
         rows_at.start(i0, n);
         any = rows_at.extent(j, e);
       }
-      const Reach reach = any ? reach_of(e) : Reach{0, 0, 0, 0};
-      batches[size_t((j - window.y0) * n_batches + batch)] = reach;
-      if (reach.empty()) continue;
-      Reach& all = blocks[size_t(block * n_batches + batch)];
-      all = all.empty() ? reach
-                        : Reach{std::min(all.x0, reach.x0), std::max(all.x1, reach.x1), std::min(all.y0, reach.y0),
-                                std::max(all.y1, reach.y1)};
+      store(block, j - window.y0, batch, any ? reach_of(e) : Reach{0, 0, 0, 0});
     }
   }
+}
+
+// The same for drops that are placed by their centres alone, which no neighbour moves.
+void Footprint::find_centres(int64_t block) {
+  const int64_t stop = std::min(rows(), (block + 1) * kBlockRows);
+  for (int64_t row = block * kBlockRows; row < stop; ++row)
+    for (int64_t batch = 0; batch < across(); ++batch) {
+      int64_t i0;
+      const int n = batch_start(batch, i0);
+      Extent e;
+      const bool any = row_extent(map, window.y0 + row, i0, n, e) || known_extent(map, window.y0 + row, i0, n, e);
+      store(block, row, batch, any ? reach_of(e) : Reach{0, 0, 0, 0});
+    }
+}
+
+void Footprint::store(int64_t block, int64_t row, int64_t batch, const Reach& reach) {
+  batches[size_t(row * across() + batch)] = reach;
+  if (reach.empty()) return;
+  Reach& all = blocks[size_t(block * across() + batch)];
+  all = all.empty() ? reach
+                    : Reach{std::min(all.x0, reach.x0), std::max(all.x1, reach.x1), std::min(all.y0, reach.y0),
+                            std::max(all.y1, reach.y1)};
 }
 
 TileSize Footprint::tile_size(int64_t edge) const {

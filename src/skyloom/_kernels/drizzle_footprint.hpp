@@ -30,7 +30,7 @@ struct TileSize {
 struct Footprint {
   PixelMap map;
   Window window;
-  double half;                  // half of a drop's size, in input pixels
+  double half;                  // half of a drop's size, in input pixels; 0 for drops placed by their centres alone
   double margin;                // what a kernel reaches beyond its drop, in output pixels
   int64_t frame_ny, frame_nx;
   std::vector<Reach> batches;   // of each batch: [row - window.y0][batch]
@@ -49,6 +49,8 @@ struct Footprint {
 
  private:
   Reach reach_of(const Extent& e) const;
+  void find_centres(int64_t block);
+  void store(int64_t block, int64_t row, int64_t batch, const Reach& reach);
 };
 
 }  // namespace skyloom::drizzle

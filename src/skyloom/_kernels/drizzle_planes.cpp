@@ -131,13 +131,26 @@ SKYLOOM_INLINE void merge_plane(const Plane& plane, int64_t j, int64_t i0, int n
   write_row_body(plane, j, i0, n, p.mean);
 }
 
+// A plane that has its own sum of weights.
+SKYLOOM_INLINE void merge_own_weight(const Plane& plane, const Plane& weight, int64_t j, int64_t i0, int n,
+                                     const Piece& common, const Output& out) {
+  Piece p = common;
+  read_row_body(weight, j, i0, n, p.before);
+  for (int k = 0; k < kBatch; ++k) p.total[k] = p.before[k] + p.weight[k];
+  merge_plane<2>(plane, j, i0, n, p, out.fill_squares, out.fill_square_value);
+  write_row_body(weight, j, i0, n, p.total);
+}
+
 SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, int64_t x, int n, const Piece& p) {
   const int64_t j = tile.y0 + y, i0 = tile.x0 + x;
   if (out.context.data != nullptr) {
     int32_t* __restrict context = out.context.data + j * out.context.row + i0 * out.context.col;
     const int64_t col = out.context.col;
     const int32_t bit = out.context_bit;
-    if (col == 1) {
+    if (tile.positive != nullptr) {  // a sum may be negative though some of its parts are not
+      const uint8_t* __restrict positive = tile.positive + y * tile.stride + x;
+      for (int k = 0; k < n; ++k) context[k * col] |= (p.weight[k] != 0) & (positive[k] != 0) ? bit : 0;
+    } else if (col == 1) {
       for (int k = 0; k < n; ++k) context[k] |= p.weight[k] > 0 ? bit : 0;
     } else {
       for (int k = 0; k < n; ++k) context[k * col] |= p.weight[k] > 0 ? bit : 0;
@@ -149,12 +162,13 @@ SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, i
     const int64_t col = out.dq.col;
     for (int k = 0; k < n; ++k) {
       const uint32_t kept = (p.before[k] == 0) & (p.weight[k] != 0) ? 0 : dq[k * col];
-      dq[k * col] = kept | bits[k];
+      dq[k * col] = kept | (p.weight[k] != 0 ? bits[k] : 0);
     }
   }
 }
 
 SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
+  const double least = out.least_weight();
   Piece p{};
   for (int64_t y = 0; y < tile.ny; ++y)
     for (int64_t x = 0; x < tile.nx; x += kBatch) {
@@ -166,15 +180,24 @@ SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
         p.sum[k] = sums[2 * k];
         p.weight[k] = sums[2 * k + 1];
       }
-      for (int k = 0; k < kBatch; ++k) p.total[k] = p.before[k] + p.weight[k];
+      for (int k = 0; k < kBatch; ++k) {
+        p.weight[k] = std::fabs(p.weight[k]) > least ? p.weight[k] : 0.0;
+        p.total[k] = p.before[k] + p.weight[k];
+      }
       merge_bits(tile, out, y, x, n, p);
+      write_row_body(out.weight, j, i0, n, p.total);
       merge_plane<1>(out.mean, j, i0, n, p, out.fill, out.fill_value);
       for (int s = 0; s < int(out.squares.size()); ++s) {
+        const Plane &square = out.squares[size_t(s)], &weight = out.square_weights[size_t(s)];
+        if (square.data == nullptr) continue;
         const double* __restrict squares = sums + (s / 2 + 1) * tile.plane + s % 2;
         for (int k = 0; k < n; ++k) p.sum[k] = squares[2 * k];
-        merge_plane<2>(out.squares[size_t(s)], j, i0, n, p, out.fill_squares, out.fill_square_value);
+        if (weight.data == nullptr) {
+          merge_plane<2>(square, j, i0, n, p, out.fill_squares, out.fill_square_value);
+        } else {
+          merge_own_weight(square, weight, j, i0, n, p, out);
+        }
       }
-      write_row_body(out.weight, j, i0, n, p.total);
     }
 }
 
@@ -182,11 +205,13 @@ SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
 
 SKYLOOM_DISPATCH(void, merge_tile, (const Tile& tile, const Output& out), (tile, out))
 
-TileMemory::TileMemory(int64_t nx, int64_t ny, int pairs, bool with_dq) {
-  const size_t cells = size_t(nx + 2 * kMargin) * size_t(ny + 2 * kMargin);
+TileMemory::TileMemory(int64_t nx, int64_t ny, int pairs, bool with_dq, int margin, bool with_positive)
+    : margin_(margin) {
+  const size_t cells = size_t(nx + 2 * margin) * size_t(ny + 2 * margin);
   sums_.resize(cells * 2 * size_t(pairs) + 8);
   if (with_dq) dq_.resize(cells);
-  tile_ = {0, 0, 0, 0, 0, pairs, 0, nullptr, nullptr};
+  if (with_positive) positive_.resize(cells + 16);
+  tile_ = {0, 0, 0, 0, 0, pairs, 0, nullptr, nullptr, nullptr};
 }
 
 Tile& TileMemory::reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny) {
@@ -194,14 +219,18 @@ Tile& TileMemory::reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny) {
   tile_.y0 = y0;
   tile_.nx = nx;
   tile_.ny = ny;
-  tile_.stride = nx + 2 * kMargin;
-  const int64_t cells = tile_.stride * (ny + 2 * kMargin), first = kMargin * tile_.stride + kMargin;
+  tile_.stride = nx + 2 * margin_;
+  const int64_t cells = tile_.stride * (ny + 2 * margin_), first = margin_ * tile_.stride + margin_;
   tile_.plane = 2 * cells;
   std::fill_n(sums_.data(), tile_.plane * tile_.pairs, 0.0);
   tile_.sums = sums_.data() + 2 * first;
   if (!dq_.empty()) {
     std::fill_n(dq_.data(), cells, 0u);
     tile_.dq = dq_.data() + first;
+  }
+  if (!positive_.empty()) {
+    std::fill_n(positive_.data(), cells, uint8_t(0));
+    tile_.positive = positive_.data() + first;
   }
   return tile_;
 }

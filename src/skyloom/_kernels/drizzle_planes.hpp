@@ -36,12 +36,16 @@ struct Input {
 struct Output {
   int64_t ny = 0, nx = 0;
   Plane mean, weight;
-  std::vector<Plane> squares;          // one for each plane of Input::squares
+  std::vector<Plane> squares;          // one for each plane of Input::squares; without data: not in this image
+  std::vector<Plane> square_weights;   // sums of weights of a plane that some images lack; without data: as `weight`
   IntPlane<uint32_t> dq;
   IntPlane<int32_t> context;
   int32_t context_bit = 0;
   bool fill = false, fill_squares = false;   // set pixels without weight to these values
   double fill_value = 0, fill_square_value = 0;
+
+  // Weights up to this are 0: float32 rounds them to it, and doubles lose their digits near 2^-1022.
+  double least_weight() const { return weight.is_double ? 0x1p-960 : 0x1p-150; }
 };
 
 constexpr int kMargin = 4;  // cells that a drop of the vectorised paths can stick out of a tile
@@ -56,6 +60,7 @@ struct Tile {
   int64_t plane;        // numbers in one of them
   double* sums;         // cell (y0, x0) of the first
   uint32_t* dq;         // null if not wanted
+  uint8_t* positive;    // 1 where any share is above 0; null if no share is below
 
   bool reaches(int64_t x, int64_t y, int64_t width, int64_t height) const {
     return x < x0 + nx && y < y0 + ny && x + width > x0 && y + height > y0;
@@ -67,12 +72,14 @@ inline int pair_planes(std::size_t squares) { return 1 + int((squares + 1) / 2);
 // Memory of a tile, used for one tile after another.
 class TileMemory {
  public:
-  TileMemory(int64_t nx, int64_t ny, int pairs, bool with_dq);
+  TileMemory(int64_t nx, int64_t ny, int pairs, bool with_dq, int margin = kMargin, bool with_positive = false);
   Tile& reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny);
 
  private:
   std::vector<double> sums_;
   std::vector<uint32_t> dq_;
+  std::vector<uint8_t> positive_;
+  const int64_t margin_;
   Tile tile_;
 };
 

@@ -1,15 +1,24 @@
-"""Hand one image to a drizzle kernel, on all threads."""
+"""Choose a drizzle kernel, and hand one image to it, on all threads."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from skyloom import _kernels
 from skyloom._threads import map_bands, num_threads
+from skyloom.errors import InputError
+
+# A drop of 4096 x 4096 output pixels for every input pixel: no image is drizzled with that on purpose.
+WIDEST_DROP = 4096
+
+# Below this the drops of the reference are points, whatever the kernel.
+SMALLEST_PIXFRAC = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,18 +35,21 @@ class Placing:
         Shape (ny, nx) of the output.
     pixfrac : float
         Side of a drop in input pixels.
-    scale_ratio : float or None
+    scale_ratio : float
         Side of an output pixel in input pixels.
     n_squares : int
         Planes that are averaged with squared weights.
+    normalised : bool
+        Whether the shares of a drop are divided by their sum (gaussian and Lanczos kernels only).
     """
 
     pixmap: npt.NDArray[np.float64]
     window: tuple[int, int, int, int]
     frame: tuple[int, ...]
     pixfrac: float
-    scale_ratio: float | None
+    scale_ratio: float
     n_squares: int
+    normalised: bool
 
     @property
     def tile_edge(self) -> int:
@@ -64,15 +76,121 @@ def square(source: _kernels.DrizzleInput, target: _kernels.DrizzleOutput, placin
         placing.frame,
         half=placing.pixfrac / 2,
         margin=0.0,
-        unit=1 / (placing.scale_ratio or 1.0),
+        unit=1 / placing.scale_ratio,
     )
+    return _on_all_threads(_kernels.drizzle_square, footprint, source, target, placing)
+
+
+def separable(
+    name: str, source: _kernels.DrizzleInput, target: _kernels.DrizzleOutput, placing: Placing
+) -> npt.NDArray[np.int32]:
+    """Drizzle with a kernel that is a product of two one-dimensional ones; return the same as `square`."""
+    kernel = _separable_kernel(name, placing.pixfrac, placing.scale_ratio, placing.normalised)
+    footprint = _kernels.DrizzleFootprint(
+        placing.pixmap, placing.window, placing.frame, half=0.0, margin=kernel.reach, unit=1.0
+    )
+    return _on_all_threads(partial(_kernels.drizzle_separable, kernel), footprint, source, target, placing)
+
+
+KERNELS: dict[str, Runner] = {
+    "square": square,
+    **{name: partial(separable, name) for name in ("point", "turbo", "gaussian", "lanczos2", "lanczos3")},
+}
+
+
+def _on_all_threads(
+    drizzle: Callable[..., None],
+    footprint: _kernels.DrizzleFootprint,
+    source: _kernels.DrizzleInput,
+    target: _kernels.DrizzleOutput,
+    placing: Placing,
+) -> npt.NDArray[np.int32]:
     hits = np.zeros(placing.window[3] - placing.window[2], np.int32)
     # tiles and blocks are taken from a queue by whichever thread is free; each is written by one thread only
     blocks, tiles = np.zeros(1, np.int64), np.zeros(1, np.int64)
     workers = range(num_threads())
     map_bands(lambda _: footprint.find(blocks), workers)
-    map_bands(lambda _: _kernels.drizzle_square(footprint, source, target, placing.tile_edge, hits, tiles), workers)
+    map_bands(lambda _: drizzle(footprint, source, target, placing.tile_edge, hits, tiles), workers)
     return hits
 
 
-KERNELS: dict[str, Runner] = {"square": square}
+def _separable_kernel(name: str, pixfrac: float, scale_ratio: float, normalised: bool) -> _kernels.DrizzleKernel:
+    # the size of a Lanczos kernel does not depend on pixfrac, and a point has none
+    size = pixfrac if name in ("turbo", "gaussian") else 1.0
+    return _kernels.DrizzleKernel(name, pixfrac=size, scale_ratio=scale_ratio, normalised=normalised)
+
+
+def kernel_in_use(name: str, pixfrac: float, flux_conserving: bool) -> str:
+    """Return the kernel's name in lower case, 'point' where drops have no size; warn as the reference does.
+
+    Parameters
+    ----------
+    name : str
+        One of `KERNELS`, in any case.
+    pixfrac : float
+        Side of a drop in input pixels.
+    flux_conserving : bool
+        Whether shares are normalised, so that all kernels conserve flux.
+    """
+    name = name.lower()
+    level = 3  # the caller of `Drizzle.add_image`
+    loses_flux = name in ("gaussian", "lanczos2", "lanczos3") and not flux_conserving
+    if loses_flux:
+        warnings.warn(f"Kernel '{name}' is not a flux-conserving kernel.", Warning, stacklevel=level)
+    if pixfrac <= SMALLEST_PIXFRAC:
+        warnings.warn("Kernel reset to 'point' due to input 'pixfrac' being too small.", Warning, stacklevel=level)
+        return "point"
+    if name.startswith("lanczos") and pixfrac != 1:
+        warnings.warn(f"Kernel '{name}' has a fixed size: 'pixfrac' is ignored.", Warning, stacklevel=level)
+    return name
+
+
+def drop_scale(name: str, pixfrac: float, scale_ratio: float | None, pixmap: npt.NDArray[np.float64]) -> float:
+    """Return the side of an output pixel in input pixels, from `pixmap` if `scale_ratio` is None.
+
+    Raises
+    ------
+    InputError
+        Drops would be absurdly wide.
+    """
+    if name in ("square", "point"):
+        return scale_ratio or 1.0
+    scale = estimate_scale_ratio(pixmap) if scale_ratio is None else scale_ratio
+    width = 2 * _separable_kernel(name, pixfrac, scale, normalised=False).reach
+    if not width <= WIDEST_DROP:
+        raise InputError(
+            f"With pixel_scale_ratio = {scale:.4g} and pixfrac = {pixfrac:.4g} each drop of the kernel '{name}' is "
+            f"{width:.4g} output pixels wide; at most {WIDEST_DROP} are allowed. 'pixel_scale_ratio' is the side of an "
+            "output pixel in units of an input pixel.",
+            width=width,
+            pixel_scale_ratio=scale,
+        )
+    return scale
+
+
+def estimate_scale_ratio(pixmap: npt.NDArray[np.float64]) -> float:
+    """Return the side of an output pixel in units of an input pixel, as a pixel map has it.
+
+    This is 1 / sqrt(abs(det D)), with D the derivative of output positions by input pixels: the median over the finite
+    and regular places of a grid of about 64 x 64 pixels. An image of one row or column gives the distance of its pixels,
+    a single pixel (or a map without any such place) gives 1.
+
+    Parameters
+    ----------
+    pixmap : ndarray of float64, shape (ny, nx, 2)
+        Output position of the centre of each input pixel.
+    """
+    ny, nx = pixmap.shape[:2]
+    rows = np.arange(0, max(ny - 1, 1), max(1, ny // 64))[:, None]
+    columns = np.arange(0, max(nx - 1, 1), max(1, nx // 64))
+    own = pixmap[rows, columns]
+    with np.errstate(invalid="ignore", over="ignore"):
+        along_x = pixmap[rows, columns + 1] - own if nx > 1 else None
+        along_y = pixmap[rows + 1, columns] - own if ny > 1 else None
+        if along_x is None or along_y is None:
+            step = along_x if along_x is not None else along_y
+            area = np.zeros(1) if step is None else (step**2).sum(axis=-1)
+        else:
+            area = np.abs(along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0])
+    area = area[np.isfinite(area) & (area > 0)]
+    return float(1 / np.sqrt(np.median(area))) if area.size else 1.0

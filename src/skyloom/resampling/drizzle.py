@@ -22,7 +22,7 @@ import numpy.typing as npt
 from skyloom import _kernels
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
-from skyloom.resampling._drizzle_kernels import KERNELS, Placing
+from skyloom.resampling._drizzle_kernels import KERNELS, Placing, drop_scale, kernel_in_use
 from skyloom.resampling._drizzle_planes import (
     bit_plane,
     fill_number,
@@ -52,7 +52,7 @@ class Drizzle:
     Parameters
     ----------
     kernel : {'square', 'point', 'turbo', 'gaussian', 'lanczos2', 'lanczos3'}
-        How the flux of a pixel is spread. The gaussian and Lanczos kernels do not conserve flux.
+        How the flux of a pixel is spread: see the notes. Upper case is as good.
     fillval, fillval2 : float or str, optional
         Value of pixels of `out_img` (`out_img2`) that no image has reached. None, '' and 'INDEF' leave the values of an
         array that was given, and mean NaN in a new one.
@@ -74,6 +74,10 @@ class Drizzle:
         Number of the first image in the context, and the largest number that is expected (to allocate planes once).
     disable_ctx : bool
         Keep no context.
+    flux_conserving : bool
+        Divide the shares of each drop of the gaussian and Lanczos kernels by their sum, so that they add up to 1.
+    out_wht2 : sequence of (ndarray or None), shape (ny, nx) each, optional
+        Earlier sums of weights of those planes of `out_img2` that not all images had; None: `out_wht`.
 
     Raises
     ------
@@ -96,11 +100,12 @@ class Drizzle:
         begin_ctx_id: int = 0,
         max_ctx_id: int | None = None,
         disable_ctx: bool = False,
+        *,
+        flux_conserving: bool = False,
+        out_wht2: Any = None,
     ) -> None:
         if kernel.lower() not in SUPPORTED_DRIZZLE_KERNELS:
             raise InputError(f"Kernel '{kernel}' is not supported.", kernel=kernel, known=SUPPORTED_DRIZZLE_KERNELS)
-        if kernel.lower() not in KERNELS:
-            raise InputError(f"Kernel '{kernel}' is not available yet; use 'square'.", kernel=kernel)
         if disable_ctx:
             out_ctx = None
         else:
@@ -111,6 +116,7 @@ class Drizzle:
         _check_exptime(exptime, out_img, out_wht, out_ctx)
 
         self._kernel = kernel
+        self._flux_conserving = bool(flux_conserving)
         self._fillval = fill_text(fillval, out_img is not None)
         self._fillval2 = fill_text(fillval2, out_img2 is not None)
         self._texptime = float(exptime)
@@ -136,10 +142,19 @@ class Drizzle:
         if out_img2 is not None:
             planes = [out_img2] if isinstance(out_img2, np.ndarray) else list(out_img2)
             self._out_img2 = [None if p is None else output_plane(p, self._dtype) for p in planes]
+        self._out_wht2: list[FloatArray | None] = []
+        if out_wht2 is not None:
+            self._out_wht2 = [None if p is None else output_plane(p, self._dtype) for p in out_wht2]
+            if len(self._out_wht2) != len(self._out_img2 or ()):
+                raise InputError(
+                    f"There are {len(self._out_wht2)} planes of 'out_wht2' for {len(self._out_img2 or ())} of 'out_img2'; "
+                    "give one for each, or None.",
+                    found=len(self._out_wht2),
+                )
 
         shapes = {tuple(int(n) for n in out_shape)} if out_shape is not None else set()
         shapes |= {a.shape for a in (self._out_img, self._out_wht, self._out_dq) if a is not None}
-        shapes |= {a.shape for a in self._out_img2 or () if a is not None}
+        shapes |= {a.shape for a in (*(self._out_img2 or ()), *self._out_wht2) if a is not None}
         if self._out_ctx is not None:
             shapes.add(self._out_ctx.shape[1:])
         if len(shapes) > 1 or any(len(s) != 2 or 0 in s for s in shapes):
@@ -190,6 +205,11 @@ class Drizzle:
         return self._out_img2
 
     @property
+    def out_wht2(self) -> list[Any] | None:
+        """Sums of weights of the planes of `out_img2`, shape (ny, nx) each; None: that of all images, `out_wht`."""
+        return self._out_wht2 if any(p is not None for p in self._out_wht2) else None
+
+    @property
     def out_dq(self) -> npt.NDArray[np.uint32] | None:
         """Bits of all contributing pixels combined by OR, uint32, shape (ny, nx)."""
         return self._out_dq
@@ -234,7 +254,8 @@ class Drizzle:
             Output position (X, Y) of the centre of each input pixel.
         data2 : array_like or sequence of (array_like or None), optional
             Planes in squared units of `data` (variances) to be averaged with squared weights: one for each of
-            `out_img2`. A plane that is None adds nothing to the sum of its output, whose norm is that of all images.
+            `out_img2`. A plane that is None leaves its output as it is: this then is averaged, and normed, over those
+            images alone that had the plane (see `out_wht2`).
         dq : array_like of int, shape (ny, nx), optional
             Data-quality bits, at most 32.
         scale : float, optional
@@ -243,13 +264,14 @@ class Drizzle:
             `data` are multiplied by this, `data2` by its square.
         pixel_scale_ratio : float or None
             Side of an output pixel in units of an input pixel; sets the size of all kernels but square and point.
-            None: estimated from `pixmap`.
+            None: 1 / sqrt(abs(det)) of the derivative of `pixmap`, its median over the image.
         weight_map : array_like, shape (ny, nx), optional
             Weight of each pixel, not negative; 1 without it.
         wht_scale : float
             Factor on all weights.
         pixfrac : float
-            Side of a drop in units of an input pixel.
+            Side of a drop in units of an input pixel; FWHM of the gaussian kernel. No drop is smaller than 1e-3: below,
+            the kernel is 'point', with a warning. Lanczos kernels ignore it.
         in_units : {'cps', 'counts'}
             Counts are divided by `exptime` (and `data2` by its square).
         xmin, xmax, ymin, ymax : float, optional
@@ -295,13 +317,15 @@ class Drizzle:
             raise InputError(f"Unknown unit type '{in_units}'; 'cps' or 'counts' is needed.", in_units=in_units)
         if not math.isfinite(pixfrac):
             raise InputError(f"'pixfrac' is {pixfrac}; a finite number is needed.", pixfrac=pixfrac)
+        kernel = kernel_in_use(self._kernel, pixfrac, self._flux_conserving)
+        ratio = drop_scale(kernel, pixfrac, ratio, positions[window[2] : window[3], window[0] : window[1]])
         if in_units == "counts":
             iscale = iscale / exptime
 
-        positions = self._prepare_output(positions, len(squares), bits is not None)
+        positions = self._prepare_output(positions, squares, bits is not None)
         assert self._out_img is not None
         assert self._out_wht is not None
-        outputs = [self._out_img, self._out_wht, *(self._out_img2 or [])]
+        outputs = [a for a in (self._out_img, self._out_wht, *(self._out_img2 or ()), *self._out_wht2) if a is not None]
         source = _kernels.DrizzleInput(
             unshared(image, outputs),
             None if weight is None else unshared(weight, outputs),
@@ -315,15 +339,17 @@ class Drizzle:
         target = _kernels.DrizzleOutput(
             self._out_img,
             self._out_wht,
-            self._out_img2 or [],
+            [None if s is None else plane for s, plane in zip(squares, self._out_img2 or (), strict=True)],
+            self._out_wht2,
             self._out_dq if bits is not None else None,
             None if self._out_ctx is None else self._out_ctx[plane],
             context_bit=bit,
             fill=fill_number(self._fillval),
             fill_squares=fill_number(self._fillval2),
         )
-        placing = Placing(positions, window, self._out_img.shape, pixfrac, ratio, len(squares))
-        hits = KERNELS[self._kernel.lower()](source, target, placing)
+        normalised = self._flux_conserving and kernel not in ("square", "point", "turbo")
+        placing = Placing(positions, window, self._out_img.shape, pixfrac, ratio, len(squares), normalised)
+        hits = KERNELS[kernel](source, target, placing)
         if (
             not hits.any()
             and not np.isfinite(positions[window[2] : window[3], window[0] : window[1]]).all(axis=2).any()
@@ -358,7 +384,9 @@ class Drizzle:
             )
         return squares
 
-    def _prepare_output(self, pixmap: npt.NDArray[np.float64], n_squares: int, with_dq: bool) -> Any:
+    def _prepare_output(
+        self, pixmap: npt.NDArray[np.float64], squares: list[FloatArray | None], with_dq: bool
+    ) -> npt.NDArray[np.float64]:
         """Allocate what is missing; return the map in the frame of the output."""
         if self._shape is None:
             with warnings.catch_warnings():
@@ -375,12 +403,8 @@ class Drizzle:
         if self._out_img is None or self._out_wht is None:
             self._allocate(check_context=False)
         shape = self._shape
-        if n_squares and self._out_img2 is None:
-            self._out_img2 = [None] * n_squares
-        if self._out_img2 is not None:
-            number = fill_number(self._fillval2)
-            value = np.nan if number is None else number
-            self._out_img2 = [np.full(shape, value, self._dtype) if p is None else p for p in self._out_img2]
+        if squares:
+            self._prepare_squares(squares)
         if with_dq and self._out_dq is None:
             self._out_dq = np.zeros(shape, np.uint32)
         if self._out_ctx is not None and self._ctx_id is not None:
@@ -388,6 +412,23 @@ class Drizzle:
             if missing > 0:
                 self._out_ctx = np.concatenate([self._out_ctx, np.zeros((missing, *shape), np.int32)])
         return pixmap if self._origin == (0, 0) else pixmap - self._origin
+
+    def _prepare_squares(self, squares: list[FloatArray | None]) -> None:
+        """Allocate planes, and weights for those that do not have the weights of all images."""
+        assert self._shape is not None
+        assert self._out_wht is not None
+        number = fill_number(self._fillval2)
+        value = np.nan if number is None else number
+        planes = self._out_img2 or [None] * len(squares)
+        weights: list[FloatArray | None] = self._out_wht2 or [None] * len(squares)
+        for k, square in enumerate(squares):
+            if weights[k] is None and planes[k] is None and np.any(self._out_wht):
+                weights[k] = np.zeros(self._shape, self._dtype)  # earlier images were without this plane
+            elif weights[k] is None and square is None:
+                weights[k] = self._out_wht.copy()
+            if planes[k] is None:
+                planes[k] = np.full(self._shape, value, self._dtype)
+        self._out_img2, self._out_wht2 = planes, weights
 
     def _allocate(self, check_context: bool) -> None:
         """Make the arrays that were not given, and compare those that were."""
@@ -397,7 +438,13 @@ class Drizzle:
         if self._ctx_id is not None and self._out_ctx is None:
             planes = self._last_ctx_id // CTX_PLANE_BITS + 1
             self._out_ctx = np.zeros((planes, *self._shape), np.int32)
-        if check_context and self._out_ctx is not None and np.any((self._out_wht != 0) != self._out_ctx.any(axis=0)):
+        if check_context and self._out_ctx is not None:
+            counted = self._out_ctx.any(axis=0)
+            # only negative lobes of Lanczos kernels reach some pixels beyond the edge of an image: no bit, weight < 0
+            wrong = bool(np.any(np.where(counted, self._out_wht == 0, self._out_wht > 0)))
+        else:
+            wrong = False
+        if wrong:
             raise InputError(
                 "Inconsistent values of supplied 'out_wht' and 'out_ctx' arrays: pixels with a weight must have a "
                 "context and the other way round. Give both of them, or disable_ctx=True."

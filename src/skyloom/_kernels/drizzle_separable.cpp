@@ -1,0 +1,313 @@
+#include "drizzle_separable.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "drizzle_walk.hpp"
+#include "isa.hpp"
+
+namespace skyloom::drizzle {
+namespace {
+
+typedef double Pair __attribute__((vector_size(16)));
+typedef double Quad __attribute__((vector_size(32)));
+typedef double Oct __attribute__((vector_size(64)));
+
+template <class Vector>
+SKYLOOM_INLINE void add_to(double* sum, const Vector& part) {
+  Vector total;
+  std::memcpy(&total, sum, sizeof total);
+  total += part;
+  std::memcpy(sum, &total, sizeof total);
+}
+
+// The drops of one batch.
+struct Batch {
+  Centres centres;
+  Shares x, y;
+  alignas(64) int32_t cell[kBatch];    // first cell in the tile
+  alignas(64) int32_t usable[kBatch];  // 1 if the pixel has a weight
+  alignas(64) int32_t live[kBatch];    // 1 if the drop reaches the tile
+  uint32_t dq[kBatch];
+  std::vector<double> values;          // pairs, as in a tile
+};
+
+// Add one drop to kWide x rows cells of a plane of pairs. kSquared: in proportion to the squares of its shares.
+template <int kWide, bool kSquared>
+SKYLOOM_INLINE void add_drop(const Batch& b, int k, const double* value, int rows, double* cell, int64_t row) {
+  const double first = value[0], second = value[1];
+  const auto share = [&](int i) { return kSquared ? b.x.share[i][k] * b.x.share[i][k] : b.x.share[i][k]; };
+  if constexpr (kWide == 1) {
+    add_to(cell, Pair{first, second});
+  } else {
+    Oct octs[kWide / 4 + 1];
+    Quad quad;
+    for (int o = 0; o < kWide / 4; ++o) {
+      const double s = share(4 * o), t = share(4 * o + 1), u = share(4 * o + 2), v = share(4 * o + 3);
+      octs[o] = Oct{s, s, t, t, u, u, v, v} * Oct{first, second, first, second, first, second, first, second};
+    }
+    if constexpr (kWide % 4 == 2) {
+      const double s = share(kWide - 2), t = share(kWide - 1);
+      quad = Quad{s, s, t, t} * Quad{first, second, first, second};
+    }
+    for (int j = 0; j < rows; ++j, cell += row) {
+      const double y = b.y.share[j][k], s = kSquared ? y * y : y;
+      for (int o = 0; o < kWide / 4; ++o) add_to(cell + 8 * o, octs[o] * s);
+      if constexpr (kWide % 4 == 2) add_to(cell + 2 * (kWide - 2), quad * s);
+    }
+  }
+}
+
+// Neighbours write to the same cells, and a load has to wait if it meets parts of a fresh store: first every eighth
+// drop, then those next to them.
+constexpr int kApart = 8;
+constexpr uint64_t kEveryEighth = 0x0101010101010101;
+
+template <int kWide>
+SKYLOOM_INLINE void scatter_drops(const Batch& b, uint64_t drops, int taps, const Tile& tile) {
+  for (int first = 0; first < kApart; ++first)
+    for (uint64_t rest = drops & (kEveryEighth << first); rest != 0; rest &= rest - 1) {
+      const int k = std::countr_zero(rest);
+      const double* value = b.values.data() + 2 * k;
+      double* cell = tile.sums + 2 * int64_t(b.cell[k]);
+      add_drop<kWide, false>(b, k, value, taps, cell, 2 * tile.stride);
+      for (int pair = 1; pair < tile.pairs; ++pair)
+        add_drop<kWide, true>(b, k, value + 2 * kBatch * pair, taps, cell + tile.plane * pair, 2 * tile.stride);
+    }
+}
+
+SKYLOOM_INLINE void scatter_sums_body(const Batch& b, uint64_t drops, int taps, const Tile& tile) {
+  switch ((taps + 1) / 2) {
+    case 1: return taps == 1 ? scatter_drops<1>(b, drops, taps, tile) : scatter_drops<2>(b, drops, taps, tile);
+    case 2: return scatter_drops<4>(b, drops, taps, tile);
+    case 3: return scatter_drops<6>(b, drops, taps, tile);
+    case 4: return scatter_drops<8>(b, drops, taps, tile);
+    case 5:
+    case 6: return scatter_drops<12>(b, drops, taps, tile);
+    default: return scatter_drops<kMaxTaps>(b, drops, taps, tile);
+  }
+}
+
+SKYLOOM_DISPATCH(void, scatter_sums, (const Batch& b, uint64_t drops, int taps, const Tile& tile), (b, drops, taps, tile))
+
+// least: weights up to this are none.
+void scatter_bits(const Batch& b, uint64_t drops, int taps, double least, const Tile& tile) {
+  for (; drops != 0; drops &= drops - 1) {
+    const int k = std::countr_zero(drops);
+    if (b.dq[k] == 0) continue;
+    const double weight = b.values[size_t(2 * k + 1)];
+    for (int j = 0; j < taps; ++j)
+      for (int i = 0; i < taps; ++i)
+        if (std::fabs(b.x.share[i][k] * b.y.share[j][k] * weight) > least)
+          tile.dq[b.cell[k] + j * tile.stride + i] |= b.dq[k];
+  }
+}
+
+// Mark the cells that get a share above 0, a row of them at a time: one byte for each cell.
+SKYLOOM_INLINE void mark_positive_body(const Batch& b, uint64_t drops, int taps, const Tile& tile) {
+  constexpr int kWords = kMaxTaps / 8;
+  const int words = (taps + 7) / 8;
+  alignas(64) uint64_t above[kWords][kBatch], below[kWords][kBatch];
+  for (int word = 0; word < words; ++word) {
+    for (int k = 0; k < kBatch; ++k) above[word][k] = below[word][k] = 0;
+    for (int i = 0; i < 8 && 8 * word + i < taps; ++i)
+      for (int k = 0; k < kBatch; ++k) {
+        const double share = b.x.share[8 * word + i][k];
+        above[word][k] |= share > 0 ? uint64_t(1) << 8 * i : 0;
+        below[word][k] |= share < 0 ? uint64_t(1) << 8 * i : 0;
+      }
+  }
+  for (; drops != 0; drops &= drops - 1) {
+    const int k = std::countr_zero(drops);
+    uint8_t* cell = tile.positive + b.cell[k];
+    for (int j = 0; j < taps; ++j, cell += tile.stride) {
+      const double share = b.y.share[j][k];
+      for (int word = 0; word < words; ++word) {
+        const uint64_t marks = share > 0 ? above[word][k] : share < 0 ? below[word][k] : 0;
+        uint64_t held;
+        std::memcpy(&held, cell + 8 * word, sizeof held);
+        held |= marks;
+        std::memcpy(cell + 8 * word, &held, sizeof held);
+      }
+    }
+  }
+}
+
+SKYLOOM_DISPATCH(void, mark_positive, (const Batch& b, uint64_t drops, int taps, const Tile& tile), (b, drops, taps, tile))
+
+struct Frame {
+  int64_t nx, ny;
+};
+
+// How the drops of a batch lie in a tile: bit k stands for drop k.
+struct Sorting {
+  uint64_t live;     // reaches the tile
+  uint64_t unsure;   // owned by the tile, but its box sticks out of the frame, or its shares may vanish
+  int32_t hits;      // owned by the tile, and certainly in the frame
+};
+
+SKYLOOM_INLINE uint64_t bits_of(const int32_t* __restrict flags, int32_t bit) {
+  uint32_t half[2] = {0, 0};
+  for (int h = 0; h < 2; ++h)
+    for (int k = 0; k < 32; ++k) half[h] |= (flags[32 * h + k] & bit) != 0 ? uint32_t(1) << k : 0;
+  return half[0] | uint64_t(half[1]) << 32;
+}
+
+// Look up which drops reach the tile. A drop is owned by the one tile that holds the first cell of its part within the
+// frame.
+SKYLOOM_INLINE void sort_drops_body(Batch& __restrict b, int32_t size, bool vanishing, const Tile& tile, Frame frame,
+                                    Sorting& out) {
+  const int32_t x0 = int32_t(tile.x0), x1 = int32_t(tile.x0 + tile.nx), nx = int32_t(frame.nx);
+  const int32_t y0 = int32_t(tile.y0), y1 = int32_t(tile.y0 + tile.ny), ny = int32_t(frame.ny);
+  const int32_t stride = int32_t(tile.stride);
+  int32_t hits = 0, unsure = 0;
+  for (int k = 0; k < kBatch; ++k) {
+    const int32_t x = int32_t(b.x.first[k]), y = int32_t(b.y.first[k]), end_x = x + size, end_y = y + size;
+    const int32_t live = (x < x1) & (y < y1) & (end_x > x0) & (end_y > y0) & b.usable[k] & b.centres.known[k];
+    const int32_t own_x = x > 0 ? x : 0, own_y = y > 0 ? y : 0;
+    const int32_t owned = live & (own_x >= x0) & (own_x < x1) & (own_y >= y0) & (own_y < y1);
+    const int32_t sure = (x >= 0) & (y >= 0) & (end_x <= nx) & (end_y <= ny) & !vanishing;
+    b.cell[k] = (y - y0) * stride + (x - x0);
+    b.live[k] = live | ((owned & (sure ^ 1)) << 1);
+    hits += owned & sure;
+    unsure |= owned & (sure ^ 1);
+  }
+  out = {bits_of(b.live, 1), unsure != 0 ? bits_of(b.live, 2) : 0, hits};
+}
+
+SKYLOOM_DISPATCH(void, sort_drops,
+                 (Batch& b, int32_t size, bool vanishing, const Tile& tile, Frame frame, Sorting& out),
+                 (b, size, vanishing, tile, frame, out))
+
+// The largest share, without its sign, of the cells 0 ... size - 1.
+double largest_share(const double* share, int64_t step, int64_t first, int64_t taps, int64_t size) {
+  double largest = 0;
+  const int64_t from = std::max<int64_t>(0, -first), to = std::min(taps, size - first);
+  for (int64_t i = from; i < to; ++i) largest = std::max(largest, std::fabs(share[i * step]));
+  return largest;
+}
+
+// Works through the tiles of one thread.
+class SeparableWorker {
+ public:
+  SeparableWorker(const Kernel& kernel, const Footprint& footprint, const Input& input, const Output& output,
+                  TileSize size, int32_t* row_hits)
+      : kernel_(kernel), footprint_(footprint), input_(input), output_(output), size_(size), row_hits_(row_hits),
+        wide_(kernel.taps > kMaxTaps), signed_(kernel.shape == Shape::lanczos2 || kernel.shape == Shape::lanczos3),
+        memory_(size.nx, size.ny, pair_planes(input.squares.size()), input.dq.data != nullptr,
+                wide_ ? 0 : int(kernel.taps), signed_ && output.context.data != nullptr),
+        batch_(std::make_unique<Batch>()), least_(output.least_weight()) {
+    std::memset(&batch_->x, 0, sizeof(Shares));
+    std::memset(&batch_->y, 0, sizeof(Shares));
+    batch_->values.resize(size_t(2 * kBatch * pair_planes(input.squares.size())));
+    if (wide_) wide_x_.resize(size_t(kernel.taps)), wide_y_.resize(size_t(kernel.taps));
+    if (kernel.shape == Shape::point)
+      for (Shares* s : {&batch_->x, &batch_->y}) std::fill_n(s->share[0], kBatch, 1.0);
+  }
+
+  void drizzle_tile(int64_t index) {
+    const int64_t across = (output_.nx + size_.nx - 1) / size_.nx;
+    const int64_t x0 = index % across * size_.nx, y0 = index / across * size_.ny;
+    tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
+    walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n) { drizzle_batch(j, i0, n); });
+    merge_tile(*tile_, output_);
+  }
+
+ private:
+  void drizzle_batch(int64_t j, int64_t i0, int n) {
+    Batch& b = *batch_;
+    read_centres(footprint_.map, j, i0, n, b.centres);
+    first_cells(kernel_, b.centres.x, b.x.first);
+    first_cells(kernel_, b.centres.y, b.y.first);
+    load_batch(input_, j, i0, n, b.values.data(), b.usable, b.dq);
+    Sorting s;
+    sort_drops(b, int32_t(kernel_.taps), kernel_.vanishing(), *tile_, {output_.nx, output_.ny}, s);
+    if (s.live == 0) return;
+    int hits = s.hits;
+    if (wide_) {
+      for (uint64_t rest = s.live; rest != 0; rest &= rest - 1) {
+        const int k = std::countr_zero(rest);
+        const bool hit = drizzle_wide(k);
+        hits += hit && (s.unsure >> k & 1) != 0;
+      }
+    } else {
+      if (kernel_.shape != Shape::point) {
+        find_shares(kernel_, b.centres.x, b.x);
+        find_shares(kernel_, b.centres.y, b.y);
+      }
+      for (uint64_t rest = s.unsure; rest != 0; rest &= rest - 1) {
+        const int k = std::countr_zero(rest);
+        hits += hits_frame(&b.x.share[0][k], &b.y.share[0][k], kBatch, k);
+      }
+      scatter(s.live);
+    }
+    if (hits > 0)
+      std::atomic_ref<int32_t>(row_hits_[j - footprint_.window.y0]).fetch_add(hits, std::memory_order_relaxed);
+  }
+
+  // Has the drop a share of any cell of the frame?
+  bool hits_frame(const double* share_x, const double* share_y, int64_t step, int k) const {
+    const double x = largest_share(share_x, step, int64_t(batch_->x.first[k]), kernel_.taps, output_.nx);
+    const double y = largest_share(share_y, step, int64_t(batch_->y.first[k]), kernel_.taps, output_.ny);
+    return x * y * batch_->values[size_t(2 * k + 1)] > least_;
+  }
+
+  void scatter(uint64_t drops) {
+    const int taps = int(kernel_.taps);
+    scatter_sums(*batch_, drops, taps, *tile_);
+    if (tile_->dq != nullptr) scatter_bits(*batch_, drops, taps, least_, *tile_);
+    if (tile_->positive != nullptr) mark_positive(*batch_, drops, taps, *tile_);
+  }
+
+  // One drop of any size, cut to the tile. True if it has a share of any cell of the frame.
+  bool drizzle_wide(int k) {
+    const Batch& b = *batch_;
+    Tile& t = *tile_;
+    const int64_t first_x = int64_t(b.x.first[k]), first_y = int64_t(b.y.first[k]);
+    find_wide_shares(kernel_, b.centres.x[k], b.x.first[k], wide_x_.data());
+    find_wide_shares(kernel_, b.centres.y[k], b.y.first[k], wide_y_.data());
+    const int64_t x0 = std::max(first_x, t.x0), x1 = std::min(first_x + kernel_.taps, t.x0 + t.nx);
+    const int64_t y0 = std::max(first_y, t.y0), y1 = std::min(first_y + kernel_.taps, t.y0 + t.ny);
+    const double* value = b.values.data() + 2 * k;
+    for (int64_t y = y0; y < y1; ++y)
+      for (int64_t x = x0; x < x1; ++x) {
+        const double s = wide_x_[size_t(x - first_x)] * wide_y_[size_t(y - first_y)];
+        const int64_t cell = (y - t.y0) * t.stride + (x - t.x0);
+        for (int pair = 0; pair < t.pairs; ++pair)
+          for (int side = 0; side < 2; ++side)
+            t.sums[pair * t.plane + 2 * cell + side] += value[2 * kBatch * pair + side] * (pair == 0 ? s : s * s);
+        if (t.dq != nullptr && std::fabs(s * value[1]) > least_) t.dq[cell] |= b.dq[k];
+        if (t.positive != nullptr && s > 0) t.positive[cell] = 1;
+      }
+    return hits_frame(wide_x_.data(), wide_y_.data(), 1, k);
+  }
+
+  const Kernel& kernel_;
+  const Footprint& footprint_;
+  const Input& input_;
+  const Output& output_;
+  const TileSize size_;
+  int32_t* const row_hits_;
+  const bool wide_, signed_;
+  TileMemory memory_;
+  Tile* tile_ = nullptr;
+  std::unique_ptr<Batch> batch_;
+  const double least_;
+  std::vector<double> wide_x_, wide_y_;
+};
+
+}  // namespace
+
+void drizzle_separable(const Kernel& kernel, const Footprint& footprint, const Input& input, const Output& output,
+                       int64_t tile_edge, int32_t* row_hits, std::atomic_ref<int64_t> next_tile) {
+  const TileSize size = footprint.tile_size(tile_edge);
+  const int64_t tiles = ((output.nx + size.nx - 1) / size.nx) * ((output.ny + size.ny - 1) / size.ny);
+  SeparableWorker worker(kernel, footprint, input, output, size, row_hits);
+  for (int64_t t = next_tile.fetch_add(1); t < tiles; t = next_tile.fetch_add(1)) worker.drizzle_tile(t);
+}
+
+}  // namespace skyloom::drizzle
