@@ -1,4 +1,4 @@
-"""The point, turbo, gaussian and Lanczos kernels against plain loops, and the properties that no oracle is needed for."""
+"""The point, turbo, gaussian and Lanczos kernels against plain loops, and what needs no oracle."""
 
 import numpy as np
 import pytest

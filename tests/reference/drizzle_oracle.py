@@ -1,8 +1,8 @@
 """Drizzle, one pixel at a time: slow, and plainly what the formulas say.
 
 Fruchter & Hook (2002): a drop is the image, on the output grid, of an input pixel shrunk to `pixfrac`; its weight is
-shared out in proportion to the overlap with each output pixel. The other kernels are given by the distance of the output
-pixel's centre from the drop's.
+shared out in proportion to the overlap with each output pixel. The other kernels are given by the distance of the
+output pixel's centre from the drop's.
 """
 
 import numpy as np

@@ -145,11 +145,12 @@ class Drizzle:
         self._out_wht2: list[FloatArray | None] = []
         if out_wht2 is not None:
             self._out_wht2 = [None if p is None else output_plane(p, self._dtype) for p in out_wht2]
-            if len(self._out_wht2) != len(self._out_img2 or ()):
+            found, needed = len(self._out_wht2), len(self._out_img2 or ())
+            if found != needed:
                 raise InputError(
-                    f"There are {len(self._out_wht2)} planes of 'out_wht2' for {len(self._out_img2 or ())} of 'out_img2'; "
-                    "give one for each, or None.",
-                    found=len(self._out_wht2),
+                    f"There are {found} planes of 'out_wht2' for {needed} of 'out_img2'; give one for each, or None.",
+                    found=found,
+                    needed=needed,
                 )
 
         shapes = {tuple(int(n) for n in out_shape)} if out_shape is not None else set()
