@@ -91,13 +91,19 @@ def round_half_up(x):
     return np.floor(x + 0.5)
 
 
+def floor_of_sum(x, shift):
+    """floor(x + shift); its rounding does not depend on the origin of x."""
+    cell = round_half_up(x)
+    return cell + np.floor((x - cell) + shift)
+
+
 def shares(kernel, x, y, *, pixfrac=1.0, scale=1.0, conserving=False):
     """Cells (columns, rows) of the box of a drop at (x, y), and what each gets of it; scale: output/input pixel."""
     if kernel == "point":
         return np.array([round_half_up(x)]), np.array([round_half_up(y)]), np.ones((1, 1))
     if kernel == "turbo":
         half = pixfrac / (2 * scale)
-        columns, rows = (np.arange(round_half_up(c - half), round_half_up(c + half) + 1) for c in (x, y))
+        columns, rows = (np.arange(floor_of_sum(c, 0.5 - half), floor_of_sum(c, 0.5 + half) + 1) for c in (x, y))
         width, height = (
             np.clip(np.minimum(cells + 0.5, c + half) - np.maximum(cells - 0.5, c - half), 0, None)
             for cells, c in ((columns, x), (rows, y))
@@ -105,7 +111,7 @@ def shares(kernel, x, y, *, pixfrac=1.0, scale=1.0, conserving=False):
         return columns, rows, np.outer(height, width) / (2 * half) ** 2
     if kernel == "gaussian":
         half = max(2.5 * pixfrac / 2.3548, 1.2) / scale
-        columns, rows = (np.arange(round_half_up(c - half), round_half_up(c + half) + 1) for c in (x, y))
+        columns, rows = (np.arange(floor_of_sum(c, 0.5 - half), floor_of_sum(c, 0.5 + half) + 1) for c in (x, y))
         e = 2.3548**2 * scale**2 / (2 * pixfrac**2)
         square = (rows[:, None] - y) ** 2 + (columns - x) ** 2
         if conserving:  # the common factor may underflow, the ratios do not
@@ -113,7 +119,7 @@ def shares(kernel, x, y, *, pixfrac=1.0, scale=1.0, conserving=False):
         return columns, rows, e / np.pi * np.exp(-e * square)
     order = int(kernel[-1])
     scale = min(scale, 1.0) if conserving else scale
-    columns, rows = (np.arange(np.floor(c - order / scale) + 1, np.floor(c + order / scale) + 1) for c in (x, y))
+    columns, rows = (np.arange(floor_of_sum(c, 1 - order / scale), floor_of_sum(c, order / scale) + 1) for c in (x, y))
     lobes = [
         np.where(np.abs(u) < order, np.sinc(u) * np.sinc(u / order), 0.0)
         for u in ((columns - x) * scale, (rows - y) * scale)

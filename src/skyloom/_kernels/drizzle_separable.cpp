@@ -42,7 +42,8 @@ SKYLOOM_INLINE void add_drop(const Batch& b, int k, const double* value, int row
   const double first = value[0], second = value[1];
   const auto share = [&](int i) { return kSquared ? b.x.share[i][k] * b.x.share[i][k] : b.x.share[i][k]; };
   if constexpr (kWide == 1) {
-    add_to(cell, Pair{first, second});
+    const double y = b.y.share[0][k];
+    add_to(cell, Pair{first, second} * (share(0) * (kSquared ? y * y : y)));
   } else {
     Oct octs[kWide / 4 + 1];
     Quad quad;

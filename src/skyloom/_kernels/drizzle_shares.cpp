@@ -16,6 +16,12 @@ constexpr double kNoise = 1e-12;
 
 SKYLOOM_INLINE double round_half_up(double v) { return std::floor(v + 0.5); }
 
+// floor(x + shift), rounded in the same way wherever the frame has its origin: tiles have the same boxes as the whole.
+SKYLOOM_INLINE double floor_of_sum(double x, double shift) {
+  const double cell = round_half_up(x);
+  return cell + std::floor((x - cell) + shift);
+}
+
 // exp(v) for v <= 0; 0 below -708. Cody & Waite's reduction to |r| <= log(2) / 2, then the Taylor series, whose first
 // term left out is r^14 / 14! = 4e-18.
 SKYLOOM_INLINE double exp_of_negative(double v) {
@@ -86,7 +92,7 @@ SKYLOOM_INLINE void shares_of_batch(const Kernel& kernel, const double* __restri
   for (int k = 0; k < kBatch; ++k) {
     sum[k] = 0;
     nearest[k] = nearest_cell<shape>(kernel, x[k]);
-    last[k] = round_half_up(x[k] + kernel.reach);
+    last[k] = floor_of_sum(x[k], kernel.reach + 0.5);
   }
   for (int i = 0; i < taps; ++i)
 #pragma GCC ivdep
@@ -106,7 +112,7 @@ SKYLOOM_INLINE void shares_of_batch(const Kernel& kernel, const double* __restri
 template <Shape shape>
 SKYLOOM_INLINE void shares_of_one(const Kernel& kernel, double x, double first, double* __restrict share) {
   const int64_t taps = kernel.taps;
-  const double nearest = nearest_cell<shape>(kernel, x), last = round_half_up(x + kernel.reach);
+  const double nearest = nearest_cell<shape>(kernel, x), last = floor_of_sum(x, kernel.reach + 0.5);
   for (int64_t i = 0; i < taps; ++i) {
     const double cell = first + double(i);
     share[i] = share_at<shape>(kernel, x - cell, nearest);
@@ -120,8 +126,8 @@ SKYLOOM_INLINE void shares_of_one(const Kernel& kernel, double x, double first, 
 
 SKYLOOM_INLINE void find_first_cells_body(const Kernel& kernel, const double* __restrict x, double* __restrict first) {
   const bool is_lanczos = kernel.shape == Shape::lanczos2 || kernel.shape == Shape::lanczos3;
-  const double shift = is_lanczos ? 1.0 : 0.5;
-  for (int k = 0; k < kBatch; ++k) first[k] = std::floor(x[k] - kernel.reach + shift);
+  const double shift = (is_lanczos ? 1.0 : 0.5) - kernel.reach;
+  for (int k = 0; k < kBatch; ++k) first[k] = floor_of_sum(x[k], shift);
 }
 
 SKYLOOM_DISPATCH(void, find_first_cells, (const Kernel& kernel, const double* x, double* first), (kernel, x, first))
