@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from skyloom.registration.spline import fit_spline
 from skyloom.registration.transform import Transform, monomials, n_terms
-from skyloom.registration.verify import Matches, match_stars
+from skyloom.registration.verify import Matches, expected_by_chance, log_likelihood_ratio, match_stars
 
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
@@ -24,6 +24,13 @@ _ROUNDS = 12
 
 _GROWING_STARS = 1000
 """Brightest stars of the template that find the order; all of them fit the final transform."""
+
+_FEWEST_BRIGHT = 25
+"""Brightest stars that take part however crowded the field."""
+
+_CHANCE = 0.1
+"""Largest chance that a star finds a partner by accident: in crowded fields only so many of the brightest take part
+until the matching radius is small enough for all."""
 
 _STILL = 0.1
 """Part of the matching radius by which a round may move the stars and still count as the last: no pair changes."""
@@ -124,11 +131,13 @@ def grow(first: Transform, template: StarList, source: StarList, *, max_order: i
     Fit or None
         None if too few stars match to fit anything.
     """
-    transform, fit, stars = first, None, template[:_GROWING_STARS]
+    transform, fit, most = first, None, _GROWING_STARS
     for round_ in range(_ROUNDS):
         if round_ == _ROUNDS - 1:
-            stars = template
-        matches = match_stars(transform(stars.xy), source.tree, source.shape, tolerance)
+            most = len(template)
+        a = _uncrowded(template, tolerance / transform.scale)[:most]
+        b = _uncrowded(source, tolerance)
+        matches = match_stars(transform(a.xy), b.tree, b.shape, tolerance)
         if len(matches) < 3:
             return None
         spread = true_spread(matches.distance, tolerance)
@@ -139,20 +148,42 @@ def grow(first: Transform, template: StarList, source: StarList, *, max_order: i
         # the first fit is linear: it must not bend through pairs that a coarse guess got wrong. After that, two orders
         # more than the last: a distortion may have odd orders only
         tried = 1 if fit is None else min(max_order, transform.order + 2)
-        fit = fit_pairs(matches, stars, source, last=transform, max_order=tried, tolerance=tolerance)
+        fit = fit_pairs(matches, a, b, last=transform, max_order=tried, tolerance=tolerance)
         if fit is None:
             return None
         last, transform = transform, fit.transform
-        a = stars.xy[matches.template]
-        predicted = transform(a)
-        still = bool((np.abs(predicted - last(a)) < _STILL * tolerance).all())
+        xy = a.xy[matches.template]
+        predicted = transform(xy)
+        left = np.hypot(*(b.xy[matches.source] - predicted).T)
+        radius = max(_LEAST_TOLERANCE, min(tolerance, 6 * true_spread(left, tolerance)))
+        still = bool((np.abs(predicted - last(xy)) < _STILL * tolerance).all()) and radius > 0.9 * tolerance
         if still and (tried == max_order or tried >= transform.order + 2):
-            if len(stars) == len(template):
+            if most >= len(template):
                 break
-            stars = template
-        left = np.hypot(*(source.xy[matches.source] - predicted).T)
-        tolerance = max(_LEAST_TOLERANCE, min(tolerance, 6 * true_spread(left, tolerance)))
+            most, radius = len(template), _clearest_radius(matches, b, tolerance)
+        tolerance = radius
     return fit
+
+
+def _clearest_radius(matches: Matches, source: StarList, tolerance: float) -> float:
+    """Return the matching radius, up to `tolerance`, at which the matches are the least likely by chance.
+
+    In crowded fields true pairs are few beyond a fraction of a pixel, however far blends spread some of them.
+    """
+    radii = np.geomspace(_LEAST_TOLERANCE, max(tolerance, _LEAST_TOLERANCE), 9)
+    evidence = [
+        log_likelihood_ratio(
+            np.count_nonzero(matches.distance < r), expected_by_chance(matches.inside, len(source), source.shape, r)
+        )
+        for r in radii.tolist()
+    ]
+    return float(radii[int(np.argmax(evidence))])
+
+
+def _uncrowded(stars: StarList, radius: float) -> StarList:
+    """Return as many of the brightest as leave a disc of this radius a chance of `_CHANCE` to hold one."""
+    most = int(_CHANCE * stars.shape[0] * stars.shape[1] / (np.pi * radius**2))
+    return stars if most >= len(stars) else stars[: max(most, _FEWEST_BRIGHT)]
 
 
 def true_spread(distance: Float, radius: float) -> float:

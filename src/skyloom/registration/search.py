@@ -69,7 +69,8 @@ _SURE = 100.0
 """Coarse log-likelihood ratio above which no other hypothesis of the level is looked at."""
 
 _FIT_STARS = 3000
-_ISOLATION = 6.0
+_FEW = 15
+"""Sources below which an error says that they are too few, before anything else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +133,15 @@ def search(
             if -solution.log_chance > threshold:
                 _check_rivals(solution, hypotheses, int(i), template, source)
                 return solution
+    few = min(len(source), len(template)) < _FEW
     raise NoMatchError(
         f"No transform brings the {len(source)} sources of the source image and the {len(template)} of the template "
-        f"together better than chance (best log-odds {best:.1f}, needed {threshold:g}). Check that the images show the "
-        "same field, or detect more sources with a lower threshold.",
+        f"together better than chance (best log-odds {best:.1f}, needed {threshold:g}). "
+        + (
+            "With so few sources most of them must be in both images: take deeper ones, or lower the threshold."
+            if few
+            else "Check that the images show the same field, or detect more sources with a lower threshold."
+        ),
         n_source=len(source),
         n_template=len(template),
         log_odds=best,
@@ -201,7 +207,7 @@ def refine(
     tolerance: float = _FIRST_TOLERANCE,
 ) -> Solution | None:
     """Fit in full from a first guess and weigh the evidence; None if the fit loses the stars."""
-    a, b = _clean(template), _clean(source)
+    a, b = template[:_FIT_STARS], source[:_FIT_STARS]
     fit = grow(first, a, b, max_order=max_order, tolerance=tolerance)
     if fit is None or not _sound(fit.transform, first, template, source):
         return None
@@ -218,17 +224,6 @@ def refine(
     free = 2.0 if fit.transform.kind == "similarity" else float(n_terms(fit.transform.order))
     llr = log_likelihood_ratio(len(fit.matches), expected, free)
     return Solution(add_spline(fit, a, b), a, b, llr, float(np.log(max(trials, 1))) - llr, method)
-
-
-def _clean(stars: StarList) -> StarList:
-    """Return the brightest stars; isolated ones only, if these are many."""
-    few = stars[:_FIT_STARS]
-    if len(few) > 50:
-        alone = np.ones(len(few), bool)
-        alone[few.tree.query_pairs(_ISOLATION, output_type="ndarray").ravel()] = False
-        if alone.sum() > max(50, 0.3 * len(few)):
-            return few[alone]
-    return few
 
 
 def _sound(transform: Transform, first: Transform, template: StarList, source: StarList) -> bool:

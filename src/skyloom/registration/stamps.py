@@ -20,6 +20,10 @@ _LEAST_PROFILE = 0.05
 """Share of a star's window that must be on the image: a corner star keeps a finite flux."""
 
 
+_LEAST_FLUX = 1e-100
+"""Stands for fluxes of zero and below where they divide: its square is a number, and the error is far beyond any."""
+
+
 @dataclass(frozen=True)
 class Photometry:
     """Flux and position error of N sources; arrays of shape (N,)."""
@@ -80,7 +84,7 @@ def photometry(
     parts = [_photometry(data, noise, _windows(data, dead, part, sigma), part, sigma) for part in _parts(xy)]
     flux, flux_variance, xy_variance = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     if gain is not None:
-        electrons = np.maximum(flux, 1e-150) * gain
+        electrons = np.maximum(flux, _LEAST_FLUX) * gain
         flux_variance = flux_variance + 4 / 3 * electrons / gain**2
         xy_variance = xy_variance + 16 / 9 * sigma**2 / electrons
     return Photometry(flux, np.sqrt(flux_variance), np.sqrt(xy_variance))
@@ -101,7 +105,7 @@ def _photometry(data: Float, noise: Float, stamps: _Windows, xy: Float, sigma: f
     return (
         flux,
         (stamps.weight**2).sum((1, 2)) * sky / profile**2,
-        8 * np.pi * sigma**4 * sky / np.maximum(flux, 1e-150) ** 2,
+        8 * np.pi * sigma**4 * sky / np.maximum(flux, _LEAST_FLUX) ** 2,
     )
 
 
