@@ -6,7 +6,7 @@ from astropy.io import fits
 from astropy.wcs import WCS, Sip
 
 from reference.registration_sim import REGIMES, make_lists
-from skyloom.errors import SkyloomWarning, WcsError
+from skyloom.errors import InputError, SkyloomWarning, WcsError
 from skyloom.registration import register, registration_header, registration_wcs
 
 
@@ -36,17 +36,29 @@ def miss_on_the_sky(registration, wcs_source, wcs_template, truth):
     "wcs",
     [template_wcs(), template_wcs(0.0, distortion=5.0), template_wcs(40.0, projection="SIN"), template_wcs(89.99)],
 )
+@pytest.mark.parametrize("convention", ["SIP", "TPV"])
 @pytest.mark.parametrize("name", ["mirror, rotation", "distortion 40 px", "overlap 30%", "scale 2"])
-def test_source_wcs_agrees_with_the_registration(name, wcs):
+def test_source_wcs_agrees_with_the_registration(name, convention, wcs):
     source, template, truth = make_lists(3, REGIMES[name])
     registration = register(source, template)
-    found = registration_wcs(registration, wcs)
+    found = registration_wcs(registration, wcs, convention=convention)
     # both directions: the tolerance is 0.01 px for pixel to sky; the inverse is iterated by astropy
     assert miss_on_the_sky(registration, found, wcs, truth) < 0.011
     assert found.array_shape == registration.source_shape
     undistorted = name in ("mirror, rotation", "scale 2", "overlap 30%") and wcs.sip is None
     if undistorted and wcs.wcs.ctype[0] == "RA---TAN":
         assert found.sip is None
+    elif name == "distortion 40 px":
+        assert found.to_header(relax=True)["CTYPE1"].endswith(convention)
+    # others read it from the header
+    again = WCS(fits.Header.fromstring(found.to_header(relax=True).tostring()))
+    xy = np.array([[3.0, 5.0], [1000.0, 20.0], [400.0, 900.0]])
+    np.testing.assert_allclose(again.all_pix2world(xy, 0), found.all_pix2world(xy, 0), rtol=0, atol=1e-9)
+
+
+def test_unknown_convention():
+    with pytest.raises(InputError, match="SIP"):
+        registration_wcs(register(*make_lists(3)[:2]), template_wcs(), convention="ZPN")
 
 
 def test_header_round_trip_and_inverse_polynomial():

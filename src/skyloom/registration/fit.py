@@ -173,7 +173,8 @@ def _clearest_radius(matches: Matches, source: StarList, tolerance: float) -> fl
     radii = np.geomspace(_LEAST_TOLERANCE, max(tolerance, _LEAST_TOLERANCE), 9)
     evidence = [
         log_likelihood_ratio(
-            np.count_nonzero(matches.distance < r), expected_by_chance(matches.inside, len(source), source.shape, r)
+            int(np.count_nonzero(matches.distance < r)),
+            expected_by_chance(matches.inside, len(source), source.shape, r),
         )
         for r in radii.tolist()
     ]

@@ -1,4 +1,4 @@
-"""The source's WCS: the template's, composed with the transform, as TAN-SIP (Shupe et al. 2005)."""
+"""The source's WCS: the template's, composed with the transform, as TAN-SIP (Shupe et al. 2005) or TPV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from astropy.coordinates import SkyCoord
 from astropy.io.fits import Header
 from astropy.wcs import WCS, FITSFixedWarning, Sip
 
-from skyloom.errors import SkyloomWarning, WcsError
+from skyloom.errors import InputError, SkyloomWarning, WcsError
 from skyloom.registration.transform import exponents, monomials
 
 if TYPE_CHECKING:
@@ -21,13 +21,19 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float64]
 
 _GRID = 33
-_MAX_SIP_ORDER = 9  # what the convention's readers allow
+_MAX_ORDER = {"SIP": 9, "TPV": 7}
+"""Highest degrees that the conventions' readers allow."""
 
 
 def registration_wcs(
-    registration: Registration, template_wcs: Any = None, *, tolerance: float = 0.01, max_order: int = 7
+    registration: Registration,
+    template_wcs: Any = None,
+    *,
+    tolerance: float = 0.01,
+    max_order: int = 7,
+    convention: str = "SIP",
 ) -> WCS:
-    """Return a TAN-SIP WCS for the source's original pixels.
+    """Return a TAN-SIP or TPV WCS for the source's original pixels.
 
     A grid of source pixels goes through the transform into the template's frame and through its WCS to the sky. About
     the sky position of the source's centre (CRVAL), gnomonic coordinates (xi, eta) are fitted by
@@ -35,7 +41,11 @@ def registration_wcs(
         (xi, eta) = CD [ (u, v) + (A(u, v), B(u, v)) ],    (u, v) = pixel - CRPIX,
 
     with A and B polynomials of degree 2 to m (Shupe et al. 2005, eq. 1-3), m being the lowest that keeps the largest
-    error on a finer grid below `tolerance`. AP and BP, the inverse, are fitted the same way.
+    error on a finer grid below `tolerance`. AP and BP, the inverse, are fitted the same way. TPV (the convention of
+    SCAMP and SWarp, FITS registry) has the polynomials behind the matrix instead, (x, y) = CD (pixel - CRPIX) degrees:
+
+        xi = PV1_0 + PV1_1 x + PV1_2 y + PV1_4 x^2 + PV1_5 x y + PV1_6 y^2 + PV1_7 x^3 + ...,
+        eta = PV2_0 + PV2_1 y + PV2_2 x + PV2_4 y^2 + PV2_5 y x + ...
 
     Parameters
     ----------
@@ -46,7 +56,9 @@ def registration_wcs(
     tolerance : float
         Largest error allowed, in source pixels; above it a `SkyloomWarning` tells the error.
     max_order : int
-        Highest SIP degree, 2 to 9.
+        Highest degree, at most 9 (SIP) or 7 (TPV).
+    convention : {"SIP", "TPV"}
+        How distortions are written. Without any both are plain TAN.
 
     Returns
     -------
@@ -57,7 +69,11 @@ def registration_wcs(
     ------
     WcsError
         The template has no celestial WCS, or its WCS does not cover the source.
+    InputError
+        The convention is unknown.
     """
+    if convention not in _MAX_ORDER:
+        raise InputError(f"convention is {convention!r}; it must be 'SIP' or 'TPV'.", convention=convention)
     template_wcs = registration.template_wcs if template_wcs is None else template_wcs
     if template_wcs is None:
         raise WcsError("The template has no WCS; give one with template_wcs=, or use the registration's maps directly.")
@@ -73,8 +89,9 @@ def registration_wcs(
             covered=float(good.mean()),
         )
     best: tuple[float, WCS] | None = None
-    for order in range(1, min(max_order, _MAX_SIP_ORDER) + 1):
-        wcs = _fit_sip(grid[good], sky[good], origin, order, (ny, nx))
+    fit = _fit_sip if convention == "SIP" else _fit_tpv
+    for order in range(1, min(max_order, _MAX_ORDER[convention]) + 1):
+        wcs = fit(grid[good], sky[good], origin, order, (ny, nx))
         error = float(np.abs(_pixel_error(wcs, check[good_check], sky_check[good_check])).max())
         if best is None or error < best[0]:
             best = error, wcs
@@ -83,7 +100,7 @@ def registration_wcs(
     assert best is not None
     if best[0] > tolerance:
         warnings.warn(
-            f"The TAN-SIP WCS of the source is off by up to {best[0]:.3g} px (wanted {tolerance:g}); use the "
+            f"The {convention} WCS of the source is off by up to {best[0]:.3g} px (wanted {tolerance:g}); use the "
             "registration's maps where that matters.",
             SkyloomWarning,
             stacklevel=2,
@@ -155,26 +172,44 @@ def _gnomonic(sky: Float, origin: Float) -> Float:
     return np.degrees(np.column_stack([xi, eta]))
 
 
-def _fit_sip(xy: Float, sky: Float, origin: Float, order: int, shape: tuple[int, int]) -> WCS:
-    """Fit CD, CRPIX, A, B and AP, BP of one degree."""
-    plane = _gnomonic(sky, origin)
-    half = max(shape) / 2
+def _tangent_wcs(plane: Float, xy: Float, origin: Float, order: int, ctype: str) -> tuple[WCS, Float]:
+    """Return a WCS with CRVAL, CRPIX and CD, and the coefficients (terms, 2) of the fit about CRPIX, by half sizes."""
+    half = _half(xy)
     # the constant term moves CRPIX: the linear part is refitted about the pixel that images CRVAL exactly
-    crpix = (np.array(shape[::-1]) - 1) / 2
+    crpix = (xy.min(axis=0) + xy.max(axis=0)) / 2
     for _ in range(3):
         coefficients = np.linalg.lstsq(monomials((xy - crpix) / half, order), plane, rcond=None)[0]
         cd = coefficients[1:3].T / half
         crpix = crpix - np.linalg.solve(cd, coefficients[0])
     wcs = WCS(naxis=2)
-    wcs.wcs.ctype = ["RA---TAN-SIP", "DEC--TAN-SIP"] if order > 1 else ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.ctype = [f"RA---{ctype}", f"DEC--{ctype}"]
     wcs.wcs.cunit = ["deg", "deg"]
     wcs.wcs.crval, wcs.wcs.crpix, wcs.wcs.cd = origin, crpix + 1, cd
     wcs.wcs.radesys = "ICRS"
+    return wcs, np.asarray(coefficients, np.float64)
+
+
+def _half(xy: Float) -> float:
+    """Return half the size of a grid of pixels: keeps powers of positions near 1."""
+    return float(np.ptp(xy, axis=0).max()) / 2
+
+
+def _finished(wcs: WCS, shape: tuple[int, int]) -> WCS:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FITSFixedWarning)
+        wcs.wcs.set()
+    wcs.array_shape = shape
+    return wcs
+
+
+def _fit_sip(xy: Float, sky: Float, origin: Float, order: int, shape: tuple[int, int]) -> WCS:
+    """Fit CD, CRPIX, A, B and AP, BP of one degree."""
+    wcs, coefficients = _tangent_wcs(_gnomonic(sky, origin), xy, origin, order, "TAN-SIP" if order > 1 else "TAN")
     if order > 1:
-        powers = exponents(order)
+        half, crpix, powers = _half(xy), wcs.wcs.crpix - 1, exponents(order)
         i, j = powers[3:].T
         forward = np.zeros((2, order + 1, order + 1))
-        pixel_terms = np.linalg.solve(cd, coefficients[3:].T) / half ** (i + j)
+        pixel_terms = np.linalg.solve(wcs.wcs.cd, coefficients[3:].T) / half ** (i + j)
         forward[:, i, j] = pixel_terms
         uv = xy - crpix
         focal = uv + monomials(uv / half, order)[:, 3:] @ (pixel_terms * half ** (i + j)).T
@@ -183,11 +218,24 @@ def _fit_sip(xy: Float, sky: Float, origin: Float, order: int, shape: tuple[int,
         i, j = powers.T
         inverse[:, i, j] = back / half ** (i + j)
         wcs.sip = Sip(forward[0], forward[1], inverse[0], inverse[1], crpix + 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FITSFixedWarning)
-        wcs.wcs.set()
-    wcs.array_shape = shape
-    return wcs
+    return _finished(wcs, shape)
+
+
+def _fit_tpv(xy: Float, sky: Float, origin: Float, order: int, shape: tuple[int, int]) -> WCS:
+    """Fit CD, CRPIX and PV of one degree."""
+    plane = _gnomonic(sky, origin)
+    wcs, _ = _tangent_wcs(plane, xy, origin, order, "TPV" if order > 1 else "TAN")
+    if order > 1:
+        flat = (xy - (wcs.wcs.crpix - 1)) @ wcs.wcs.cd.T
+        half = _half(flat)
+        i, j = exponents(order).T
+        terms = np.linalg.lstsq(monomials(flat / half, order), plane, rcond=None)[0] / half ** (i + j)[:, None]
+        # terms of odd powers of r stand behind each odd degree: 3, 11, 23, 39
+        first = np.array([0, 1, 4, 7, 12, 17, 24, 31])[i + j]
+        cards = [(1, int(m), value) for m, value in zip(first + j, terms[:, 0].tolist(), strict=True)]
+        cards += [(2, int(m), value) for m, value in zip(first + i, terms[:, 1].tolist(), strict=True)]
+        wcs.wcs.set_pv(cards)
+    return _finished(wcs, shape)
 
 
 def _pixel_error(wcs: WCS, xy: Float, sky: Float) -> Float:
