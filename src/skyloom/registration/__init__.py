@@ -4,6 +4,7 @@ from skyloom.registration.detect import SourceFlag, detect_sources, image_fwhm
 from skyloom.registration.register import RegistrationOptions, register
 from skyloom.registration.result import Registration
 from skyloom.registration.sip import registered_header, registration_header, registration_wcs
+from skyloom.registration.sky import register_to_catalogue
 from skyloom.registration.transform import Transform
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "detect_sources",
     "image_fwhm",
     "register",
+    "register_to_catalogue",
     "registered_header",
     "registration_header",
     "registration_wcs",

@@ -77,7 +77,8 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
     ----------
     source, template : Exposure, Table, or what `skyloom.io.read` accepts
         The image to be registered and the one that gives the frame. A table needs the columns x and y (0-based pixels),
-        and flux unless it is sorted by decreasing flux already; x_err, y_err (pixels) and flag are used where present.
+        and flux unless it is sorted by decreasing flux already; x_err, y_err (pixels) and flag are used where present,
+        and from its ``meta`` shape (ny, nx), wcs and name.
     options : RegistrationOptions, optional
         How to work.
 
@@ -100,7 +101,7 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
     template, template_table = _sources(template, options)
     source_stars = _star_list(source_table, options.source_shape, "source image")
     template_stars = _star_list(template_table, options.template_shape, "template")
-    wcs = tuple(getattr(image, "wcs", None) for image in (source, template))
+    wcs = (_wcs(source, source_table), _wcs(template, template_table))
     solution = None
     if options.use_wcs and None not in wcs:
         solution = _from_wcs(wcs[0], wcs[1], template_stars, source_stars, options)
@@ -126,6 +127,10 @@ def _sources(image: Any, options: RegistrationOptions) -> tuple[Exposure | None,
 
         image = read(image)
     return image, detect_sources(image, threshold=options.threshold)
+
+
+def _wcs(image: Exposure | None, table: Table) -> Any:
+    return table.meta.get("wcs") if image is None else image.wcs
 
 
 def _star_list(table: Table, shape: tuple[int, int] | None, role: str) -> StarList:

@@ -162,7 +162,7 @@ def _sky(wcs: Any, xy: Float) -> SkyCoord:
     return sky.icrs
 
 
-def _gnomonic(sky: Float, origin: Float) -> Float:
+def gnomonic(sky: Float, origin: Float) -> Float:
     """Project to the plane that touches the sphere at `origin`, degrees (Calabretta & Greisen 2002, sect. 5.1.3)."""
     lon, lat = np.radians(sky - [origin[0], 0.0]).T
     lat0 = np.radians(origin[1])
@@ -204,7 +204,7 @@ def _finished(wcs: WCS, shape: tuple[int, int]) -> WCS:
 
 def _fit_sip(xy: Float, sky: Float, origin: Float, order: int, shape: tuple[int, int]) -> WCS:
     """Fit CD, CRPIX, A, B and AP, BP of one degree."""
-    wcs, coefficients = _tangent_wcs(_gnomonic(sky, origin), xy, origin, order, "TAN-SIP" if order > 1 else "TAN")
+    wcs, coefficients = _tangent_wcs(gnomonic(sky, origin), xy, origin, order, "TAN-SIP" if order > 1 else "TAN")
     if order > 1:
         half, crpix, powers = _half(xy), wcs.wcs.crpix - 1, exponents(order)
         i, j = powers[3:].T
@@ -223,7 +223,7 @@ def _fit_sip(xy: Float, sky: Float, origin: Float, order: int, shape: tuple[int,
 
 def _fit_tpv(xy: Float, sky: Float, origin: Float, order: int, shape: tuple[int, int]) -> WCS:
     """Fit CD, CRPIX and PV of one degree."""
-    plane = _gnomonic(sky, origin)
+    plane = gnomonic(sky, origin)
     wcs, _ = _tangent_wcs(plane, xy, origin, order, "TPV" if order > 1 else "TAN")
     if order > 1:
         flat = (xy - (wcs.wcs.crpix - 1)) @ wcs.wcs.cd.T
@@ -241,5 +241,5 @@ def _fit_tpv(xy: Float, sky: Float, origin: Float, order: int, shape: tuple[int,
 def _pixel_error(wcs: WCS, xy: Float, sky: Float) -> Float:
     """Return the error of a WCS in pixels, shape (N, 2): through the plane, so that no iteration enters."""
     got = np.asarray(wcs.all_pix2world(xy, 0))
-    miss = _gnomonic(got, np.asarray(wcs.wcs.crval)) - _gnomonic(sky, np.asarray(wcs.wcs.crval))
+    miss = gnomonic(got, np.asarray(wcs.wcs.crval)) - gnomonic(sky, np.asarray(wcs.wcs.crval))
     return np.linalg.solve(wcs.wcs.cd, miss.T).T
