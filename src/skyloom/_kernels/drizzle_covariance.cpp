@@ -74,18 +74,35 @@ struct Factor {
   }
 };
 
+// Shares of a batch of drops that span few cells: share[j * n + i][k], as overlap_shares makes them.
+struct BatchShares {
+  int n = 0;
+  alignas(64) double share[kMaxSpan * kMaxSpan][kBatch];
+};
+
 // The shares of one drop: ny rows of nx cells from cell (x0, y0), all of it within the columns of the output.
 struct Shares {
   int64_t x0 = 0, y0 = 0, nx = 0, ny = 0;
-  std::vector<double> share, below;
+  int64_t row_step = 0, step = 1;        // between rows, and between cells of a row
+  const double* first = nullptr;
+  std::vector<double> memory, below;
   Factor along_x, along_y;
 
-  const double* row(int64_t y) const { return share.data() + (y - y0) * nx; }
+  const double* row(int64_t y) const { return first + (y - y0) * row_step; }
 
-  void square(const Corners& c, const Placement& p, int k, int64_t frame_nx) {
-    x0 = std::max<int64_t>(p.x[k], 0);
+  void of_batch(const BatchShares& batch, const Placement& p, int k, int64_t frame_nx) {
+    cut(p.x[k], p.width[k], frame_nx);
     y0 = p.y[k];
-    nx = std::max<int64_t>(std::min(int64_t(p.x[k]) + p.width[k], frame_nx) - x0, 0);
+    ny = p.height[k];
+    step = kBatch;
+    row_step = batch.n * kBatch;
+    first = &batch.share[x0 - p.x[k]][k];
+  }
+
+  // A quadrilateral of any size.
+  void wide(const Corners& c, const Placement& p, int k, int64_t frame_nx) {
+    cut(p.x[k], p.width[k], frame_nx);
+    y0 = p.y[k];
     ny = p.height[k];
     double cx[4], cy[4];
     for (int v = 0; v < 4; ++v) {
@@ -94,13 +111,13 @@ struct Shares {
     }
     const double scale = 1.0 / p.area[k];
     const double noise = 1e-15 * std::max(p.width[k], p.height[k]) * std::fabs(scale) * p.height[k];
-    share.resize(size_t(nx * ny));
+    use_memory();
     below.resize(size_t(nx) + 1);
     for (int64_t y = 0; y < ny; ++y) {
       areas_in_row(cx, cy, double(y), int(nx), below.data());
       for (int64_t x = 0; x < nx; ++x) {
         const double s = (below[size_t(x) + 1] - below[size_t(x)]) * scale;
-        share[size_t(y * nx + x)] = s > noise ? s : 0;
+        memory[size_t(y * nx + x)] = s > noise ? s : 0;
       }
     }
   }
@@ -108,14 +125,25 @@ struct Shares {
   void product(const SpreadImage& image, double x, double y, int64_t frame_nx) {
     along_x.spread(image, x);
     along_y.spread(image, y);
-    const int64_t skip = std::max<int64_t>(-along_x.first, 0);
-    x0 = along_x.first + skip;
+    cut(along_x.first, int64_t(along_x.share.size()), frame_nx);
     y0 = along_y.first;
-    nx = std::max<int64_t>(std::min(along_x.first + int64_t(along_x.share.size()), frame_nx) - x0, 0);
     ny = int64_t(along_y.share.size());
-    share.resize(size_t(nx * ny));
+    use_memory();
+    const double* factor = along_x.share.data() + (x0 - along_x.first);
     for (int64_t j = 0; j < ny; ++j)
-      for (int64_t i = 0; i < nx; ++i) share[size_t(j * nx + i)] = along_y.share[size_t(j)] * along_x.share[size_t(i + skip)];
+      for (int64_t i = 0; i < nx; ++i) memory[size_t(j * nx + i)] = along_y.share[size_t(j)] * factor[i];
+  }
+
+ private:
+  void cut(int64_t x, int64_t width, int64_t frame_nx) {
+    x0 = std::max<int64_t>(x, 0);
+    nx = std::max<int64_t>(std::min(x + width, frame_nx) - x0, 0);
+  }
+  void use_memory() {
+    memory.resize(size_t(nx * ny));
+    first = memory.data();
+    step = 1;
+    row_step = nx;
   }
 };
 
@@ -182,15 +210,15 @@ void add_drop(const Shares& drop, double noise, const Lattice& lattice, const Pr
     const int64_t rows = std::min<int64_t>(last - 1 - y, out.reach_y);
     for (int64_t x = lattice.next(y, drop.x0, residue); x < x1; x += out.every) {
       const int64_t i = x - drop.x0;
-      const double scaled = own[i] * noise;
+      const double scaled = own[i * drop.step] * noise;
       if (scaled == 0) continue;
       const int64_t stop = std::min(drop.nx, i + out.reach_x + 1), start = std::max<int64_t>(0, i - out.reach_x);
       double* sums = lattice.sums(x, y) + out.reach_x;
-      for (int64_t k = i; k < stop; ++k) sums[k - i] += scaled * own[k];
+      for (int64_t k = i; k < stop; ++k) sums[k - i] += scaled * own[k * drop.step];
       for (int64_t dy = 1; dy <= rows; ++dy) {
         const double* other = drop.row(y + dy);
         double* to = sums + dy * per_dy;
-        for (int64_t k = start; k < stop; ++k) to[k - i] += scaled * other[k];
+        for (int64_t k = start; k < stop; ++k) to[k - i] += scaled * other[k * drop.step];
       }
     }
   }
@@ -238,6 +266,7 @@ void add_products(const SpreadImage& image, const int32_t* low, const int32_t* h
   RowWindow window(image.map, half_of(image));
   Corners c{};
   Placement p;
+  BatchShares batch_shares;
   Shares drop;
   uint8_t lost[kBatch];
   const bool square = image.kernel == Spread::square;
@@ -250,7 +279,15 @@ void add_products(const SpreadImage& image, const int32_t* low, const int32_t* h
       if (low[at] > high[at] || low[at] >= out.stop || high[at] < out.first) continue;
       std::fill_n(lost, kBatch, uint8_t(0));
       window.corners(j, c, lost);
-      if (square) place(c, p);
+      if (square) {
+        place(c, p);
+        int32_t widest = 2;
+        for (int k = 0; k < n; ++k)
+          if (p.valid[k] && p.width[k] <= kMaxSpan && p.height[k] <= kMaxSpan)
+            widest = std::max(widest, std::max(p.width[k], p.height[k]));
+        batch_shares.n = widest;
+        overlap_shares(widest, p.turned, c, p.area, batch_shares.share);
+      }
       for (int k = 0; k < n; ++k) {
         if (lost[k] || (square && !p.valid[k])) continue;
         if (square) {
@@ -259,10 +296,12 @@ void add_products(const SpreadImage& image, const int32_t* low, const int32_t* h
         }
         const double noise = noise_of(image, j, i0 + k);
         if (noise == 0) continue;
-        if (square) {
-          drop.square(c, p, k, out.nx);
-        } else {
+        if (!square) {
           drop.product(image, c.x[0][k], c.y[0][k], out.nx);
+        } else if (p.width[k] <= kMaxSpan && p.height[k] <= kMaxSpan) {
+          drop.of_batch(batch_shares, p, k, out.nx);
+        } else {
+          drop.wide(c, p, k, out.nx);
         }
         if (drop.nx > 0) add_drop(drop, noise, lattice, out);
       }

@@ -103,9 +103,11 @@ def _circle_below(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.fl
 def aperture_error(variance: npt.ArrayLike, correlation: npt.ArrayLike, weights: npt.ArrayLike) -> float:
     """Return the error of a weighted sum of pixels with correlated noise.
 
-        sigma^2 = sum_l rho_l sum_o h_o h_(o+l) sqrt(V_o V_(o+l)),
+        sigma^2 = sum_l rho_l sum_o h_o h_(o+l) (V_o + V_(o+l)) / 2,
 
-    the sum over all lags l of the correlation rho and all pixels o of the aperture h.
+    the sum over all lags l of the correlation rho and all pixels o of the aperture h. Covariances are linear in the
+    variances of the input pixels, hence the arithmetic mean: where the variance varies from pixel to pixel because drops
+    lie differently on them, their average stays right.
 
     Parameters
     ----------
@@ -135,13 +137,15 @@ def aperture_error(variance: npt.ArrayLike, correlation: npt.ArrayLike, weights:
             "'weights' must be a plane, and 'variance' a number or a plane of the same shape.",
             found=(h.shape, v.shape),
         )
-    scaled = h * np.sqrt(np.where(np.isfinite(v), v, 0.0))
+    known = np.broadcast_to(np.isfinite(v), h.shape)
+    h, v = np.where(known, h, 0.0), np.where(known, v, 0.0)
     middle_y, middle_x = rho.shape[0] // 2, rho.shape[1] // 2
     total = 0.0
     for dy in range(-middle_y, middle_y + 1):
         for dx in range(-middle_x, middle_x + 1):
-            first, second = _overlapping(scaled, dy, dx)
-            total += rho[dy + middle_y, dx + middle_x] * float(np.sum(first * second))
+            first, second = _overlapping(h, dy, dx)
+            mean = np.add(*_overlapping(v, dy, dx)) / 2
+            total += rho[dy + middle_y, dx + middle_x] * float(np.sum(first * second * mean))
     return math.sqrt(max(total, 0.0))
 
 
@@ -231,8 +235,8 @@ class CovarianceMap:
             Radius of a circle in pixels (pixels on its edge count by their part inside); or weights of pixels, the
             middle one, ``[n // 2, m // 2]``, at the pixel of (x, y).
         variance : array_like, shape (ny, nx), optional
-            Variance plane of the drizzled image. The noise is scaled to it: correlations from this map, variances from
-            there. Without it both are those of the map, with the variances that it was made from.
+            Variance plane of the drizzled image, where there is more noise than the map knows of (that of the
+            sources). Covariances are scaled to it as in `aperture_error`.
 
         Returns
         -------
@@ -258,20 +262,23 @@ class CovarianceMap:
         columns = max(0, x0) + np.arange(weights.shape[1])
         cells = self.covariance[(rows // self.block)[:, None], (columns // self.block)[None, :]]
         ry, rx = self.reach
+        scale = np.ones(weights.shape)
         if variance is not None:
             plane = np.asarray(variance)
             if plane.shape != self.shape:
                 raise ShapeError("'variance' must have the shape of the image.", found=plane.shape, needed=self.shape)
             local = plane[rows[:, None], columns[None, :]].astype(np.float64)
             own = cells[:, :, 0, rx]
-            known = np.isfinite(local) & (local >= 0) & (own > 0)
-            weights = np.where(known, weights * np.sqrt(local / np.where(known, own, 1.0)), 0.0)
+            known = np.isfinite(local) & (own > 0)
+            weights = np.where(known, weights, 0.0)
+            scale = np.where(known, local, 0.0) / np.where(known, own, 1.0)
         total = 0.0
         for dy in range(ry + 1):
             for dx in range(-rx if dy > 0 else 0, rx + 1):
                 first, second = _overlapping(weights, dy, dx)
                 covariance, _ = _overlapping(cells[:, :, dy, dx + rx], dy, dx)
-                total += (1 if dy == dx == 0 else 2) * float(np.sum(first * second * covariance))
+                mean = np.add(*_overlapping(scale, dy, dx)) / 2
+                total += (1 if dy == dx == 0 else 2) * float(np.sum(first * second * covariance * mean))
         return max(total, 0.0)
 
     def _block_of(self, x: float, y: float) -> tuple[int, int]:

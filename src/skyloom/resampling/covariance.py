@@ -16,6 +16,8 @@ from skyloom.resampling._drizzle_planes import positive, real_plane, same_shape,
 from skyloom.resampling.correlation import CovarianceMap
 
 _KERNELS = ("square", "point", "turbo", "gaussian", "lanczos2", "lanczos3")  # in the order of C++
+_CANCELLED = 0.05
+"""Part of the largest weight in a block, below which the weight of a kernel with negative shares has cancelled."""
 _LEFT_OUT = 3e-3
 """Part of the drops that may be wider than the lags reach: tears in a pixel map shall not cost memory."""
 
@@ -184,25 +186,40 @@ class CovarianceSums:
                 found=weight.shape,
                 needed=self.shape,
             )
-        ny, nx = self.shape
-        reach_y, reach_x = self._sums.shape[2] - 1, self._sums.shape[3] // 2
-        y = np.arange(ny)[:, None]
-        x = y * self._step % self._every + np.arange(self._sums.shape[1]) * self._every
-        across = -(-nx // self.block)
-        block = y // self.block * across + np.minimum(x, nx - 1) // self.block
-        result = np.zeros((-(-ny // self.block) * across, reach_y + 1, 2 * reach_x + 1))
-        with np.errstate(divide="ignore"):
-            inverse = np.where(weight != 0, 1 / weight.astype(np.float64), 0.0)
-        own = _values_at(inverse, x, y)
+        bands = row_bands(self.shape[0], self.block * max(1, 64 // self.block))
+        return CovarianceMap(
+            np.concatenate(map_bands(lambda band: self._averages(weight, *band), bands)), self.block, self.shape
+        )
+
+    def _averages(self, weight: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[np.float64]:
+        """Return the mean covariances of the blocks in some rows of the output."""
+        nx, block, every = self.shape[1], self.block, self._every
+        sums = self._sums[start:stop]
+        reach_y, reach_x = sums.shape[2] - 1, sums.shape[3] // 2
+        y = np.arange(stop - start)[:, None]
+        x = (y + start) * self._step % every + np.arange(sums.shape[1]) * every
+        down, across = -(-(stop - start) // block), -(-nx // block)
+        cell = (y // block * across + np.minimum(x, nx - 1) // block).ravel()
+        near = weight[start : stop + reach_y].astype(np.float64)
+        if block > 1 and self.kernel.startswith("lanczos"):
+            # shares of both signs: where they cancel, noise has no bound, and one pixel would outweigh its block
+            edges = np.arange(0, nx, block)
+            top = np.repeat(np.maximum.reduceat(near[: stop - start].max(axis=0), edges), block)[:nx]
+            near[near < _CANCELLED * top] = 0
+        # a margin of zeros, so that neighbours can be looked up everywhere
+        near = np.pad(near, ((0, reach_y + stop - start - len(near)), (reach_x, reach_x + every)))
+        place = y * near.shape[1] + x + reach_x
+        own = near.take(place)
+        result = np.zeros((down * across, reach_y + 1, 2 * reach_x + 1))
         for dy in range(reach_y + 1):
             for dx in range(-reach_x if dy > 0 else 0, reach_x + 1):
-                pairs = own * _values_at(inverse, x + dx, y + dy)
-                covariance = self._sums[:, :, dy, dx + reach_x] * pairs
-                count = np.bincount(block.ravel(), (pairs != 0).ravel(), len(result))
-                total = np.bincount(block.ravel(), covariance.ravel(), len(result))
-                result[:, dy, dx + reach_x] = total / np.maximum(count, 1)
+                pairs = own * near.take(place + (dy * near.shape[1] + dx))
+                known = pairs != 0
+                np.divide(sums[:, :, dy, dx + reach_x], pairs, out=pairs, where=known)
+                total = np.bincount(cell, pairs.ravel(), len(result))
+                result[:, dy, dx + reach_x] = total / np.maximum(np.bincount(cell, known.ravel(), len(result)), 1)
         result[:, 0, :reach_x] = result[:, 0, :reach_x:-1]
-        return CovarianceMap(result.reshape(-1, across, reach_y + 1, 2 * reach_x + 1), self.block, self.shape)
+        return result.reshape(down, across, reach_y + 1, 2 * reach_x + 1)
 
 
 def _even_step(every: int) -> int:
@@ -236,12 +253,3 @@ def _reach(counts: npt.NDArray[np.int64]) -> int:
     """Return the largest lag that all but a negligible part of the drops keep within."""
     total = np.cumsum(counts)
     return int(np.searchsorted(total, (1 - _LEFT_OUT) * total[-1]))
-
-
-def _values_at(
-    plane: npt.NDArray[np.float64], x: npt.NDArray[np.intp], y: npt.NDArray[np.intp]
-) -> npt.NDArray[np.float64]:
-    """Return the values at (x, y), 0 outside of the plane."""
-    ny, nx = plane.shape
-    inside = (x >= 0) & (x < nx) & (y < ny)
-    return np.where(inside, plane[np.minimum(y, ny - 1), np.clip(x, 0, nx - 1)], 0.0)
