@@ -2,8 +2,8 @@
 
 Each pattern of dithers is drizzled many times with fresh noise. Printed is, for circles of 1 to 10 pixels radius, the
 predicted error over the scatter: from the covariances of every pixel (exact), from averages over blocks (the default),
-from these scaled to the variance plane, from the variance plane alone, and from that with the closed form R of Fruchter & Hook. Then the time that the sums for
-the averages take, against the drizzle itself.
+from these scaled to the variance plane, from the variance plane alone, and from that with the closed form R of Fruchter
+& Hook. Then the time that the sums for the averages take, against the drizzle itself.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def turned_map(ny, nx, *, turn=0.0, scale=1.0, shift=(0.0, 0.0), centre=None):
     return np.stack([(c * x - s * y + cx) / scale + shift[0], (s * x + c * y + cy) / scale + shift[1]], -1)
 
 
-def summed(images, shape, weights, *, kernel="square", block=1, every=None, **spreading):
-    sums = CovarianceSums(shape, kernel=kernel, block=block, every=every)
+def summed(images, shape, weights, *, block=1, every=None, **spreading):
+    sums = CovarianceSums(shape, block=block, every=every)
     for weight, variance, pixmap in images:
         sums.add_image(variance, pixmap, weight_map=weight, spreading=Spreading(**spreading))
     return sums.finish(weights)
@@ -347,7 +347,7 @@ def test_aperture_errors_are_the_scatter_of_simulated_images(count, scale, turn,
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: CovarianceSums((9, 9), kernel="tophat"), "Kernel 'tophat' is unknown"),
+        (lambda: Spreading(kernel="tophat"), "Kernel 'tophat' is unknown"),
         (lambda: CovarianceSums((9, 9), block=0), "at least 1"),
         (lambda: CovarianceSums((9, 9), block=8, every=5), "16 pixels are needed"),
         (lambda: CovarianceSums((9, 0)), "is needed"),
@@ -367,3 +367,64 @@ def test_aperture_errors_are_the_scatter_of_simulated_images(count, scale, turn,
 def test_errors_say_what_is_wrong(call, words):
     with pytest.raises(InputError, match=words):
         call()
+
+
+# as a part of Drizzle ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Kernel")
+@pytest.mark.parametrize("conserving", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_drizzle_keeps_covariances_that_agree_with_its_variance(kernel, conserving):
+    rng = np.random.default_rng(6)
+    n, shape = 40, (48, 50)
+    drizzle = Drizzle(
+        kernel=kernel, out_wht=np.zeros(shape), disable_ctx=True, covariance=1, flux_conserving=conserving
+    )
+    for k in range(2):
+        planes = [rng.uniform(0.5, 2, (n, n)) for _ in range(2)]
+        planes[0][3, 5] = np.nan
+        drizzle.add_image(
+            np.ma.masked_array(rng.normal(size=(n, n)), rng.random((n, n)) < 0.05),
+            3.0,
+            turned_map(n, n, turn=10 * k, scale=0.9, shift=(2, 3)),
+            data2=planes,
+            weight_map=rng.choice([0.0, 1.0, 2.0], (n, n)),
+            wht_scale=0.7,
+            iscale=1.3,
+            pixel_scale_ratio=0.9,
+            pixfrac=0.8,
+            in_units="counts",
+            xmin=2,
+            ymax=36,
+        )
+    result = drizzle.covariance
+    # Where shares of both signs cancel, the weight is left with rounding errors of the single shares, 1e-12 at most.
+    known = np.abs(drizzle.out_wht) > 1e-4
+    variance = np.sum(drizzle.out_img2, axis=0)[known]
+    np.testing.assert_allclose(result.covariance[:, :, 0, result.reach[1]][known], variance, rtol=1e-6)
+
+
+def test_drizzle_adds_nothing_of_a_call_that_fails():
+    pixmap, shape = turned_map(12, 12, turn=5), (12, 12)
+    drizzle = Drizzle(out_shape=shape, covariance=4)
+    drizzle.add_image(np.zeros((12, 12)), 1.0, pixmap, np.ones((12, 12)))
+    before = drizzle.covariance.covariance, drizzle.out_wht.copy(), drizzle.ctx_id
+    for arguments in ({"data2": -np.ones((12, 12))}, {"data2": np.ones((12, 12)), "in_units": "Jy"}):
+        with pytest.raises(InputError):
+            drizzle.add_image(np.zeros((12, 12)), 1.0, pixmap, **arguments)
+    assert np.array_equal(drizzle.covariance.covariance, before[0])
+    assert np.array_equal(drizzle.out_wht, before[1])
+    assert drizzle.ctx_id == before[2]
+
+
+def test_drizzle_without_covariances_has_none():
+    drizzle = Drizzle(out_shape=(5, 5))
+    drizzle.add_image(np.zeros((5, 5)), 1.0, turned_map(5, 5))
+    assert drizzle.covariance is None
+    assert Drizzle(covariance=64).covariance is None
+
+
+def test_covariances_cannot_be_continued():
+    with pytest.raises(InputError, match="cannot be continued"):
+        Drizzle(out_img=np.zeros((5, 5)), out_wht=np.ones((5, 5)), exptime=1.0, disable_ctx=True, covariance=64)

@@ -76,7 +76,7 @@ def test_a_bad_image_is_named_and_those_before_it_stay(change, error, words):
 
 
 def test_what_is_no_image_is_named():
-    with pytest.raises(InputError, match="Image 1 .* is a ndarray"):
+    with pytest.raises(InputError, match=r"Image 1 .* is a ndarray"):
         Drizzle(out_shape=(13, 14)).add_images([scene()[0], np.zeros((3, 3))])
 
 

@@ -89,7 +89,7 @@ class SpreadImage:
         kernel: int,
         pixfrac: float,
         ratio: float,
-        unit_sum: bool,
+        normalised: bool,
         weight_scale: float,
     ) -> None: ...
     def rows_reached(

@@ -41,9 +41,9 @@ Plane plane_of(const std::optional<ReadPlane>& a, size_t ny, size_t nx) {
 
 void make_image(BoundImage* self, Map pixmap, std::array<int64_t, 4> window, std::optional<ReadPlane> data,
                 std::optional<ReadPlane> weight, std::optional<ReadPlane> variance, int kernel, double pixfrac,
-                double ratio, bool unit_sum, double weight_scale) {
+                double ratio, bool normalised, double weight_scale) {
   need(pixmap.shape(2) == 2, "a pixel map has the shape (ny, nx, 2)");
-  need(kernel >= 0 && kernel <= int(Spread::lanczos3), "no such kernel");
+  need(kernel >= 0 && kernel <= 1 + int(Shape::lanczos3), "no such kernel");
   const size_t ny = pixmap.shape(0), nx = pixmap.shape(1);
   const Window w{window[0], window[1], window[2], window[3]};
   need(w.x0 >= 0 && w.x0 < w.x1 && w.x1 <= int64_t(nx) && w.y0 >= 0 && w.y0 < w.y1 && w.y1 <= int64_t(ny),
@@ -51,10 +51,8 @@ void make_image(BoundImage* self, Map pixmap, std::array<int64_t, 4> window, std
   new (self) BoundImage();
   self->map = {pixmap.data(), int64_t(ny), int64_t(nx), pixmap.stride(0), pixmap.stride(1), pixmap.stride(2), 1 / ratio};
   self->window = w;
-  self->kernel = Spread(kernel);
-  self->pixfrac = pixfrac;
-  self->ratio = ratio;
-  self->unit_sum = unit_sum;
+  self->half = pixfrac / 2;
+  if (kernel > 0) self->kernel = Kernel(Shape(kernel - 1), pixfrac, ratio, normalised);
   self->data = plane_of(data, ny, nx);
   self->weight = plane_of(weight, ny, nx);
   self->variance = plane_of(variance, ny, nx);
@@ -97,7 +95,7 @@ void sum_products(const BoundImage& image, Bounds low, Bounds high, std::array<i
 void bind_covariance(nb::module_& m) {
   nb::class_<BoundImage>(m, "SpreadImage", "One image and how its pixels are spread over the output.")
       .def("__init__", &make_image, "pixmap"_a, "window"_a, "data"_a.none(), "weight"_a.none(), "variance"_a.none(),
-           nb::kw_only(), "kernel"_a, "pixfrac"_a, "ratio"_a, "unit_sum"_a, "weight_scale"_a)
+           nb::kw_only(), "kernel"_a, "pixfrac"_a, "ratio"_a, "normalised"_a, "weight_scale"_a)
       .def("rows_reached", &rows_reached, "low"_a, "high"_a, "spans"_a, "first"_a, "stop"_a,
            "Find the output rows that the batches of some input rows reach, and count the drops by their size.")
       .def("sum_products", &sum_products, "low"_a, "high"_a, "frame"_a, "every"_a, "step"_a, "rows"_a,

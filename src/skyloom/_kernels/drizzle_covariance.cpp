@@ -5,74 +5,12 @@
 #include <vector>
 
 #include "drizzle_overlap.hpp"
-#include "isa.hpp"
+#include "drizzle_walk.hpp"
 
 namespace skyloom::drizzle {
 namespace {
 
-constexpr double kPi = 3.14159265358979323846;
-constexpr double kFwhm = 2.3548;  // of a Gaussian, in standard deviations; as rounded in the original drizzle
-
 int64_t rounded(double v) { return int64_t(std::floor(v + 0.5)); }
-
-double lanczos(double u, int n) {
-  if (std::fabs(u) < 1e-9) return 1;
-  if (std::fabs(u) >= n) return 0;
-  const double a = kPi * u;
-  return std::sin(a) * std::sin(a / n) * n / (a * a);
-}
-
-// Shares of one drop along one axis, for the kernels that are products of two such factors.
-struct Factor {
-  int64_t first = 0;
-  std::vector<double> share;
-
-  void spread(const SpreadImage& image, double position) {
-    const double s = image.ratio, p = image.pixfrac;
-    switch (image.kernel) {
-      case Spread::turbo: {
-        const double half = 0.5 * p / s;
-        cells(rounded(position - half), rounded(position + half));
-        for (size_t k = 0; k < share.size(); ++k) {
-          const double centre = double(first + int64_t(k));
-          const double overlap = std::min(position + half, centre + 0.5) - std::max(position - half, centre - 0.5);
-          share[k] = std::max(overlap, 0.0) / (2 * half);
-        }
-        break;
-      }
-      case Spread::gaussian: {
-        const double reach = std::max(2.5 * p / kFwhm, 1.2) / s, e = kFwhm * kFwhm * s * s / (2 * p * p);
-        cells(rounded(position - reach), rounded(position + reach));
-        for (size_t k = 0; k < share.size(); ++k) {
-          const double r = double(first + int64_t(k)) - position;
-          share[k] = std::sqrt(e / kPi) * std::exp(-e * r * r);
-        }
-        break;
-      }
-      case Spread::lanczos2:
-      case Spread::lanczos3: {
-        const int n = image.kernel == Spread::lanczos2 ? 2 : 3;
-        cells(int64_t(std::floor(position - n / s)) + 1, int64_t(std::floor(position + n / s)));
-        for (size_t k = 0; k < share.size(); ++k) share[k] = lanczos((double(first + int64_t(k)) - position) * s, n);
-        break;
-      }
-      default:
-        cells(rounded(position), rounded(position));
-        share[0] = 1;
-    }
-    if (!image.unit_sum) return;
-    double sum = 0;
-    for (double v : share) sum += v;
-    if (sum != 0)
-      for (double& v : share) v /= sum;
-  }
-
- private:
-  void cells(int64_t from, int64_t to) {
-    first = from;
-    share.assign(size_t(std::max<int64_t>(to - from + 1, 1)), 0.0);
-  }
-};
 
 // Shares of a batch of drops that span few cells: share[j * n + i][k], as overlap_shares makes them.
 struct BatchShares {
@@ -81,19 +19,16 @@ struct BatchShares {
 };
 
 // The shares of one drop: ny rows of nx cells from cell (x0, y0), all of it within the columns of the output.
-struct Shares {
+struct Drop {
   int64_t x0 = 0, y0 = 0, nx = 0, ny = 0;
   int64_t row_step = 0, step = 1;        // between rows, and between cells of a row
   const double* first = nullptr;
-  std::vector<double> memory, below;
-  Factor along_x, along_y;
+  std::vector<double> memory, line;
 
   const double* row(int64_t y) const { return first + (y - y0) * row_step; }
 
   void of_batch(const BatchShares& batch, const Placement& p, int k, int64_t frame_nx) {
-    cut(p.x[k], p.width[k], frame_nx);
-    y0 = p.y[k];
-    ny = p.height[k];
+    cut(p.x[k], p.width[k], p.y[k], p.height[k], frame_nx);
     step = kBatch;
     row_step = batch.n * kBatch;
     first = &batch.share[x0 - p.x[k]][k];
@@ -101,9 +36,7 @@ struct Shares {
 
   // A quadrilateral of any size.
   void wide(const Corners& c, const Placement& p, int k, int64_t frame_nx) {
-    cut(p.x[k], p.width[k], frame_nx);
-    y0 = p.y[k];
-    ny = p.height[k];
+    cut(p.x[k], p.width[k], p.y[k], p.height[k], frame_nx);
     double cx[4], cy[4];
     for (int v = 0; v < 4; ++v) {
       cx[v] = c.x[v][k] - double(x0 - p.x[k]);
@@ -112,32 +45,35 @@ struct Shares {
     const double scale = 1.0 / p.area[k];
     const double noise = 1e-15 * std::max(p.width[k], p.height[k]) * std::fabs(scale) * p.height[k];
     use_memory();
-    below.resize(size_t(nx) + 1);
+    line.resize(size_t(nx) + 1);
     for (int64_t y = 0; y < ny; ++y) {
-      areas_in_row(cx, cy, double(y), int(nx), below.data());
+      areas_in_row(cx, cy, double(y), int(nx), line.data());
       for (int64_t x = 0; x < nx; ++x) {
-        const double s = (below[size_t(x) + 1] - below[size_t(x)]) * scale;
+        const double s = (line[size_t(x) + 1] - line[size_t(x)]) * scale;
         memory[size_t(y * nx + x)] = s > noise ? s : 0;
       }
     }
   }
 
-  void product(const SpreadImage& image, double x, double y, int64_t frame_nx) {
-    along_x.spread(image, x);
-    along_y.spread(image, y);
-    cut(along_x.first, int64_t(along_x.share.size()), frame_nx);
-    y0 = along_y.first;
-    ny = int64_t(along_y.share.size());
+  // The product of two factors, given the first cells along both axes.
+  void product(const Kernel& kernel, double x, double y, double first_x, double first_y, int64_t frame_nx) {
+    cut(int64_t(first_x), kernel.taps, int64_t(first_y), kernel.taps, frame_nx);
     use_memory();
-    const double* factor = along_x.share.data() + (x0 - along_x.first);
+    line.resize(size_t(2 * kernel.taps));
+    double *along_x = line.data(), *along_y = line.data() + kernel.taps;
+    find_wide_shares(kernel, x, first_x, along_x);
+    find_wide_shares(kernel, y, first_y, along_y);
+    along_x += x0 - int64_t(first_x);
     for (int64_t j = 0; j < ny; ++j)
-      for (int64_t i = 0; i < nx; ++i) memory[size_t(j * nx + i)] = along_y.share[size_t(j)] * factor[i];
+      for (int64_t i = 0; i < nx; ++i) memory[size_t(j * nx + i)] = along_y[j] * along_x[i];
   }
 
  private:
-  void cut(int64_t x, int64_t width, int64_t frame_nx) {
+  void cut(int64_t x, int64_t width, int64_t y, int64_t height, int64_t frame_nx) {
     x0 = std::max<int64_t>(x, 0);
     nx = std::max<int64_t>(std::min(x + width, frame_nx) - x0, 0);
+    y0 = y;
+    ny = height;
   }
   void use_memory() {
     memory.resize(size_t(nx * ny));
@@ -158,19 +94,6 @@ double noise_of(const SpreadImage& image, int64_t j, int64_t i) {
   const double w = value(image.weight, j, i, 1.0) * image.weight_scale, v = value(image.variance, j, i, 1.0);
   const bool usable = w > 0 && std::isfinite(w) && std::isfinite(v) && std::isfinite(value(image.data, j, i, 0.0));
   return usable ? w * w * v : 0;
-}
-
-double half_of(const SpreadImage& image) { return image.kernel == Spread::square ? 0.5 * image.pixfrac : 0; }
-
-// What a kernel reaches on either side of the drop's corners, in output pixels.
-double margin_of(const SpreadImage& image) {
-  switch (image.kernel) {
-    case Spread::turbo: return 0.5 * image.pixfrac / image.ratio;
-    case Spread::gaussian: return std::max(2.5 * image.pixfrac / kFwhm, 1.2) / image.ratio;
-    case Spread::lanczos2: return 2 / image.ratio;
-    case Spread::lanczos3: return 3 / image.ratio;
-    default: return 0;
-  }
 }
 
 int64_t batches_of(const Window& w) { return (w.x1 - w.x0 + kBatch - 1) / kBatch; }
@@ -202,7 +125,7 @@ class Lattice {
   std::vector<int32_t> offset_;
 };
 
-void add_drop(const Shares& drop, double noise, const Lattice& lattice, const Products& out) {
+void add_drop(const Drop& drop, double noise, const Lattice& lattice, const Products& out) {
   const int64_t per_dy = 2 * out.reach_x + 1, x1 = drop.x0 + drop.nx, last = std::min(drop.y0 + drop.ny, out.ny);
   const int32_t residue = int32_t(drop.x0 % out.every);
   for (int64_t y = std::max(drop.y0, out.first); y < std::min(last, out.stop); ++y) {
@@ -224,37 +147,129 @@ void add_drop(const Shares& drop, double noise, const Lattice& lattice, const Pr
   }
 }
 
+// The corners or centres of the drops of a batch, one input row after the other.
+class BatchReader {
+ public:
+  BatchReader(const SpreadImage& image, int64_t batch)
+      : image_(image), i0_(image.window.x0 + batch * kBatch),
+        n_(int(std::min<int64_t>(kBatch, image.window.x1 - i0_))), window_(image.map, image.half) {
+    window_.start(i0_, n_);
+  }
+  int64_t i0() const { return i0_; }
+  int size() const { return n_; }
+  bool has(int k) const { return !lost_[k]; }
+  void read(int64_t j) {
+    if (image_.kernel) {
+      read_centres(image_.map, j, i0_, n_, centres);
+      for (int k = 0; k < n_; ++k) lost_[k] = !centres.known[k];
+    } else {
+      std::fill_n(lost_, kBatch, uint8_t(0));
+      window_.corners(j, corners, lost_);
+    }
+  }
+  // Rounded extent of a drop.
+  void cells_of(int k, int64_t& x0, int64_t& x1, int64_t& y0, int64_t& y1) const {
+    if (image_.kernel) {
+      const double reach = image_.kernel->reach;
+      x0 = rounded(centres.x[k] - reach), x1 = rounded(centres.x[k] + reach);
+      y0 = rounded(centres.y[k] - reach), y1 = rounded(centres.y[k] + reach);
+    } else {
+      const Corners& c = corners;
+      x0 = rounded(std::min(std::min(c.x[0][k], c.x[1][k]), std::min(c.x[2][k], c.x[3][k])));
+      x1 = rounded(std::max(std::max(c.x[0][k], c.x[1][k]), std::max(c.x[2][k], c.x[3][k])));
+      y0 = rounded(std::min(std::min(c.y[0][k], c.y[1][k]), std::min(c.y[2][k], c.y[3][k])));
+      y1 = rounded(std::max(std::max(c.y[0][k], c.y[1][k]), std::max(c.y[2][k], c.y[3][k])));
+    }
+  }
+
+  Corners corners{};
+  Centres centres{};
+
+ private:
+  const SpreadImage& image_;
+  int64_t i0_;
+  int n_;
+  RowWindow window_;
+  uint8_t lost_[kBatch];
+};
+
+// Works through the batches of an image.
+class ProductSummer {
+ public:
+  ProductSummer(const SpreadImage& image, const Products& out) : image_(image), out_(out), lattice_(out) {}
+
+  void add_row(int64_t j, BatchReader& drops) {
+    drops.read(j);
+    if (image_.kernel) {
+      const Kernel& kernel = *image_.kernel;
+      first_cells(kernel, drops.centres.x, first_x_);
+      first_cells(kernel, drops.centres.y, first_y_);
+      for (int k = 0; k < drops.size(); ++k) {
+        if (!drops.has(k) || !wanted(int64_t(first_x_[k]), kernel.taps, int64_t(first_y_[k]), kernel.taps)) continue;
+        const double noise = noise_of(image_, j, drops.i0() + k);
+        if (noise == 0) continue;
+        drop_.product(kernel, drops.centres.x[k], drops.centres.y[k], first_x_[k], first_y_[k], out_.nx);
+        add_drop(drop_, noise, lattice_, out_);
+      }
+      return;
+    }
+    place(drops.corners, place_);
+    int32_t widest = 2;
+    for (int k = 0; k < drops.size(); ++k)
+      if (place_.valid[k] && fits(k)) widest = std::max(widest, std::max(place_.width[k], place_.height[k]));
+    shares_.n = widest;
+    overlap_shares(widest, place_.turned, drops.corners, place_.area, shares_.share);
+    for (int k = 0; k < drops.size(); ++k) {
+      if (!drops.has(k) || !place_.valid[k]) continue;
+      if (!wanted(place_.x[k], place_.width[k], place_.y[k], place_.height[k])) continue;
+      const double noise = noise_of(image_, j, drops.i0() + k);
+      if (noise == 0) continue;
+      if (fits(k)) {
+        drop_.of_batch(shares_, place_, k, out_.nx);
+      } else {
+        drop_.wide(drops.corners, place_, k, out_.nx);
+      }
+      add_drop(drop_, noise, lattice_, out_);
+    }
+  }
+
+ private:
+  bool fits(int k) const { return place_.width[k] <= kMaxSpan && place_.height[k] <= kMaxSpan; }
+  bool wanted(int64_t x, int64_t width, int64_t y, int64_t height) const {
+    const int64_t x0 = std::max<int64_t>(x, 0), x1 = std::min(x + width, out_.nx);
+    return x0 < x1 && lattice_.meets(x0, x1, y, y + height);
+  }
+
+  const SpreadImage& image_;
+  const Products& out_;
+  Lattice lattice_;
+  Placement place_;
+  BatchShares shares_;
+  alignas(64) double first_x_[kBatch], first_y_[kBatch];
+  Drop drop_;
+};
+
 }  // namespace
 
 void find_rows(const SpreadImage& image, int64_t first, int64_t stop, int32_t* low, int32_t* high, int64_t* spans) {
   const Window& w = image.window;
   const int64_t batches = batches_of(w);
-  const double margin = margin_of(image);
-  RowWindow window(image.map, half_of(image));
-  Corners c{};
-  uint8_t lost[kBatch];
   for (int64_t batch = 0; batch < batches; ++batch) {
-    const int64_t i0 = w.x0 + batch * kBatch;
-    const int n = int(std::min<int64_t>(kBatch, w.x1 - i0));
-    window.start(i0, n);
+    BatchReader drops(image, batch);
     for (int64_t j = first; j < stop; ++j) {
-      std::fill_n(lost, kBatch, uint8_t(0));
-      window.corners(j, c, lost);
-      double bottom = kFarAway, top = -kFarAway;
-      for (int k = 0; k < n; ++k) {
-        if (lost[k]) continue;
-        const double y0 = std::min(std::min(c.y[0][k], c.y[1][k]), std::min(c.y[2][k], c.y[3][k])) - margin;
-        const double y1 = std::max(std::max(c.y[0][k], c.y[1][k]), std::max(c.y[2][k], c.y[3][k])) + margin;
-        bottom = std::min(bottom, y0);
-        top = std::max(top, y1);
-        const double x0 = std::min(std::min(c.x[0][k], c.x[1][k]), std::min(c.x[2][k], c.x[3][k])) - margin;
-        const double x1 = std::max(std::max(c.x[0][k], c.x[1][k]), std::max(c.x[2][k], c.x[3][k])) + margin;
-        spans[std::min<int64_t>(rounded(x1) - rounded(x0), kSpans - 1)] += 1;
-        spans[kSpans + std::min<int64_t>(rounded(y1) - rounded(y0), kSpans - 1)] += 1;
-      }
+      drops.read(j);
       const int64_t at = (j - w.y0) * batches + batch;
-      low[at] = bottom <= top ? int32_t(rounded(bottom)) : 1;
-      high[at] = bottom <= top ? int32_t(rounded(top)) : 0;
+      low[at] = int32_t(kFarAway);
+      high[at] = -int32_t(kFarAway);
+      for (int k = 0; k < drops.size(); ++k) {
+        if (!drops.has(k)) continue;
+        int64_t x0, x1, y0, y1;
+        drops.cells_of(k, x0, x1, y0, y1);
+        low[at] = std::min<int32_t>(low[at], int32_t(y0));
+        high[at] = std::max<int32_t>(high[at], int32_t(y1));
+        spans[std::min<int64_t>(x1 - x0, kSpans - 1)] += 1;
+        spans[kSpans + std::min<int64_t>(y1 - y0, kSpans - 1)] += 1;
+      }
     }
   }
 }
@@ -262,49 +277,12 @@ void find_rows(const SpreadImage& image, int64_t first, int64_t stop, int32_t* l
 void add_products(const SpreadImage& image, const int32_t* low, const int32_t* high, const Products& out) {
   const Window& w = image.window;
   const int64_t batches = batches_of(w);
-  const Lattice lattice(out);
-  RowWindow window(image.map, half_of(image));
-  Corners c{};
-  Placement p;
-  BatchShares batch_shares;
-  Shares drop;
-  uint8_t lost[kBatch];
-  const bool square = image.kernel == Spread::square;
+  ProductSummer summer(image, out);
   for (int64_t batch = 0; batch < batches; ++batch) {
-    const int64_t i0 = w.x0 + batch * kBatch;
-    const int n = int(std::min<int64_t>(kBatch, w.x1 - i0));
-    window.start(i0, n);
+    BatchReader drops(image, batch);
     for (int64_t j = w.y0; j < w.y1; ++j) {
       const int64_t at = (j - w.y0) * batches + batch;
-      if (low[at] > high[at] || low[at] >= out.stop || high[at] < out.first) continue;
-      std::fill_n(lost, kBatch, uint8_t(0));
-      window.corners(j, c, lost);
-      if (square) {
-        place(c, p);
-        int32_t widest = 2;
-        for (int k = 0; k < n; ++k)
-          if (p.valid[k] && p.width[k] <= kMaxSpan && p.height[k] <= kMaxSpan)
-            widest = std::max(widest, std::max(p.width[k], p.height[k]));
-        batch_shares.n = widest;
-        overlap_shares(widest, p.turned, c, p.area, batch_shares.share);
-      }
-      for (int k = 0; k < n; ++k) {
-        if (lost[k] || (square && !p.valid[k])) continue;
-        if (square) {
-          const int64_t x0 = std::max(p.x[k], 0), x1 = std::min(int64_t(p.x[k]) + p.width[k], out.nx);
-          if (x0 >= x1 || !lattice.meets(x0, x1, p.y[k], int64_t(p.y[k]) + p.height[k])) continue;
-        }
-        const double noise = noise_of(image, j, i0 + k);
-        if (noise == 0) continue;
-        if (!square) {
-          drop.product(image, c.x[0][k], c.y[0][k], out.nx);
-        } else if (p.width[k] <= kMaxSpan && p.height[k] <= kMaxSpan) {
-          drop.of_batch(batch_shares, p, k, out.nx);
-        } else {
-          drop.wide(c, p, k, out.nx);
-        }
-        if (drop.nx > 0) add_drop(drop, noise, lattice, out);
-      }
+      if (low[at] < out.stop && high[at] >= out.first) summer.add_row(j, drops);
     }
   }
 }

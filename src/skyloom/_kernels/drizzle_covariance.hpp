@@ -7,22 +7,20 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "drizzle_footprint.hpp"
 #include "drizzle_planes.hpp"
+#include "drizzle_shares.hpp"
 
 namespace skyloom::drizzle {
-
-enum class Spread : int { square = 0, point, turbo, gaussian, lanczos2, lanczos3 };
 
 // One image and how its pixels are spread over the output.
 struct SpreadImage {
   PixelMap map;
   Window window;
-  Spread kernel;
-  double pixfrac;               // side of a drop in input pixels
-  double ratio;                 // side of an output pixel in input pixels
-  bool unit_sum;                // divide the shares of a pixel by their sum
+  double half;                  // square kernel: half of a drop's size, in input pixels
+  std::optional<Kernel> kernel; // any other kernel
   Plane data, weight, variance; // data: only to know where they are not finite. Each may be missing
   double weight_scale;
 };

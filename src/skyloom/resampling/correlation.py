@@ -106,8 +106,8 @@ def aperture_error(variance: npt.ArrayLike, correlation: npt.ArrayLike, weights:
         sigma^2 = sum_l rho_l sum_o h_o h_(o+l) (V_o + V_(o+l)) / 2,
 
     the sum over all lags l of the correlation rho and all pixels o of the aperture h. Covariances are linear in the
-    variances of the input pixels, hence the arithmetic mean: where the variance varies from pixel to pixel because drops
-    lie differently on them, their average stays right.
+    variances of the input pixels, hence the arithmetic mean: where the variance varies from pixel to pixel because
+    drops lie differently on them, their average stays right.
 
     Parameters
     ----------

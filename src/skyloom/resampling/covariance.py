@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ class Spreading:
 
     Parameters
     ----------
+    kernel : str
+        Kernel of the drizzle.
     pixfrac : float
         Side of a drop in units of an input pixel.
     pixel_scale_ratio : float
@@ -36,16 +39,23 @@ class Spreading:
         Factors on data (squared: on variances) and weights.
     window : tuple of int, optional
         Part of the image that is used, half open: (x0, x1, y0, y1).
-    unit_sum : bool
-        The shares of a pixel are divided by their sum (flux-conserving variants of gaussian and lanczos).
+    flux_conserving : bool
+        The shares of a pixel are divided by their sum (gaussian and Lanczos kernels).
     """
 
+    kernel: str = "square"
     pixfrac: float = 1.0
     pixel_scale_ratio: float = 1.0
     iscale: float = 1.0
     wht_scale: float = 1.0
     window: tuple[int, int, int, int] | None = None
-    unit_sum: bool = False
+    flux_conserving: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kernel.lower() not in _KERNELS:
+            raise InputError(
+                f"Kernel '{self.kernel}' is unknown; one of {', '.join(_KERNELS)} is needed.", kernel=self.kernel
+            )
 
 
 class CovarianceSums:
@@ -64,8 +74,6 @@ class CovarianceSums:
     ----------
     shape : tuple of int
         Shape (ny, nx) of the output.
-    kernel : str
-        Kernel of the drizzle.
     block : int
         Side of the blocks over which covariances are averaged, in output pixels. 1: no average, every pixel has its
         own (memory: 8 bytes times the number of lags, 15 for drops of up to 3 x 3 output pixels, for each pixel).
@@ -78,11 +86,7 @@ class CovarianceSums:
         An argument makes no sense.
     """
 
-    def __init__(
-        self, shape: tuple[int, int], *, kernel: str = "square", block: int = 64, every: int | None = None
-    ) -> None:
-        if kernel.lower() not in _KERNELS:
-            raise InputError(f"Kernel '{kernel}' is unknown; one of {', '.join(_KERNELS)} is needed.", kernel=kernel)
+    def __init__(self, shape: tuple[int, ...], *, block: int = 64, every: int | None = None) -> None:
         if every is None:
             every = 13 if block >= 32 else 1
         if block < 1 or every < 1 or every > max(1, block * block // 16):
@@ -95,10 +99,10 @@ class CovarianceSums:
         if len(shape) != 2 or min(shape) < 1:
             raise ShapeError(f"The output has the shape {shape}; (ny, nx) is needed.", found=shape)
         self.shape = (int(shape[0]), int(shape[1]))
-        self.kernel = kernel.lower()
         self.block = int(block)
         self._every, self._step = int(every), _even_step(int(every))
         self._sums = np.zeros((self.shape[0], -(-self.shape[1] // self._every), 1, 1))
+        self._signed = False  # whether any image had shares of both signs
 
     def add_image(
         self,
@@ -142,18 +146,20 @@ class CovarianceSums:
         if planes[2] is not None and np.fmin.reduce(planes[2], axis=None) < 0:
             raise InputError(f"The smallest variance is {np.nanmin(planes[2])}; variances must not be negative.")
         scale = positive(spreading.iscale, "iscale") * positive(spreading.wht_scale, "wht_scale")
+        kernel = spreading.kernel.lower()
         image = _kernels.SpreadImage(
             positions,
             spreading.window or window_bounds((ny, nx), None, None, None, None),
             *planes,
-            kernel=_KERNELS.index(self.kernel),
-            pixfrac=spreading.pixfrac,
+            kernel=_KERNELS.index(kernel),
+            pixfrac=1.0 if kernel.startswith("lanczos") else spreading.pixfrac,
             ratio=positive(spreading.pixel_scale_ratio, "pixel_scale_ratio"),
-            unit_sum=spreading.unit_sum,
+            normalised=spreading.flux_conserving and kernel[0] in "gl",
             weight_scale=scale,  # squared with the weight, as iscale is for variances
         )
         low, high, spans = _find_rows(image, spreading.window or (0, nx, 0, ny))
         self._make_room(*(_reach(counts) for counts in spans))
+        self._signed |= kernel.startswith("lanczos")
         map_bands(
             lambda band: image.sum_products(low, high, self.shape, self._every, self._step, band, self._sums),
             row_bands(self.shape[0], 128),
@@ -201,7 +207,7 @@ class CovarianceSums:
         down, across = -(-(stop - start) // block), -(-nx // block)
         cell = (y // block * across + np.minimum(x, nx - 1) // block).ravel()
         near = weight[start : stop + reach_y].astype(np.float64)
-        if block > 1 and self.kernel.startswith("lanczos"):
+        if block > 1 and self._signed:
             # shares of both signs: where they cancel, noise has no bound, and one pixel would outweigh its block
             edges = np.arange(0, nx, block)
             top = np.repeat(np.maximum.reduceat(near[: stop - start].max(axis=0), edges), block)[:nx]
@@ -220,6 +226,15 @@ class CovarianceSums:
                 result[:, dy, dx + reach_x] = total / np.maximum(np.bincount(cell, known.ravel(), len(result)), 1)
         result[:, 0, :reach_x] = result[:, 0, :reach_x:-1]
         return result.reshape(down, across, reach_y + 1, 2 * reach_x + 1)
+
+
+def total_variance(variances: Iterable[FloatArray | None]) -> FloatArray | None:
+    """Return the sum of variance planes of different sources of noise; None if there is none."""
+    planes = [plane for plane in variances if plane is not None]
+    if len(planes) < 2:
+        return planes[0] if planes else None
+    with np.errstate(invalid="ignore"):
+        return np.sum(planes, axis=0)
 
 
 def _even_step(every: int) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from skyloom import _kernels
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
 from skyloom.resampling._drizzle_kernels import KERNELS, Placing, drop_scale, kernel_in_use
+from skyloom.resampling._drizzle_many import Progress, add_images
 from skyloom.resampling._drizzle_planes import (
     bit_plane,
     fill_number,
@@ -35,6 +37,8 @@ from skyloom.resampling._drizzle_planes import (
     unshared,
     window_bounds,
 )
+from skyloom.resampling.correlation import CovarianceMap
+from skyloom.resampling.covariance import CovarianceSums, Spreading, total_variance
 
 SUPPORTED_DRIZZLE_KERNELS = ["square", "gaussian", "point", "turbo", "lanczos2", "lanczos3"]
 CTX_PLANE_BITS = 32
@@ -78,6 +82,9 @@ class Drizzle:
         Divide the shares of each drop of the gaussian and Lanczos kernels by their sum, so that they add up to 1.
     out_wht2 : sequence of (ndarray or None), shape (ny, nx) each, optional
         Earlier sums of weights of those planes of `out_img2` that not all images had; None: `out_wht`.
+    covariance : int, optional
+        Keep the covariances between the pixels of the output, averaged over blocks of so many pixels a side (64 serves
+        for most), or for each pixel (1: much memory); see `CovarianceSums`. The result is `Drizzle.covariance`.
 
     Raises
     ------
@@ -103,6 +110,7 @@ class Drizzle:
         *,
         flux_conserving: bool = False,
         out_wht2: Any = None,
+        covariance: int | None = None,
     ) -> None:
         if kernel.lower() not in SUPPORTED_DRIZZLE_KERNELS:
             raise InputError(f"Kernel '{kernel}' is not supported.", kernel=kernel, known=SUPPORTED_DRIZZLE_KERNELS)
@@ -115,6 +123,12 @@ class Drizzle:
                 raise InputError("'max_ctx_id' cannot be smaller than 'begin_ctx_id'.", max_ctx_id=max_ctx_id)
         _check_exptime(exptime, out_img, out_wht, out_ctx)
 
+        if covariance is not None and exptime > 0:
+            raise InputError(
+                "The covariances of earlier results are not known, so they cannot be continued: start with the first "
+                "image, or leave out 'covariance'."
+            )
+
         self._kernel = kernel
         self._flux_conserving = bool(flux_conserving)
         self._fillval = fill_text(fillval, out_img is not None)
@@ -123,6 +137,8 @@ class Drizzle:
         self._ctx_id: int | None = None if disable_ctx else begin_ctx_id
         self._last_ctx_id = max(begin_ctx_id, max_ctx_id or 0)
         self._n_images = 0
+        self._covariance_block = covariance
+        self._covariance: CovarianceSums | None = None
         self._origin = (0, 0)
         self._dtype: npt.DTypeLike = _output_dtype(out_img, out_wht)
 
@@ -214,6 +230,16 @@ class Drizzle:
     def out_dq(self) -> npt.NDArray[np.uint32] | None:
         """Bits of all contributing pixels combined by OR, uint32, shape (ny, nx)."""
         return self._out_dq
+
+    @property
+    def covariance(self) -> CovarianceMap | None:
+        """Covariances between the pixels of `out_img`, if they were asked for.
+
+        The noise of the images is the sum of their planes in `data2`, or of variance 1 without them.
+        """
+        if self._covariance is None or self._out_wht is None:
+            return None
+        return self._covariance.finish(self._out_wht)
 
     @property
     def total_exptime(self) -> float:
@@ -336,6 +362,10 @@ class Drizzle:
             square_scale=iscale * iscale,
             weight_scale=wht_scale,
         )
+        if self._covariance is not None:
+            spreading = Spreading(kernel, pixfrac, ratio, iscale, wht_scale, window, self._flux_conserving)
+            noise = total_variance(squares)
+            self._covariance.add_image(noise, positions, data=image, weight_map=weight, spreading=spreading)
         plane, bit = divmod(self._ctx_id or 0, CTX_PLANE_BITS)
         target = _kernels.DrizzleOutput(
             self._out_img,
@@ -362,6 +392,31 @@ class Drizzle:
             self._ctx_id += 1
         pixels = (window[1] - window[0]) * (window[3] - window[2])
         return pixels - int(hits.sum()), int(np.count_nonzero(hits == 0))
+
+    def add_images(
+        self, images: Iterable[Mapping[str, Any]], progress: Progress | None = None
+    ) -> list[tuple[int, int]]:
+        """Resample many images and add them to the output, one after the other.
+
+        Parameters
+        ----------
+        images : iterable of mappings
+            The arguments of `add_image` for each image. A generator is read image by image.
+        progress : callable, optional
+            Called as ``progress(done, total)`` after each image; `total` is None if `images` has no length.
+
+        Returns
+        -------
+        list of tuple of int
+            What `add_image` returns, for each image.
+
+        Raises
+        ------
+        InputError
+            An image cannot be used: its number (from 0) is in the message and in ``details["image"]``. Those before it
+            have been added, it and those after it have not.
+        """
+        return add_images(self.add_image, images, progress)
 
     def _check_squares(self, data2: Any, shape: tuple[int, ...]) -> list[FloatArray | None]:
         """Return the planes of `data2`, of which there must be as many as the output has."""
@@ -436,6 +491,8 @@ class Drizzle:
         assert self._shape is not None
         if self._out_wht is None:
             self._out_wht = np.zeros(self._shape, self._dtype)
+        if self._covariance_block is not None:
+            self._covariance = CovarianceSums(self._shape, block=self._covariance_block)
         if self._ctx_id is not None and self._out_ctx is None:
             planes = self._last_ctx_id // CTX_PLANE_BITS + 1
             self._out_ctx = np.zeros((planes, *self._shape), np.int32)
