@@ -1,6 +1,7 @@
 """Find the transform between two images from their sources."""
 
 from skyloom.registration.detect import SourceFlag, detect_sources, image_fwhm
+from skyloom.registration.group import Group, register_group
 from skyloom.registration.register import RegistrationOptions, register
 from skyloom.registration.result import Registration
 from skyloom.registration.sip import registered_header, registration_header, registration_wcs
@@ -8,6 +9,7 @@ from skyloom.registration.sky import register_to_catalogue
 from skyloom.registration.transform import Transform
 
 __all__ = [
+    "Group",
     "Registration",
     "RegistrationOptions",
     "SourceFlag",
@@ -15,6 +17,7 @@ __all__ = [
     "detect_sources",
     "image_fwhm",
     "register",
+    "register_group",
     "register_to_catalogue",
     "registered_header",
     "registration_header",

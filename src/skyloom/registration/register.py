@@ -23,7 +23,7 @@ log = logging.getLogger("skyloom.registration")
 
 Float = npt.NDArray[np.float64]
 
-_FEWEST = 4
+FEWEST = 4
 """Sources per image: two pairs define a similarity, and only further ones can confirm it."""
 
 _ERROR_FLOOR = 0.01
@@ -97,10 +97,10 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
         No transform brings the sources together better than chance would.
     """
     options = RegistrationOptions() if options is None else options
-    source, source_table = _sources(source, options)
-    template, template_table = _sources(template, options)
-    source_stars = _star_list(source_table, options.source_shape, "source image")
-    template_stars = _star_list(template_table, options.template_shape, "template")
+    source, source_table = find_sources(source, options)
+    template, template_table = find_sources(template, options)
+    source_stars = star_list(source_table, options.source_shape, "source image")
+    template_stars = star_list(template_table, options.template_shape, "template")
     wcs = (_wcs(source, source_table), _wcs(template, template_table))
     solution = None
     if options.use_wcs and None not in wcs:
@@ -118,7 +118,7 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
     return result
 
 
-def _sources(image: Any, options: RegistrationOptions) -> tuple[Exposure | None, Table]:
+def find_sources(image: Any, options: RegistrationOptions) -> tuple[Exposure | None, Table]:
     """Return the exposure (None for a table) and its table of sources."""
     if isinstance(image, Table):
         return None, image
@@ -133,7 +133,7 @@ def _wcs(image: Exposure | None, table: Table) -> Any:
     return table.meta.get("wcs") if image is None else image.wcs
 
 
-def _star_list(table: Table, shape: tuple[int, int] | None, role: str) -> StarList:
+def star_list(table: Table, shape: tuple[int, int] | None, role: str) -> StarList:
     """Return the stars of a table, saturated ones last, in order of decreasing flux."""
     name = str(table.meta.get("name", role))
     if missing := {"x", "y"} - set(table.colnames):
@@ -147,13 +147,13 @@ def _star_list(table: Table, shape: tuple[int, int] | None, role: str) -> StarLi
     if "flux" in table.colnames:
         flux = np.asarray(table["flux"], np.float64)
         order = order[np.argsort(-np.nan_to_num(flux[order], nan=-np.inf), kind="stable")]
-    if len(order) < _FEWEST:
+    if len(order) < FEWEST:
         raise TooFewSourcesError(
-            f"{name} has {len(order)} sources; at least {_FEWEST} are needed to register it. "
+            f"{name} has {len(order)} sources; at least {FEWEST} are needed to register it. "
             "Lower the detection threshold or take a deeper image.",
             name=name,
             found=len(order),
-            needed=_FEWEST,
+            needed=FEWEST,
         )
     shape = shape or table.meta.get("shape")
     # an unknown image reaches at least to its outermost sources
