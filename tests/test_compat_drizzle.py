@@ -155,6 +155,86 @@ def test_attributes_of_drizzle():
     assert image.ctx_id == 0
 
 
+BAD_OUTPUT = [
+    ({"begin_ctx_id": -1}, ValueError, "Invalid context image ID"),
+    ({"begin_ctx_id": 5, "max_ctx_id": 4}, ValueError, "'max_ctx_id' cannot be smaller than 'begin_ctx_id'."),
+    ({"exptime": -1.0}, ValueError, "Exposure time must be non-negative."),
+    ({"exptime": 1.0}, ValueError, "Exposure time must be 0.0 for the first resampling"),
+    ({"kernel": "round"}, ValueError, "Kernel 'round' is not supported."),
+    ({"fillval": "fillval"}, ValueError, "could not convert string to float: 'fillval'"),
+    ({"out_ctx": [0, 0]}, ValueError, "'out_ctx' must be either a 2D or 3D array."),
+    ({"out_img": np.zeros((5, 4), np.float32)}, ValueError, "Inconsistent data shapes specified"),
+    ({"out_dq": np.zeros((4, 5), np.uint32)[1:]}, ValueError, "Inconsistent data shapes specified:"),
+    (
+        {"out_dq": np.zeros((4, 5))},
+        TypeError,
+        "'out_dq' must be of an unsigned integer type with itemsize of 4 bytes or less.",
+    ),
+    (
+        {"out_wht": np.ones((4, 5), np.float32)},
+        ValueError,
+        "Inconsistent exposure time and context and/or weight images",
+    ),
+    (
+        {"out_wht": np.ones((4, 5), np.float32), "exptime": 1.0},
+        ValueError,
+        "Inconsistent values of supplied 'out_wht' and 'out_ctx' arrays",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "words"), BAD_OUTPUT)
+def test_exceptions_of_the_constructor(options, error, words):
+    with pytest.raises(error) as caught:
+        resample.Drizzle(**{"out_shape": (4, 5)} | options)
+    assert isinstance(caught.value, InputError)
+    assert str(caught.value).startswith(words)
+
+
+BAD_IMAGE = [
+    ({"exptime": 0.0}, ValueError, "'exptime' *must* be a strictly positive number."),
+    ({"pixmap": np.zeros((3, 5, 2))}, ValueError, "'pixmap' shape is not consistent with 'data' shape."),
+    ({"weight_map": np.ones((4, 4))}, ValueError, "'weight_map' shape is not consistent with 'data' shape."),
+    ({"data2": np.ones((4, 4))}, ValueError, "'data2' shape is not consistent with 'data' shape."),
+    ({"data2": [np.ones((4, 4))]}, ValueError, "'data2' shape(s) is not consistent with 'data' shape."),
+    ({"data2": [np.ones((4, 5))] * 2}, ValueError, "Mismatch between the number of 'out_img2' images"),
+    ({"dq": np.ones((4, 4), np.uint32)}, ValueError, "'dq' shape is not consistent with 'data' shape."),
+    (
+        {"dq": np.ones((4, 5))},
+        TypeError,
+        "'dq' must be of an unsigned integer type with itemsize of 4 bytes or less.",
+    ),
+    ({"in_units": "CPS"}, ValueError, "Unknown unit type 'CPS'"),
+    ({"iscale": 0.0}, ValueError, "'iscale'"),
+    ({"pixel_scale_ratio": -1.0}, ValueError, "'pixel_scale_ratio'"),
+    ({"wht_scale": 0.0}, ValueError, "'wht_scale'"),
+    ({"pixmap": np.full((4, 5, 2), np.nan)}, ValueError, "No or too few valid pixels in the pixel map"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "words"), BAD_IMAGE)
+def test_exceptions_of_add_image(arguments, error, words):
+    drizzle = resample.Drizzle(out_shape=(4, 5), out_img2=[None])
+    y, x = np.indices((4, 5), float)
+    known = {"data": np.ones((4, 5)), "exptime": 1.0, "pixmap": np.dstack([x, y]), "data2": np.ones((4, 5))}
+    with pytest.raises(error) as caught:
+        drizzle.add_image(**known | arguments)
+    assert isinstance(caught.value, InputError)
+    assert str(caught.value).startswith(words)
+    assert drizzle.ctx_id == 0
+    assert drizzle.total_exptime == 0.0
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "lanczos2", "lanczos3"])
+def test_kernels_that_do_not_conserve_flux_warn(kernel):
+    y, x = np.indices((4, 5), float)
+    drizzle = resample.Drizzle(kernel=kernel, out_shape=(4, 5))
+    with pytest.warns(Warning, match=f"Kernel '{kernel}' is not a flux-conserving kernel"):
+        drizzle.add_image(np.ones((4, 5)), 1.0, np.dstack([x, y]))
+    with pytest.warns(Warning, match=f"Kernel '{kernel}' is not a flux-conserving kernel"):
+        cdrizzle.tdriz(*scene(), *planes(), kernel=kernel)
+
+
 def test_util_is_deprecated():
     sys.modules.pop("skyloom.compat.drizzle.util", None)
     with pytest.warns(DeprecationWarning, match="module 'drizzle.util' is deprecated"):
