@@ -22,8 +22,8 @@ Reach Footprint::reach_of(const Extent& e) const {
   const double slack = margin + 1e-6;  // interpolation may round to just outside of the extent
   const auto cut = [](double v, int64_t size) { return std::clamp(v, 0.0, double(size)); };
   // truncation rounds down what is not negative
-  return {int32_t(cut(e.x0 + 0.5 - slack, frame_nx)), int32_t(cut(e.x1 + 1.5 + slack, frame_nx)),
-          int32_t(cut(e.y0 + 0.5 - slack, frame_ny)), int32_t(cut(e.y1 + 1.5 + slack, frame_ny))};
+  return {int32_t(cut(e.x0 - slack, frame_nx)), int32_t(cut(e.x1 + 1 + slack, frame_nx)),
+          int32_t(cut(e.y0 - slack, frame_ny)), int32_t(cut(e.y1 + 1 + slack, frame_ny))};
 }
 
 void Footprint::find(int64_t block) {

@@ -92,6 +92,33 @@ SKYLOOM_INLINE bool interpolate_inside_body(const double* __restrict p, double h
 
 SKYLOOM_DISPATCH(bool, interpolate_inside, (const double* p, double h, MapRow& row), (p, h, row))
 
+// Half the corners between two rows, from an ordinary map for a full batch inside the image. p: the row's first pixel of
+// the batch.
+SKYLOOM_INLINE void halve_body(const double* __restrict p, HalfRow& __restrict row) {
+#pragma GCC ivdep
+  for (int k = 0; k <= kBatch; ++k) {
+    row.x[k] = 0.25 * (p[2 * k - 2] + p[2 * k]) + 0.25;
+    row.y[k] = 0.25 * (p[2 * k - 1] + p[2 * k + 1]) + 0.25;
+  }
+  int32_t gaps = 0;
+  for (int k = -2; k < 2 * kBatch + 2; ++k) gaps += !(std::fabs(p[k]) < kFarAway);
+  row.finite = gaps == 0;
+}
+
+SKYLOOM_DISPATCH(void, halve, (const double* p, HalfRow& row), (p, row))
+
+SKYLOOM_INLINE void add_halves_body(const HalfRow& __restrict low, const HalfRow& __restrict high,
+                                    HalfRow& __restrict between) {
+#pragma GCC ivdep
+  for (int k = 0; k < kBatch + 8; ++k) {
+    between.x[k] = low.x[k] + high.x[k];
+    between.y[k] = low.y[k] + high.y[k];
+  }
+  between.finite = low.finite && high.finite;
+}
+
+SKYLOOM_DISPATCH(void, add_halves, (const HalfRow& low, const HalfRow& high, HalfRow& between), (low, high, between))
+
 typedef double Octet __attribute__((vector_size(64)));
 
 // The extent of the n pixels at p, an even number, whose positions are interleaved. False as above.
@@ -178,8 +205,8 @@ SKYLOOM_INLINE void interpolate_corners_body(const MapRow& low, const MapRow& mi
   const double own = 1 - h;
 #pragma GCC ivdep
   for (int k = 0; k < kBatch; ++k) {
-    const double left_x = own * mid.left_x[k], left_y = own * mid.left_y[k];
-    const double right_x = own * mid.right_x[k], right_y = own * mid.right_y[k];
+    const double left_x = own * mid.left_x[k] + 0.5, left_y = own * mid.left_y[k] + 0.5;
+    const double right_x = own * mid.right_x[k] + 0.5, right_y = own * mid.right_y[k] + 0.5;
     c.x[0][k] = left_x + h * high.left_x[k];
     c.y[0][k] = left_y + h * high.left_y[k];
     c.x[1][k] = right_x + h * high.right_x[k];
@@ -274,6 +301,8 @@ void RowWindow::start(int64_t i0, int n) {
   i0_ = i0;
   n_ = n;
   held_[0] = held_[1] = held_[2] = -9;
+  held_half_[0] = held_half_[1] = held_half_[2] = -9;
+  held_between_[0] = held_between_[1] = -9;
 }
 
 // The rows are far apart in memory: the processor does not guess the next one.
@@ -321,13 +350,45 @@ const MapRow& RowWindow::row(int64_t j) {
 bool row_extent(const PixelMap& map, int64_t j, int64_t i0, int n, Extent& e) {
   const bool ordinary = map.col == 2 && map.axis == 1;
   const bool inside = n == kBatch && i0 > 0 && i0 + n < map.nx && j >= 0 && j < map.ny;
-  if (ordinary && inside && find_extent_inside(map.xy + j * map.row + (i0 - 1) * 2, n + 2, &e.x0)) return true;
-  RawRow raw;
-  read_any_row(map, j, i0, n, raw);
-  return find_extent(raw, kBatch + 8, &e.x0);
+  bool known = ordinary && inside && find_extent_inside(map.xy + j * map.row + (i0 - 1) * 2, n + 2, &e.x0);
+  if (!known) {
+    RawRow raw;
+    read_any_row(map, j, i0, n, raw);
+    known = find_extent(raw, kBatch + 8, &e.x0);
+  }
+  e = {e.x0 + 0.5, e.x1 + 0.5, e.y0 + 0.5, e.y1 + 0.5};
+  return known;
 }
 
-bool RowWindow::corners(int64_t j, Corners& c, uint8_t* lost) {
+const HalfRow& RowWindow::half_row(int64_t j) {
+  const int slot = int((j + 3) % 3);
+  if (held_half_[slot] == j) return halves_[slot];
+  held_half_[slot] = j;
+  prefetch_row(map_, j + 2, i0_, n_);
+  halve(pixel(j, i0_), halves_[slot]);
+  return halves_[slot];
+}
+
+const HalfRow& RowWindow::between(int64_t j) {
+  const int slot = int(j % 2);
+  if (held_between_[slot] == j) return between_[slot];
+  held_between_[slot] = j;
+  add_halves(half_row(j - 1), half_row(j), between_[slot]);
+  return between_[slot];
+}
+
+// False if the drops of the row do not share their corners with those of the next.
+bool RowWindow::shared_corners(int64_t j, Drops& d) {
+  if (half_ != 0.5 || !inside(j - 1) || !inside(j + 1)) return false;
+  const HalfRow &low = between(j), &high = between(j + 1);
+  d = {{high.x, high.x + 1, low.x + 1, low.x}, {high.y, high.y + 1, low.y + 1, low.y}};
+  return low.finite && high.finite;
+}
+
+bool RowWindow::drops(int64_t j, Drops& d, uint8_t* lost) {
+  if (shared_corners(j, d)) return true;
+  Corners& c = corners_;
+  for (int v = 0; v < 4; ++v) d.x[v] = c.x[v], d.y[v] = c.y[v];
   const MapRow &low = row(j - 1), &mid = row(j), &high = row(j + 1);
   interpolate_corners(low, mid, high, half_, c);
   if (low.finite && mid.finite && high.finite) return true;
@@ -339,23 +400,23 @@ bool RowWindow::corners(int64_t j, Corners& c, uint8_t* lost) {
     double x[4] = {0, 0, 0, 0}, y[4] = {0, 0, 0, 0};
     if (!lost[k]) lost[k] = !corners_near_gaps(map_, half_, j, i0_ + k, x, y);
     for (int v = 0; v < 4; ++v) {
-      c.x[v][k] = lost[k] ? 0 : x[v];
-      c.y[v][k] = lost[k] ? 0 : y[v];
+      c.x[v][k] = lost[k] ? 0 : x[v] + 0.5;
+      c.y[v][k] = lost[k] ? 0 : y[v] + 0.5;
     }
   }
   return false;
 }
 
 bool RowWindow::extent(int64_t j, Extent& e) {
-  Corners c;
+  Drops d;
   uint8_t lost[kBatch] = {0};
-  corners(j, c, lost);
+  drops(j, d, lost);
   e = {kFarAway * 8, -kFarAway * 8, kFarAway * 8, -kFarAway * 8};
   bool any = false;
   for (int k = 0; k < n_; ++k) {
     if (lost[k]) continue;
     any = true;
-    for (int v = 0; v < 4; ++v) e.take({c.x[v][k], c.x[v][k], c.y[v][k], c.y[v][k]});
+    for (int v = 0; v < 4; ++v) e.take({d.x[v][k], d.x[v][k], d.y[v][k], d.y[v][k]});
   }
   return any;
 }

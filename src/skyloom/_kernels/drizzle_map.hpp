@@ -1,4 +1,5 @@
-// Where the corners of a drop fall: a pixel map (output position of every input pixel's centre), interpolated.
+// Where the corners of a drop fall: a pixel map (output position of every input pixel's centre), interpolated. Positions
+// that leave this file are half a pixel up from those in the map, so that cell (i, j) covers [i, i + 1) x [j, j + 1).
 //
 // Inside the image the corner at (i +- h, j +- h) is the bilinear interpolation of the four pixel centres around
 // it; at the border the map is continued linearly. A pixel without a finite map value is lost itself, and only
@@ -25,9 +26,21 @@ struct MapRow {
   bool finite;                               // all values that the row needs are finite
 };
 
+// The same for drops that fill their pixels: the corners of a row of pixels are those of the next row. Holds the means of
+// two neighbours, from the one before the batch on.
+struct HalfRow {
+  alignas(64) double x[kBatch + 8], y[kBatch + 8];
+  bool finite;
+};
+
 // Corners in the order (-h,+h), (+h,+h), (+h,-h), (-h,-h) of the input pixel.
 struct Corners {
   alignas(64) double x[4][kBatch], y[4][kBatch];
+};
+
+// Where the corners of the drops of a batch are found: x[v][k] for corner v of drop k.
+struct Drops {
+  const double *x[4], *y[4];
 };
 
 struct Extent {
@@ -48,8 +61,8 @@ class RowWindow {
  public:
   RowWindow(const PixelMap& map, double half) : map_(map), half_(half) {}
   void start(int64_t i0, int n);
-  // Corners of the drops of row j. `lost[k]` is set where a drop has none. True if all drops are regular.
-  bool corners(int64_t j, Corners& c, uint8_t* lost);
+  // The drops of row j; they are good until the next call. `lost[k]` is set where there is none. True if all are regular.
+  bool drops(int64_t j, Drops& d, uint8_t* lost);
   // The extent of all corners of row j; false if no drop has corners.
   bool extent(int64_t j, Extent& e);
 
@@ -60,12 +73,18 @@ class RowWindow {
     return map_.col == 2 && map_.axis == 1 && n_ == kBatch && i0_ > 0 && i0_ + n_ < map_.nx && j >= 0 && j < map_.ny;
   }
   const MapRow& row(int64_t j);
+  bool shared_corners(int64_t j, Drops& d);
+  const HalfRow& half_row(int64_t j);
+  const HalfRow& between(int64_t j);
   const PixelMap& map_;
   double half_;
   int64_t i0_ = 0;
   int n_ = 0;
   MapRow rows_[3];
   int64_t held_[3] = {-9, -9, -9};
+  HalfRow halves_[3], between_[2];           // of rows j, and between rows j - 1 and j
+  int64_t held_half_[3] = {-9, -9, -9}, held_between_[2] = {-9, -9};
+  Corners corners_;
 };
 
 // Corners of one drop from whatever finite map values are near. False if its own is not finite.

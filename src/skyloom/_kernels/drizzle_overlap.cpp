@@ -23,25 +23,13 @@ SKYLOOM_INLINE int32_t floor_int(double v) {
   return t - (double(t) > v);
 }
 
-// In which order to take a drop's corners so that the first edge goes right and up and the second left and up.
-void turned_order(const Corners& c, int k, int order[4]) {
-  for (int first = 0; first < 4; ++first)
-    for (int step : {1, 3}) {
-      const int b = (first + step) % 4, d = (first + 2) % 4;
-      if (c.x[b][k] < c.x[first][k] || c.y[b][k] < c.y[first][k]) continue;
-      if (c.x[d][k] > c.x[b][k] || c.y[d][k] < c.y[b][k]) continue;
-      for (int v = 0; v < 4; ++v) order[v] = (first + step * v) % 4;
-      return;
-    }
-}
-
-SKYLOOM_INLINE void place_ordered_body(Corners& c, Placement& p, int a0, int a1, int a2, int a3) {
-  const double *px0 = c.x[a0], *px1 = c.x[a1], *px2 = c.x[a2], *px3 = c.x[a3];
-  const double *py0 = c.y[a0], *py1 = c.y[a1], *py2 = c.y[a2], *py3 = c.y[a3];
+SKYLOOM_INLINE void place_body(const Drops& d, Corners& c, Placement& p) {
+  const double *px0 = d.x[0], *px1 = d.x[1], *px2 = d.x[2], *px3 = d.x[3];
+  const double *py0 = d.y[0], *py1 = d.y[1], *py2 = d.y[2], *py3 = d.y[3];
 #pragma GCC ivdep
   for (int k = 0; k < kBatch; ++k) {
-    const double x0 = px0[k] + 0.5, x1 = px1[k] + 0.5, x2 = px2[k] + 0.5, x3 = px3[k] + 0.5;
-    const double y0 = py0[k] + 0.5, y1 = py1[k] + 0.5, y2 = py2[k] + 0.5, y3 = py3[k] + 0.5;
+    const double x0 = px0[k], x1 = px1[k], x2 = px2[k], x3 = px3[k];
+    const double y0 = py0[k], y1 = py1[k], y2 = py2[k], y3 = py3[k];
     const int32_t ox = floor_int(smaller(smaller(x0, x1), smaller(x2, x3)));
     const int32_t oy = floor_int(smaller(smaller(y0, y1), smaller(y2, y3)));
     const double fx = double(ox), fy = double(oy);
@@ -71,19 +59,148 @@ SKYLOOM_INLINE void place_ordered_body(Corners& c, Placement& p, int a0, int a1,
     const double area = 0.5 * (abc + acd);
     p.area[k] = simple && std::fabs(area) > kAreaNoise ? area : 0.0;
   }
-  int32_t other = 0;
-  for (int k = 0; k < kBatch; ++k) {
-    p.valid[k] = p.area[k] != 0.0;
-    const double x0 = c.x[0][k], x1 = c.x[1][k], x2 = c.x[2][k], x3 = c.x[3][k];
-    const double y0 = c.y[0][k], y1 = c.y[1][k], y2 = c.y[2][k], y3 = c.y[3][k];
-    const bool turned = (x1 >= x0) & (y1 >= y0) & (x2 <= x1) & (y2 >= y1) & (x3 <= x2) & (y3 <= y2) & (x0 >= x3) & (y0 <= y3);
-    other += !turned;
-  }
-  p.turned = other == 0;
+  for (int k = 0; k < kBatch; ++k) p.valid[k] = p.area[k] != 0.0;
 }
 
-// kTurned: the edges are known to go right and up, left and up, left and down, right and down.
-template <int N, bool kTurned>
+SKYLOOM_INLINE bool place_turned_body(const Drops& d, TurnedDrops& t, Placement& p) {
+  const double *px0 = d.x[0], *px1 = d.x[1], *px2 = d.x[2], *px3 = d.x[3];
+  const double *py0 = d.y[0], *py1 = d.y[1], *py2 = d.y[2], *py3 = d.y[3];
+  int32_t improper = 0;
+#pragma GCC ivdep
+  for (int k = 0; k < kBatch; ++k) {
+    const double x0 = px0[k], x1 = px1[k], x2 = px2[k], x3 = px3[k];
+    const double y0 = py0[k], y1 = py1[k], y2 = py2[k], y3 = py3[k];
+    const double fx = std::floor(x3), fy = std::floor(y0);
+    const double dx0 = x1 - x0, dx1 = x1 - x2, dx2 = x2 - x3, dx3 = x0 - x3;
+    const double dy0 = y1 - y0, dy1 = y2 - y1, dy2 = y2 - y3, dy3 = y3 - y0;
+    const double area = 0.5 * ((x2 - x0) * (y3 - y1) - (x3 - x1) * (y2 - y0));
+    const double least_x = smaller(smaller(dx0, dx1), smaller(dx2, dx3));
+    const double least_y = smaller(smaller(dy0, dy1), smaller(dy2, dy3));
+    improper += !(smaller(smaller(least_x, least_y), area - kAreaNoise) >= 0);
+    const double far_x = std::ceil(x1) - fx, far_y = std::ceil(y2) - fy;
+    const double gx0 = dx0 + kTiny, gx1 = dx1 + kTiny, gx2 = dx2 + kTiny, gx3 = dx3 + kTiny;
+    const double gy0 = dy0 + kTiny, gy1 = dy1 + kTiny, gy2 = dy2 + kTiny, gy3 = dy3 + kTiny;
+    const double p0 = gx0 * gy0, p1 = gx1 * gy1, p2 = gx2 * gy2, p3 = gx3 * gy3;
+    const double low = p0 * p1, high = p2 * p3, both = low * high;
+    const double inverse = 1.0 / (both * area);
+    t.inverse_area[k] = inverse * both;
+    t.span[k] = larger(far_x, far_y);
+    const double with_area = inverse * area;
+    const double inverse_low = with_area * high, inverse_high = with_area * low;
+    const double i0 = inverse_low * p1, i1 = inverse_low * p0, i2 = inverse_high * p3, i3 = inverse_high * p2;
+    t.rx[0][k] = i0 * gy0;
+    t.ry[0][k] = i0 * gx0;
+    t.rx[1][k] = i1 * gy1;
+    t.ry[1][k] = i1 * gx1;
+    t.rx[2][k] = i2 * gy2;
+    t.ry[2][k] = i2 * gx2;
+    t.rx[3][k] = i3 * gy3;
+    t.ry[3][k] = i3 * gx3;
+    t.line_x[k] = fx + 1;
+    t.line_y[k] = fy + 1;
+    p.area[k] = area;
+    p.x[k] = int32_t(fx);
+    p.y[k] = int32_t(fy);
+    p.valid[k] = 1;
+    p.width[k] = int32_t(far_x);
+    p.height[k] = int32_t(far_y);
+  }
+  return improper == 0;
+}
+
+// The parts of an edge that goes up from (u, v) beneath the lines, seen from the corner of the first cell: integrals of
+// (Y - y) |dx| below y = j + 1, of (X - x) dy left of x = i + 1, and of (X - x) dy below and left of both.
+template <int M>
+struct EdgeParts {
+  double below[M], left[M], both[M * M];
+};
+
+template <int M, bool kRight>
+SKYLOOM_INLINE EdgeParts<M> edge_parts(double u, double v, double dx, double dy, double rx, double ry) {
+  const double half_dx = 0.5 * dx, half_dy = 0.5 * dy;
+  EdgeParts<M> e;
+  double ty[M], up_to[M];
+#pragma GCC unroll 4
+  for (int j = 0; j < M; ++j) {
+    const double above = v + j;
+    ty[j] = clamp01(above * ry);
+    e.below[j] = dx * ty[j] * (above - half_dy * ty[j]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < M; ++i) {
+    const double beside = u + i;
+    if (kRight) {  // left of the line up to tx
+      const double tx = clamp01(beside * rx);
+      e.left[i] = dy * tx * (beside - half_dx * tx);
+#pragma GCC unroll 4
+      for (int j = 0; j < M; ++j) {
+        const double t = smaller(tx, ty[j]);
+        e.both[j * M + i] = dy * t * (beside - half_dx * t);
+      }
+    } else {  // left of the line from tx on
+      const double tx = clamp01(-beside * rx);
+      e.left[i] = dy * (beside + half_dx - tx * (beside + half_dx * tx));
+#pragma GCC unroll 4
+      for (int j = 0; j < M; ++j) {
+        const double t = smaller(tx, ty[j]);
+        up_to[j] = ty[j] * (beside + half_dx * ty[j]);
+        e.both[j * M + i] = dy * (up_to[j] - t * (beside + half_dx * t));
+      }
+    }
+  }
+  return e;
+}
+
+template <int N>
+SKYLOOM_INLINE void share_turned_in(const Drops& d, const TurnedDrops& t, double (*__restrict share)[kBatch]) {
+  constexpr int M = N - 1;
+  const double *px0 = d.x[0], *px1 = d.x[1], *px2 = d.x[2], *px3 = d.x[3];
+  const double *py0 = d.y[0], *py1 = d.y[1], *py2 = d.y[2], *py3 = d.y[3];
+#pragma GCC ivdep
+  for (int k = 0; k < kBatch; ++k) {
+    const double gx = t.line_x[k], gy = t.line_y[k];
+    const double u0 = gx - px0[k], u1 = gx - px1[k], u2 = gx - px2[k], u3 = gx - px3[k];
+    const double v0 = gy - py0[k], v1 = gy - py1[k], v2 = gy - py2[k], v3 = gy - py3[k];
+    double in_x[M], in_y[M], in_xy[M * M];
+    const auto a = edge_parts<M, true>(u0, v0, u0 - u1, v0 - v1, t.rx[0][k], t.ry[0][k]);   // 0 to 1, on the right side
+    const auto c = edge_parts<M, true>(u3, v3, u3 - u2, v3 - v2, t.rx[2][k], t.ry[2][k]);   // 3 to 2, on the left side
+    const auto b = edge_parts<M, false>(u1, v1, u2 - u1, v1 - v2, t.rx[1][k], t.ry[1][k]);  // 1 to 2, on the right side
+    const auto e = edge_parts<M, false>(u0, v0, u3 - u0, v0 - v3, t.rx[3][k], t.ry[3][k]);  // 0 to 3, on the left side
+#pragma GCC unroll 4
+    for (int j = 0; j < M; ++j) in_y[j] = (a.below[j] - b.below[j]) + (e.below[j] - c.below[j]);
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i) in_x[i] = (c.left[i] - a.left[i]) + (e.left[i] - b.left[i]);
+#pragma GCC unroll 16
+    for (int i = 0; i < M * M; ++i) in_xy[i] = (c.both[i] - a.both[i]) + (e.both[i] - b.both[i]);
+    const double area = 0.5 * ((u0 - u2) * (v1 - v3) - (u1 - u3) * (v0 - v2));
+    const double scale = t.span[k] <= N ? t.inverse_area[k] : 0.0, noise = scale * kAreaNoise;
+    // second differences, as below
+#pragma GCC unroll 5
+    for (int j = 0; j < N; ++j) {
+      double before = 0;
+#pragma GCC unroll 5
+      for (int i = 0; i < N; ++i) {
+        const double high = j < M ? (i < M ? in_xy[j * M + i] : in_y[j]) : (i < M ? in_x[i] : area);
+        const double low = j == 0 ? 0.0 : (i < M ? in_xy[(j - 1) * M + i] : in_y[j - 1]);
+        const double strip = high - low;
+        const double s = (strip - before) * scale;
+        before = strip;
+        share[j * N + i][k] = s > noise ? s : 0.0;
+      }
+    }
+  }
+}
+
+SKYLOOM_INLINE void share_turned_body(int n, const Drops& d, const TurnedDrops& t, double (*share)[kBatch]) {
+  switch (n) {
+    case 2: share_turned_in<2>(d, t, share); break;
+    case 3: share_turned_in<3>(d, t, share); break;
+    case 4: share_turned_in<4>(d, t, share); break;
+    default: share_turned_in<5>(d, t, share); break;
+  }
+}
+
+template <int N>
 SKYLOOM_INLINE void shares(const Corners& c, const double* __restrict area, double (*__restrict share)[kBatch]) {
   constexpr int M = N - 1;
   for (int k = 0; k < kBatch; ++k) {
@@ -94,10 +211,8 @@ SKYLOOM_INLINE void shares(const Corners& c, const double* __restrict area, doub
     double gxs[4], gys[4], product[4];
 #pragma GCC unroll 4
     for (int e = 0; e < 4; ++e) {
-      const bool goes_right = e == 0 || e == 3, goes_up = e < 2;
-      const double dx = c.x[(e + 1) % 4][k] - c.x[e][k], dy = c.y[(e + 1) % 4][k] - c.y[e][k];
-      gxs[e] = kTurned && !goes_right ? dx - kTiny : dx + kTiny;
-      gys[e] = kTurned && !goes_up ? dy - kTiny : dy + kTiny;
+      gxs[e] = c.x[(e + 1) % 4][k] - c.x[e][k] + kTiny;
+      gys[e] = c.y[(e + 1) % 4][k] - c.y[e][k] + kTiny;
       product[e] = gxs[e] * gys[e];
     }
     const double low = product[0] * product[1], high = product[2] * product[3];
@@ -109,7 +224,7 @@ SKYLOOM_INLINE void shares(const Corners& c, const double* __restrict area, doub
       const double xa = c.x[e][k], ya = c.y[e][k];
       const double dx = c.x[(e + 1) % 4][k] - xa, dy = c.y[(e + 1) % 4][k] - ya;
       const double rx = inverses[e] * gys[e], ry = inverses[e] * gxs[e];
-      const bool right = kTurned ? e == 0 || e == 3 : gxs[e] > 0, up = kTurned ? e < 2 : gys[e] > 0;
+      const bool right = gxs[e] > 0, up = gys[e] > 0;
       const double half_dx = 0.5 * dx, half_dy = 0.5 * dy;
       double from_y[M], to_y[M];
 #pragma GCC unroll 4
@@ -150,22 +265,12 @@ SKYLOOM_INLINE void shares(const Corners& c, const double* __restrict area, doub
   }
 }
 
-template <bool kTurned>
-SKYLOOM_INLINE void shares_of(int n, const Corners& c, const double* area, double share[][kBatch]) {
+SKYLOOM_INLINE void overlap_shares_body(int n, const Corners& c, const double* area, double share[][kBatch]) {
   switch (n) {
-    case 2: shares<2, kTurned>(c, area, share); break;
-    case 3: shares<3, kTurned>(c, area, share); break;
-    case 4: shares<4, kTurned>(c, area, share); break;
-    default: shares<5, kTurned>(c, area, share); break;
-  }
-}
-
-SKYLOOM_INLINE void overlap_shares_body(int n, bool turned, const Corners& c, const double* area,
-                                        double share[][kBatch]) {
-  if (turned) {
-    shares_of<true>(n, c, area, share);
-  } else {
-    shares_of<false>(n, c, area, share);
+    case 2: shares<2>(c, area, share); break;
+    case 3: shares<3>(c, area, share); break;
+    case 4: shares<4>(c, area, share); break;
+    default: shares<5>(c, area, share); break;
   }
 }
 
@@ -187,18 +292,23 @@ SKYLOOM_INLINE void areas_in_row_body(const double cx[4], const double cy[4], do
 
 }  // namespace
 
-SKYLOOM_DISPATCH(void, place_ordered, (Corners & c, Placement& p, int a0, int a1, int a2, int a3),
-                 (c, p, a0, a1, a2, a3))
-
-void place(Corners& c, Placement& p) {
-  int order[4] = {0, 1, 2, 3};
-  turned_order(c, 0, order);
-  place_ordered(c, p, order[0], order[1], order[2], order[3]);
+Drops in_turned_order(const Drops& d, int k) {
+  for (int first = 0; first < 4; ++first)
+    for (int step : {1, 3}) {
+      const int second = (first + step) % 4, third = (first + 2) % 4, last = (first + 3 * step) % 4;
+      if (d.x[second][k] < d.x[first][k] || d.y[second][k] < d.y[first][k]) continue;
+      if (d.x[third][k] > d.x[second][k] || d.y[third][k] < d.y[second][k]) continue;
+      return {{d.x[first], d.x[second], d.x[third], d.x[last]}, {d.y[first], d.y[second], d.y[third], d.y[last]}};
+    }
+  return d;
 }
 
+SKYLOOM_DISPATCH(void, place, (const Drops& d, Corners& c, Placement& p), (d, c, p))
+SKYLOOM_DISPATCH(bool, place_turned, (const Drops& d, TurnedDrops& t, Placement& p), (d, t, p))
+SKYLOOM_DISPATCH(void, share_turned, (int n, const Drops& d, const TurnedDrops& t, double (*share)[kBatch]),
+                 (n, d, t, share))
 SKYLOOM_DISPATCH(void, overlap_shares,
-                 (int n, bool turned, const Corners& c, const double* area, double share[][kBatch]),
-                 (n, turned, c, area, share))
+                 (int n, const Corners& c, const double* area, double share[][kBatch]), (n, c, area, share))
 SKYLOOM_DISPATCH(void, areas_in_row, (const double cx[4], const double cy[4], double y, int n, double* below),
                  (cx, cy, y, n, below))
 

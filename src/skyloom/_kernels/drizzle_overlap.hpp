@@ -24,16 +24,33 @@ struct Placement {
   alignas(64) int32_t x[kBatch], y[kBatch];       // the first cell that the drop reaches
   alignas(64) int32_t width[kBatch], height[kBatch];  // cells that it spans
   alignas(64) int32_t valid[kBatch];              // 1 if the drop has an area
-  bool turned;        // edges of all drops go right and up, left and up, left and down, right and down
 };
 
-// Find cells and areas, and move the corners to coordinates in which cell (x, y) covers [0, 1) x [0, 1). They are put in
-// the order in which the first drop is `turned`: in a smooth map the others are so too.
-void place(Corners& c, Placement& p);
+// The order of corners in which the first edge of drop k goes right and up and the second left and up, if there is one. In
+// a smooth map it is that of all drops nearby.
+Drops in_turned_order(const Drops& d, int k);
+
+// Find cells and areas of drops of any shape, and their corners relative to their first cell.
+void place(const Drops& d, Corners& relative, Placement& p);
+
+// What the areas of turned drops need: those whose edges go right and up, left and up, left and down, right and down.
+struct TurnedDrops {
+  alignas(64) double rx[4][kBatch], ry[4][kBatch];    // 1 / |dx|, 1 / |dy| of the edges
+  alignas(64) double inverse_area[kBatch];
+  alignas(64) double span[kBatch];                    // cells that it spans in x or y, whichever are more
+  alignas(64) double line_x[kBatch], line_y[kBatch];  // behind its first cells
+};
+
+// The same for drops in turned order. False if any of them has no area, or edges in other directions: then nothing in t
+// and p can be used.
+bool place_turned(const Drops& d, TurnedDrops& t, Placement& p);
 
 // share[j * n + i][k]: the fraction of drop k in cell (i, j) of the n x n cells from its first; exactly 0 where it
-// does not reach. n is 2 ... kMaxSpan. turned: as in Placement; it makes it faster.
-void overlap_shares(int n, bool turned, const Corners& c, const double* area, double share[][kBatch]);
+// does not reach. n is 2 ... kMaxSpan. All shares of drops that span more cells are 0.
+void share_turned(int n, const Drops& d, const TurnedDrops& t, double (*share)[kBatch]);
+
+// The same for drops of any shape, which may not span more cells.
+void overlap_shares(int n, const Corners& relative, const double* area, double share[][kBatch]);
 
 // Area of one drop within x < X for each of the n + 1 abscissae 0, 1, ... n, within the rows [y, y + 1).
 void areas_in_row(const double cx[4], const double cy[4], double y, int n, double* below);

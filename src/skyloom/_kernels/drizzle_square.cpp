@@ -7,111 +7,48 @@
 #include <memory>
 
 #include "drizzle_overlap.hpp"
+#include "drizzle_scatter.hpp"
 #include "isa.hpp"
 
 namespace skyloom::drizzle {
 namespace {
 
-typedef double Pair __attribute__((vector_size(16)));
-typedef double Quad __attribute__((vector_size(32)));
-
-template <class Vector>
-SKYLOOM_INLINE void add_to(double* sum, const Vector& part) {
-  Vector total;
-  std::memcpy(&total, sum, sizeof total);
-  total += part;
-  std::memcpy(sum, &total, sizeof total);
-}
-
 // Drops of one class of width, waiting until there are enough of them for the vectorised areas.
-struct Batch {
+struct Queue : Load {
   Corners corners;                    // relative to the drop's first cell
-  alignas(64) double area[kBatch];
-  alignas(64) int32_t cell[kBatch];   // of the tile
-  alignas(64) int32_t usable[kBatch]; // 1 if the pixel has a weight
-  uint32_t dq[kBatch];
-  double* values;                     // pairs as in a tile, kBatch after kBatch
   int count = 0;
-  bool turned = true;
 };
 
-// Add drops, one for each bit that is set, to the tile, N x N cells each. kPower: of the shares.
-template <int N, int kPower>
-SKYLOOM_INLINE void scatter_pairs(const double (*__restrict share)[kBatch], const int32_t* __restrict cells,
-                                  const double* __restrict values, uint64_t drops, double* sums, int64_t row) {
-  for (; drops != 0; drops &= drops - 1) {
-    const int k = std::countr_zero(drops);
-    double* cell = sums + int64_t(cells[k]) * 2;
-    Pair value;
-    std::memcpy(&value, values + 2 * k, sizeof value);
-    const Quad twice = {value[0], value[1], value[0], value[1]};
-    for (int j = 0; j < N; ++j, cell += row) {
-      int i = 0;
-      for (; i + 1 < N; i += 2) {  // two cells side by side are four numbers
-        double s = share[j * N + i][k], t = share[j * N + i + 1][k];
-        if (kPower == 2) s *= s, t *= t;
-        add_to(cell + 2 * i, twice * Quad{s, s, t, t});
-      }
-      for (; i < N; ++i) {
-        double s = share[j * N + i][k];
-        if (kPower == 2) s *= s;
-        add_to(cell + 2 * i, value * Pair{s, s});
-      }
+// Drop k of a batch, relative to its first cell.
+struct Drop {
+  double x[4], y[4];
+  Drop(const Drops& d, const Placement& p, int k) {
+    for (int v = 0; v < 4; ++v) {
+      x[v] = d.x[v][k] - p.x[k];
+      y[v] = d.y[v][k] - p.y[k];
     }
   }
-}
-
-template <int N>
-SKYLOOM_INLINE void scatter_planes(const double (*share)[kBatch], const Batch& b, uint64_t drops, Tile& tile) {
-  scatter_pairs<N, 1>(share, b.cell, b.values, drops, tile.sums, 2 * tile.stride);
-  for (int p = 1; p < tile.pairs; ++p)
-    scatter_pairs<N, 2>(share, b.cell, b.values + p * 2 * kBatch, drops, tile.sums + p * tile.plane, 2 * tile.stride);
-}
-
-SKYLOOM_INLINE void scatter_sums_body(int n, const double (*share)[kBatch], const Batch& b, uint64_t drops, Tile& tile) {
-  switch (n) {
-    case 2: return scatter_planes<2>(share, b, drops, tile);
-    case 3: return scatter_planes<3>(share, b, drops, tile);
-    case 4: return scatter_planes<4>(share, b, drops, tile);
-    default: return scatter_planes<5>(share, b, drops, tile);
+  void shift(double dx) {
+    for (double& v : x) v += dx;
   }
-}
+};
 
-SKYLOOM_DISPATCH(void, scatter_sums,
-                 (int n, const double (*share)[kBatch], const Batch& b, uint64_t drops, Tile& tile),
-                 (n, share, b, drops, tile))
-
-void scatter(int n, const double (*share)[kBatch], const Batch& b, uint64_t drops, Tile& tile) {
-  // Neighbours write to the same cells, and a load has to wait if it meets parts of a fresh store: first every other
-  // drop, then those between them.
-  constexpr uint64_t kEven = 0x5555555555555555;
-  scatter_sums(n, share, b, drops & kEven, tile);
-  scatter_sums(n, share, b, drops & ~kEven, tile);
-  if (tile.dq == nullptr) return;
-  for (; drops != 0; drops &= drops - 1) {
-    const int k = std::countr_zero(drops);
-    if (b.dq[k] == 0) continue;
-    for (int j = 0; j < n; ++j)
-      for (int i = 0; i < n; ++i)
-        if (share[j * n + i][k] > 0) tile.dq[b.cell[k] + j * tile.stride + i] |= b.dq[k];
-  }
+Drops pointers(const Corners& c) {
+  return {{c.x[0], c.x[1], c.x[2], c.x[3]}, {c.y[0], c.y[1], c.y[2], c.y[3]}};
 }
 
 // One drop of any size, a row of cells at a time, cut to the tile.
-void scatter_wide(const Corners& c, const Placement& p, int k, const Batch& b, Tile& tile, std::vector<double>& below) {
+void scatter_wide(const Drops& d, const Placement& p, int k, const Load& b, Tile& tile, std::vector<double>& below) {
   const int64_t x0 = std::max<int64_t>(p.x[k], tile.x0), x1 = std::min(int64_t(p.x[k]) + p.width[k], tile.x0 + tile.nx);
   const int64_t y0 = std::max<int64_t>(p.y[k], tile.y0), y1 = std::min(int64_t(p.y[k]) + p.height[k], tile.y0 + tile.ny);
   const int n = int(x1 - x0);
-  double cx[4], cy[4];
-  for (int v = 0; v < 4; ++v) {
-    cx[v] = c.x[v][k] - double(x0 - p.x[k]);
-    cy[v] = c.y[v][k];
-  }
+  Drop drop(d, p, k);
+  drop.shift(double(p.x[k] - x0));
   const double scale = 1.0 / p.area[k];
   const double noise = 1e-15 * std::max(p.width[k], p.height[k]) * std::fabs(scale) * p.height[k];
   below.resize(size_t(n) + 1);
   for (int64_t y = y0; y < y1; ++y) {
-    areas_in_row(cx, cy, double(y - p.y[k]), n, below.data());
+    areas_in_row(drop.x, drop.y, double(y - p.y[k]), n, below.data());
     for (int i = 0; i < n; ++i) {
       const double s = (below[size_t(i) + 1] - below[size_t(i)]) * scale;
       if (!(s > noise)) continue;
@@ -129,17 +66,14 @@ void scatter_wide(const Corners& c, const Placement& p, int k, const Batch& b, T
 }
 
 // Does the drop share any area with the frame?
-bool reaches_frame(const Corners& c, const Placement& p, int k, int64_t ny, int64_t nx) {
+bool reaches_frame(const Drops& d, const Placement& p, int k, int64_t ny, int64_t nx) {
   const int64_t x0 = std::max<int64_t>(p.x[k], 0), x1 = std::min(int64_t(p.x[k]) + p.width[k], nx);
   const int64_t y0 = std::max<int64_t>(p.y[k], 0), y1 = std::min(int64_t(p.y[k]) + p.height[k], ny);
-  double cx[4], cy[4];
-  for (int v = 0; v < 4; ++v) {
-    cx[v] = c.x[v][k] - double(x0 - p.x[k]);
-    cy[v] = c.y[v][k];
-  }
+  Drop drop(d, p, k);
+  drop.shift(double(p.x[k] - x0));
   std::vector<double> below(size_t(x1 - x0) + 1);
   for (int64_t y = y0; y < y1; ++y) {
-    areas_in_row(cx, cy, double(y - p.y[k]), int(x1 - x0), below.data());
+    areas_in_row(drop.x, drop.y, double(y - p.y[k]), int(x1 - x0), below.data());
     if (std::fabs(below.back() - below.front()) > kAreaNoise) return true;
   }
   return false;
@@ -211,9 +145,10 @@ class SquareWorker {
 
  private:
   void drizzle_batch(int64_t j, int64_t i0, int n);
-  Sorting sort_drops(int64_t j);
-  void enqueue(int span, int k);
+  Sorting sort_drops(int64_t j, const Drops& d);
+  void enqueue(int span, const Drops& d, int k);
   void flush(int span);
+  double* values_of(int queue) { return values_.data() + size_t(queue) * size_t(2 * kBatch * pairs_); }
 
   const Footprint& footprint_;
   const Input& input_;
@@ -224,97 +159,117 @@ class SquareWorker {
   TileMemory memory_;
   Tile* tile_ = nullptr;
   RowWindow window_;
-  std::unique_ptr<Batch> now_;                       // the batch at hand
-  std::unique_ptr<Batch> waiting_[kMaxSpan + 1];     // by span
   std::vector<double> values_, below_;
-  Placement place_;
+  Load now_;                                        // the batch at hand
+  std::unique_ptr<Queue> waiting_[kMaxSpan + 1];    // by span
+  Corners relative_;
+  TurnedDrops turned_, queued_turned_;
+  Placement place_, queued_place_;                  // of the batch at hand, and of a queue that is worked on
   alignas(64) double share_[kMaxSpan * kMaxSpan][kBatch];
   uint8_t lost_[kBatch];
-  alignas(64) int32_t span_[kBatch];                 // of the drops that reach the tile
+  alignas(64) int32_t usable_[kBatch];              // 1 if the pixel has a weight
+  alignas(64) int32_t span_[kBatch];                // of the drops that reach the tile
 };
 
 SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size,
                            int32_t* row_hits)
     : footprint_(footprint), input_(input), output_(output), size_(size), row_hits_(row_hits),
       pairs_(pair_planes(input.squares.size())), memory_(size.nx, size.ny, pairs_, input.dq.data != nullptr),
-      window_(footprint.map, footprint.half), now_(std::make_unique<Batch>()),
-      values_(size_t(2 * kBatch * pairs_) * kMaxSpan) {
-  now_->values = values_.data();
-  std::fill_n(now_->dq, kBatch, 0u);
+      window_(footprint.map, footprint.half), values_(size_t(2 * kBatch * pairs_) * kMaxSpan) {
+  now_.values = values_of(0);
+  std::fill_n(now_.dq, kBatch, 0u);
   for (int n = 2; n <= kMaxSpan; ++n) {
-    waiting_[n] = std::make_unique<Batch>();
-    waiting_[n]->corners = Corners{};
-    std::fill_n(waiting_[n]->area, kBatch, 0.0);
-    waiting_[n]->values = values_.data() + size_t(n - 1) * size_t(2 * kBatch * pairs_);
+    waiting_[n] = std::make_unique<Queue>();
+    waiting_[n]->values = values_of(n - 1);
+    const double x[4] = {0, 1, 1, 0}, y[4] = {0, 0, 1, 1};  // an empty place in a queue is a drop like others
+    for (int v = 0; v < 4; ++v) {
+      std::fill_n(waiting_[n]->corners.x[v], kBatch, x[v]);
+      std::fill_n(waiting_[n]->corners.y[v], kBatch, y[v]);
+    }
   }
 }
 
 // Look up which drops reach the tile, and how wide they are. Hits are counted by the one tile that owns the first cell
 // of a drop's part within the frame.
-Sorting SquareWorker::sort_drops(int64_t j) {
+Sorting SquareWorker::sort_drops(int64_t j, const Drops& d) {
   const Tile& t = *tile_;
   Sorting s;
-  sort_batch(place_, now_->usable, {t.x0, t.x0 + t.nx, t.y0, t.y0 + t.ny}, {output_.nx, output_.ny}, t.stride,
-             now_->cell, span_, s);
+  sort_batch(place_, usable_, {t.x0, t.x0 + t.nx, t.y0, t.y0 + t.ny}, {output_.nx, output_.ny}, t.stride, now_.cell, span_,
+             s);
   int hits = s.hits;
   for (uint64_t rest = s.at_border; rest != 0; rest &= rest - 1)
-    hits += reaches_frame(now_->corners, place_, std::countr_zero(rest), output_.ny, output_.nx);
+    hits += reaches_frame(d, place_, std::countr_zero(rest), output_.ny, output_.nx);
   if (hits > 0)
     std::atomic_ref<int32_t>(row_hits_[j - footprint_.window.y0]).fetch_add(hits, std::memory_order_relaxed);
   return s;
 }
 
-void SquareWorker::enqueue(int span, int k) {
-  Batch& to = *waiting_[span];
+void SquareWorker::enqueue(int span, const Drops& d, int k) {
+  Queue& to = *waiting_[span];
   const int m = to.count++;
-  to.turned = to.turned && place_.turned;
+  const Drop drop(d, place_, k);
   for (int v = 0; v < 4; ++v) {
-    to.corners.x[v][m] = now_->corners.x[v][k];
-    to.corners.y[v][m] = now_->corners.y[v][k];
+    to.corners.x[v][m] = drop.x[v];
+    to.corners.y[v][m] = drop.y[v];
   }
-  to.area[m] = place_.area[k];
-  to.cell[m] = now_->cell[k];
-  to.dq[m] = now_->dq[k];
+  to.cell[m] = now_.cell[k];
+  to.dq[m] = now_.dq[k];
+  to.any_dq |= now_.dq[k] != 0;
   for (int p = 0; p < pairs_; ++p)
-    std::memcpy(to.values + 2 * (p * kBatch + m), now_->values + 2 * (p * kBatch + k), 2 * sizeof(double));
+    std::memcpy(to.values + 2 * (p * kBatch + m), now_.values + 2 * (p * kBatch + k), 2 * sizeof(double));
   if (to.count == kBatch) flush(span);
 }
 
 void SquareWorker::flush(int span) {
-  Batch& b = *waiting_[span];
-  if (b.count == 0) return;
-  overlap_shares(span, b.turned, b.corners, b.area, share_);
-  scatter(span, share_, b, b.count == kBatch ? ~uint64_t(0) : (uint64_t(1) << b.count) - 1, *tile_);
-  b.count = 0;
-  b.turned = true;
+  Queue& q = *waiting_[span];
+  if (q.count == 0) return;
+  const Drops drops = pointers(q.corners);
+  if (place_turned(drops, queued_turned_, queued_place_)) {
+    share_turned(span, drops, queued_turned_, share_);
+  } else {
+    place(drops, relative_, queued_place_);
+    overlap_shares(span, relative_, queued_place_.area, share_);
+  }
+  scatter(span, share_, q, q.count == kBatch ? ~uint64_t(0) : (uint64_t(1) << q.count) - 1, *tile_);
+  q.count = 0;
+  q.any_dq = false;
 }
 
 void SquareWorker::drizzle_batch(int64_t j, int64_t i0, int n) {
-  const bool regular = window_.corners(j, now_->corners, lost_);
-  place(now_->corners, place_);
-  load_batch(input_, j, i0, n, now_->values, now_->usable, now_->dq);
+  Drops drops;
+  const bool regular = window_.drops(j, drops, lost_);
+  drops = in_turned_order(drops, 0);
+  load_batch(input_, j, i0, n, now_.values, usable_, now_.dq);
+  const bool turned = regular && place_turned(drops, turned_, place_);
+  if (!turned) place(drops, relative_, place_);
   if (!regular)
     for (int k = 0; k < n; ++k)
       if (lost_[k]) place_.valid[k] = 0;
-  const Sorting sorted = sort_drops(j);
+  const Sorting sorted = sort_drops(j, drops);
   const uint64_t all = sorted.within[kMaxSpan + 1];
   if (all == 0) return;
+  now_.any_dq = input_.dq.data != nullptr;
   // The smallest span that serves most drops is worked on in place, the other drops wait for their like.
   const int total = std::popcount(all);
   int dense = 2;
   while (dense <= kMaxSpan && 4 * std::popcount(sorted.within[dense]) < 3 * total) ++dense;
   uint64_t rest = all;
   if (dense <= kMaxSpan && total >= kBatch * 5 / 8) {
-    overlap_shares(dense, place_.turned, now_->corners, place_.area, share_);
-    scatter(dense, share_, *now_, sorted.within[dense], *tile_);
+    if (turned) {  // shares of drops that are too wide are 0: they do not break the runs of the others
+      share_turned(dense, drops, turned_, share_);
+      scatter(dense, share_, now_, sorted.within[dense == 2 ? kMaxSpan : dense], *tile_);
+    } else {
+      overlap_shares(dense, relative_, place_.area, share_);
+      scatter(dense, share_, now_, sorted.within[dense], *tile_);
+    }
     rest &= ~sorted.within[dense];
   }
   for (; rest != 0; rest &= rest - 1) {
     const int k = std::countr_zero(rest), span = std::max(span_[k] & 255, 2);
     if (span <= kMaxSpan) {
-      enqueue(span, k);
+      enqueue(span, drops, k);
     } else {
-      scatter_wide(now_->corners, place_, k, *now_, *tile_, below_);
+      scatter_wide(drops, place_, k, now_, *tile_, below_);
     }
   }
 }

@@ -1,0 +1,150 @@
+#include "drizzle_scatter.hpp"
+
+#include <bit>
+#include <cstring>
+
+#include "isa.hpp"
+
+namespace skyloom::drizzle {
+namespace {
+
+typedef double Pair __attribute__((vector_size(16)));
+typedef double Quad __attribute__((vector_size(32)));
+typedef double Octet __attribute__((vector_size(64)));
+
+template <class Vector>
+SKYLOOM_INLINE Vector load(const double* p) {
+  Vector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class Vector>
+SKYLOOM_INLINE void add_to(double* sum, const Vector& part) {
+  const Vector total = load<Vector>(sum) + part;
+  std::memcpy(sum, &total, sizeof total);
+}
+
+template <int kPower, class Vector>
+SKYLOOM_INLINE Vector power(const Vector& share) {
+  return kPower == 2 ? share * share : share;
+}
+
+SKYLOOM_INLINE Octet twice_each(const Quad& v) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(v, v, 0, 0, 1, 1, 2, 2, 3, 3);
+#else
+  return Octet{v[0], v[0], v[1], v[1], v[2], v[2], v[3], v[3]};
+#endif
+}
+
+// Drops here and there, N x N cells each.
+template <int N, int kPower>
+SKYLOOM_INLINE void scatter_pairs(const double (*__restrict share)[kBatch], const int32_t* __restrict cells,
+                                  const double* __restrict values, uint64_t drops, double* sums, int64_t row) {
+  for (; drops != 0; drops &= drops - 1) {
+    const int k = std::countr_zero(drops);
+    double* cell = sums + int64_t(cells[k]) * 2;
+    const Pair value = load<Pair>(values + 2 * k);
+    const Quad twice = {value[0], value[1], value[0], value[1]};
+    for (int j = 0; j < N; ++j, cell += row) {
+      int i = 0;
+      for (; i + 1 < N; i += 2) {  // two cells side by side are four numbers
+        const double s = power<kPower>(share[j * N + i][k]), t = power<kPower>(share[j * N + i + 1][k]);
+        add_to(cell + 2 * i, twice * Quad{s, s, t, t});
+      }
+      for (; i < N; ++i) {
+        const double s = power<kPower>(share[j * N + i][k]);
+        add_to(cell + 2 * i, value * Pair{s, s});
+      }
+    }
+  }
+}
+
+// One row of the 2 x 2 cells of drops side by side: each cell takes from the drop that begins in it and from the one before.
+template <int kPower>
+SKYLOOM_INLINE void add_run(const double* __restrict near, const double* __restrict far,
+                            const double* __restrict values, int n, double* sums) {
+  const auto alone = [&](const double* share, int k) {
+    const double s = power<kPower>(share[k]);
+    return load<Pair>(values + 2 * k) * Pair{s, s};
+  };
+  add_to(sums, alone(near, 0));
+  int k = 1;
+  for (; k + 4 <= n; k += 4)
+    add_to(sums + 2 * k, twice_each(power<kPower>(load<Quad>(near + k))) * load<Octet>(values + 2 * k) +
+                             twice_each(power<kPower>(load<Quad>(far + k - 1))) * load<Octet>(values + 2 * k - 2));
+  for (; k < n; ++k) add_to(sums + 2 * k, alone(near, k) + alone(far, k - 1));
+  add_to(sums + 2 * n, alone(far, n - 1));
+}
+
+template <int kPower>
+SKYLOOM_INLINE void scatter_runs(const double (*__restrict share)[kBatch], const int32_t* __restrict cells,
+                                 const double* __restrict values, uint64_t drops, uint64_t goes_on, double* sums,
+                                 int64_t row) {
+  for (uint64_t starts = drops & ~goes_on; starts != 0; starts &= starts - 1) {
+    const int k = std::countr_zero(starts), n = 1 + std::countr_one(k < kBatch - 1 ? goes_on >> (k + 1) : 0);
+    double* cell = sums + int64_t(cells[k]) * 2;
+    add_run<kPower>(share[0] + k, share[1] + k, values + 2 * k, n, cell);
+    add_run<kPower>(share[2] + k, share[3] + k, values + 2 * k, n, cell + row);
+  }
+}
+
+// Bit k: the first cell of drop k is next to that of drop k - 1.
+SKYLOOM_INLINE uint64_t next_to_last(const int32_t* __restrict cells) {
+  uint32_t half[2] = {0, 0};
+  for (int k = 1; k < 32; ++k) half[0] |= uint32_t(cells[k] == cells[k - 1] + 1) << k;
+  for (int k = 0; k < 32; ++k) half[1] |= uint32_t(cells[k + 32] == cells[k + 31] + 1) << k;
+  return half[0] | uint64_t(half[1]) << 32;
+}
+
+template <int N>
+SKYLOOM_INLINE void scatter_planes(const double (*share)[kBatch], const Load& load, uint64_t drops, Tile& tile) {
+  const int64_t row = 2 * tile.stride;
+  scatter_pairs<N, 1>(share, load.cell, load.values, drops, tile.sums, row);
+  for (int p = 1; p < tile.pairs; ++p)
+    scatter_pairs<N, 2>(share, load.cell, load.values + p * 2 * kBatch, drops, tile.sums + p * tile.plane, row);
+}
+
+SKYLOOM_INLINE void scatter_sums_body(int n, const double (*share)[kBatch], const Load& load, uint64_t drops, Tile& tile) {
+  constexpr int kFewRuns = 16;
+  // Neighbours write to the same cells, and a read has to wait if it meets parts of fresh writes: every other drop first,
+  // then those between them. Runs of neighbours are added up before they are written.
+  constexpr uint64_t kEven = 0x5555555555555555;
+  if (n == 2) {
+    const int64_t row = 2 * tile.stride;
+    const uint64_t goes_on = drops & (drops << 1) & next_to_last(load.cell);
+    if (std::popcount(drops & ~goes_on) <= kFewRuns) {
+      scatter_runs<1>(share, load.cell, load.values, drops, goes_on, tile.sums, row);
+      for (int p = 1; p < tile.pairs; ++p)
+        scatter_runs<2>(share, load.cell, load.values + p * 2 * kBatch, drops, goes_on, tile.sums + p * tile.plane, row);
+      return;
+    }
+  }
+  for (const uint64_t half : {drops & kEven, drops & ~kEven}) switch (n) {
+      case 2: scatter_planes<2>(share, load, half, tile); break;
+      case 3: scatter_planes<3>(share, load, half, tile); break;
+      case 4: scatter_planes<4>(share, load, half, tile); break;
+      default: scatter_planes<5>(share, load, half, tile); break;
+    }
+}
+
+SKYLOOM_DISPATCH(void, scatter_sums,
+                 (int n, const double (*share)[kBatch], const Load& load, uint64_t drops, Tile& tile),
+                 (n, share, load, drops, tile))
+
+}  // namespace
+
+void scatter(int n, const double (*share)[kBatch], const Load& load, uint64_t drops, Tile& tile) {
+  scatter_sums(n, share, load, drops, tile);
+  if (tile.dq == nullptr || !load.any_dq) return;
+  for (; drops != 0; drops &= drops - 1) {
+    const int k = std::countr_zero(drops);
+    if (load.dq[k] == 0) continue;
+    for (int j = 0; j < n; ++j)
+      for (int i = 0; i < n; ++i)
+        if (share[j * n + i][k] > 0) tile.dq[load.cell[k] + j * tile.stride + i] |= load.dq[k];
+  }
+}
+
+}  // namespace skyloom::drizzle
