@@ -48,6 +48,7 @@ class DrizzleOutput:
         context_bit: int,
         fill: float | None,
         fill_squares: float | None,
+        fresh: bool = False,
     ) -> None: ...
 
 class DrizzleKernel:

@@ -105,7 +105,7 @@ using WritePlanes = std::vector<std::optional<WritePlane>>;
 
 void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, WritePlanes squares, WritePlanes square_weights,
                  std::optional<WriteBits> dq, std::optional<Context> context, int64_t context_bit,
-                 std::optional<double> fill, std::optional<double> fill_squares) {
+                 std::optional<double> fill, std::optional<double> fill_squares, bool fresh) {
   new (self) BoundOutput();
   const size_t ny = mean.shape(0), nx = mean.shape(1);
   self->ny = int64_t(ny);
@@ -122,6 +122,7 @@ void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, WritePla
   if (dq) self->dq = bits_of<uint32_t>(*dq, ny, nx);
   if (context) self->context = bits_of<int32_t>(*context, ny, nx);
   self->context_bit = int32_t(uint32_t(1) << (context_bit & 31));
+  self->fresh = fresh;
   self->fill = fill.has_value();
   self->fill_value = fill.value_or(0);
   self->fill_squares = fill_squares.has_value();
@@ -183,7 +184,8 @@ void bind_drizzle(nb::module_& m) {
            "data_scale"_a, "square_scale"_a, "weight_scale"_a);
   nb::class_<BoundOutput>(m, "DrizzleOutput", "Running weighted means, and what goes with them.")
       .def("__init__", &make_output, "mean"_a, "weight"_a, "squares"_a, "square_weights"_a, "dq"_a.none(),
-           "context"_a.none(), nb::kw_only(), "context_bit"_a, "fill"_a.none(), "fill_squares"_a.none());
+           "context"_a.none(), nb::kw_only(), "context_bit"_a, "fill"_a.none(), "fill_squares"_a.none(),
+           "fresh"_a = false);
   nb::class_<Kernel>(m, "DrizzleKernel", "A kernel that shares out drops by their distance from a cell along each axis.")
       .def("__init__", &make_kernel, "name"_a, nb::kw_only(), "pixfrac"_a, "scale_ratio"_a, "normalised"_a)
       .def_ro("reach", &Kernel::reach, "Cells with their centre farther than this, plus 1/2, get nothing.")

@@ -76,7 +76,7 @@ void Footprint::find_centres(int64_t block) {
 }
 
 void Footprint::store(int64_t block, int64_t row, int64_t batch, const Reach& reach) {
-  batches[size_t(row * across() + batch)] = reach;
+  batches[batch_index(row, batch)] = reach;
   if (reach.empty()) return;
   Reach& all = blocks[size_t(block * across() + batch)];
   all = all.empty() ? reach

@@ -2,6 +2,7 @@
 // reads only what belongs to it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -33,11 +34,12 @@ struct Footprint {
   double half;                  // half of a drop's size, in input pixels; 0 for drops placed by their centres alone
   double margin;                // what a kernel reaches beyond its drop, in output pixels
   int64_t frame_ny, frame_nx;
-  std::vector<Reach> batches;   // of each batch: [row - window.y0][batch]
+  std::vector<Reach> batches;   // of each batch, at batch_index
   std::vector<Reach> blocks;    // of each block: [block of rows][batch]
 
   Footprint(const PixelMap& map, const Window& window, double half, double margin, int64_t frame_ny, int64_t frame_nx);
   int64_t across() const { return (window.x1 - window.x0 + kBatch - 1) / kBatch; }
+  size_t batch_index(int64_t row, int64_t batch) const { return size_t(batch * rows() + row); }  // row - window.y0
   int64_t rows() const { return window.y1 - window.y0; }
   int64_t block_rows() const { return (rows() + kBlockRows - 1) / kBlockRows; }
   int batch_start(int64_t batch, int64_t& i0) const;  // first column; returns the number of columns

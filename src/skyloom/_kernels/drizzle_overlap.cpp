@@ -292,15 +292,18 @@ SKYLOOM_INLINE void areas_in_row_body(const double cx[4], const double cy[4], do
 
 }  // namespace
 
-Drops in_turned_order(const Drops& d, int k) {
+void put_in_turned_order(Drops& d) {
+  double x[4], y[4];
+  for (int v = 0; v < 4; ++v) x[v] = d.x[v][0], y[v] = d.y[v][0];
   for (int first = 0; first < 4; ++first)
     for (int step : {1, 3}) {
       const int second = (first + step) % 4, third = (first + 2) % 4, last = (first + 3 * step) % 4;
-      if (d.x[second][k] < d.x[first][k] || d.y[second][k] < d.y[first][k]) continue;
-      if (d.x[third][k] > d.x[second][k] || d.y[third][k] < d.y[second][k]) continue;
-      return {{d.x[first], d.x[second], d.x[third], d.x[last]}, {d.y[first], d.y[second], d.y[third], d.y[last]}};
+      if (x[second] < x[first] || y[second] < y[first] || x[third] > x[second] || y[third] < y[second]) continue;
+      const double *const px[4] = {d.x[first], d.x[second], d.x[third], d.x[last]};
+      const double *const py[4] = {d.y[first], d.y[second], d.y[third], d.y[last]};
+      for (int v = 0; v < 4; ++v) d.x[v] = px[v], d.y[v] = py[v];
+      return;
     }
-  return d;
 }
 
 SKYLOOM_DISPATCH(void, place, (const Drops& d, Corners& c, Placement& p), (d, c, p))

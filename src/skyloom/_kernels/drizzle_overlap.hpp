@@ -26,9 +26,9 @@ struct Placement {
   alignas(64) int32_t valid[kBatch];              // 1 if the drop has an area
 };
 
-// The order of corners in which the first edge of drop k goes right and up and the second left and up, if there is one. In
-// a smooth map it is that of all drops nearby.
-Drops in_turned_order(const Drops& d, int k);
+// Order the corners so that the first edge of the first drop goes right and up and its second left and up, if they do in
+// any order. In a smooth map that holds for the other drops too.
+void put_in_turned_order(Drops& d);
 
 // Find cells and areas of drops of any shape, and their corners relative to their first cell.
 void place(const Drops& d, Corners& relative, Placement& p);

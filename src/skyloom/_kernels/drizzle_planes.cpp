@@ -45,6 +45,7 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
   for (int k = 0; k < kBatch; ++k) {
     w[k] *= input.weight_scale;
     d[k] *= input.data_scale;
+    d[k] *= w[k];
     const bool good = std::fabs(d[k]) <= huge && w[k] > 0 && w[k] <= huge;
     w[k] = good ? w[k] : 0.0;
     d[k] = good ? d[k] : 0.0;
@@ -55,10 +56,14 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
   for (int s = 0; s < n_squares; ++s) {
     if (input.squares[size_t(s)].data == nullptr) continue;
     read_row_body(input.squares[size_t(s)], j, i0, n, v[0]);
-    for (int k = 0; k < n; ++k) w[k] = std::fabs(v[0][k] * input.square_scale) <= huge ? w[k] : 0.0;
+    for (int k = 0; k < n; ++k) {
+      const bool good = std::fabs(w[k] * w[k] * (v[0][k] * input.square_scale)) <= huge;
+      w[k] = good ? w[k] : 0.0;
+      d[k] = good ? d[k] : 0.0;
+    }
   }
   for (int k = 0; k < kBatch; ++k) {
-    values[2 * k] = w[k] * d[k];
+    values[2 * k] = d[k];
     values[2 * k + 1] = w[k];
     usable[k] = w[k] > 0;
   }
@@ -70,7 +75,7 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
       read_row_body(input.squares[size_t(s + side)], j, i0, n, v[side]);
       for (int k = 0; k < kBatch; ++k) {
         const double scaled = v[side][k] * input.square_scale;
-        v[side][k] = w[k] > 0 ? w[k] * w[k] * scaled : 0.0;
+        v[side][k] = w[k] > 0 ? w[k] * w[k] * scaled : 0.0;  // 0 * NaN is NaN
       }
     }
     for (int k = 0; k < kBatch; ++k) {
@@ -124,9 +129,9 @@ SKYLOOM_INLINE void merge_means(Piece& p, bool fills, double fill) {
     for (int k = 0; k < kBatch; ++k) p.mean[k] = p.total[k] == 0.0 ? fill : p.mean[k];
 }
 
-template <int kPower>
+template <int kPower, bool kFresh>
 SKYLOOM_INLINE void merge_plane(const Plane& plane, int64_t j, int64_t i0, int n, Piece& p, bool fills, double fill) {
-  read_row_body(plane, j, i0, n, p.mean);
+  if (!kFresh) read_row_body(plane, j, i0, n, p.mean);
   merge_means<kPower>(p, fills, fill);
   write_row_body(plane, j, i0, n, p.mean);
 }
@@ -137,10 +142,11 @@ SKYLOOM_INLINE void merge_own_weight(const Plane& plane, const Plane& weight, in
   Piece p = common;
   read_row_body(weight, j, i0, n, p.before);
   for (int k = 0; k < kBatch; ++k) p.total[k] = p.before[k] + p.weight[k];
-  merge_plane<2>(plane, j, i0, n, p, out.fill_squares, out.fill_square_value);
+  merge_plane<2, false>(plane, j, i0, n, p, out.fill_squares, out.fill_square_value);
   write_row_body(weight, j, i0, n, p.total);
 }
 
+template <bool kFresh>
 SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, int64_t x, int n, const Piece& p) {
   const int64_t j = tile.y0 + y, i0 = tile.x0 + x;
   if (out.context.data != nullptr) {
@@ -149,11 +155,12 @@ SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, i
     const int32_t bit = out.context_bit;
     if (tile.positive != nullptr) {  // a sum may be negative though some of its parts are not
       const uint8_t* __restrict positive = tile.positive + y * tile.stride + x;
-      for (int k = 0; k < n; ++k) context[k * col] |= (p.weight[k] != 0) & (positive[k] != 0) ? bit : 0;
+      for (int k = 0; k < n; ++k)
+        context[k * col] = (kFresh ? 0 : context[k * col]) | ((p.weight[k] != 0) & (positive[k] != 0) ? bit : 0);
     } else if (col == 1) {
-      for (int k = 0; k < n; ++k) context[k] |= p.weight[k] > 0 ? bit : 0;
+      for (int k = 0; k < n; ++k) context[k] = (kFresh ? 0 : context[k]) | (p.weight[k] > 0 ? bit : 0);
     } else {
-      for (int k = 0; k < n; ++k) context[k * col] |= p.weight[k] > 0 ? bit : 0;
+      for (int k = 0; k < n; ++k) context[k * col] = (kFresh ? 0 : context[k * col]) | (p.weight[k] > 0 ? bit : 0);
     }
   }
   if (tile.dq != nullptr) {  // bits of a cell without earlier weight are replaced
@@ -161,13 +168,14 @@ SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, i
     uint32_t* __restrict dq = out.dq.data + j * out.dq.row + i0 * out.dq.col;
     const int64_t col = out.dq.col;
     for (int k = 0; k < n; ++k) {
-      const uint32_t kept = (p.before[k] == 0) & (p.weight[k] != 0) ? 0 : dq[k * col];
-      dq[k * col] = kept | (p.weight[k] != 0 ? bits[k] : 0);
+      const bool replaced = kFresh || ((p.before[k] == 0) & (p.weight[k] != 0));
+      dq[k * col] = (replaced ? 0 : dq[k * col]) | (p.weight[k] != 0 ? bits[k] : 0);
     }
   }
 }
 
-SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
+template <bool kFresh>
+SKYLOOM_INLINE void merge_planes(const Tile& tile, const Output& out) {
   const double least = out.least_weight();
   Piece p{};
   for (int64_t y = 0; y < tile.ny; ++y)
@@ -175,7 +183,7 @@ SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
       const int n = int(tile.nx - x < kBatch ? tile.nx - x : kBatch);
       const int64_t j = tile.y0 + y, i0 = tile.x0 + x;
       const double* __restrict sums = tile.sums + (y * tile.stride + x) * 2;
-      read_row_body(out.weight, j, i0, n, p.before);
+      if (!kFresh) read_row_body(out.weight, j, i0, n, p.before);
       for (int k = 0; k < n; ++k) {
         p.sum[k] = sums[2 * k];
         p.weight[k] = sums[2 * k + 1];
@@ -184,21 +192,29 @@ SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
         p.weight[k] = std::fabs(p.weight[k]) > least ? p.weight[k] : 0.0;
         p.total[k] = p.before[k] + p.weight[k];
       }
-      merge_bits(tile, out, y, x, n, p);
+      merge_bits<kFresh>(tile, out, y, x, n, p);
       write_row_body(out.weight, j, i0, n, p.total);
-      merge_plane<1>(out.mean, j, i0, n, p, out.fill, out.fill_value);
+      merge_plane<1, kFresh>(out.mean, j, i0, n, p, out.fill, out.fill_value);
       for (int s = 0; s < int(out.squares.size()); ++s) {
         const Plane &square = out.squares[size_t(s)], &weight = out.square_weights[size_t(s)];
         if (square.data == nullptr) continue;
         const double* __restrict squares = sums + (s / 2 + 1) * tile.plane + s % 2;
         for (int k = 0; k < n; ++k) p.sum[k] = squares[2 * k];
         if (weight.data == nullptr) {
-          merge_plane<2>(square, j, i0, n, p, out.fill_squares, out.fill_square_value);
+          merge_plane<2, kFresh>(square, j, i0, n, p, out.fill_squares, out.fill_square_value);
         } else {
           merge_own_weight(square, weight, j, i0, n, p, out);
         }
       }
     }
+}
+
+SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
+  if (out.fresh) {
+    merge_planes<true>(tile, out);
+  } else {
+    merge_planes<false>(tile, out);
+  }
 }
 
 }  // namespace

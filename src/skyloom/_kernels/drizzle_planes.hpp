@@ -41,6 +41,7 @@ struct Output {
   IntPlane<uint32_t> dq;
   IntPlane<int32_t> context;
   int32_t context_bit = 0;
+  bool fresh = false;                        // the planes hold nothing yet: they are written without being read
   bool fill = false, fill_squares = false;   // set pixels without weight to these values
   double fill_value = 0, fill_square_value = 0;
 

@@ -62,18 +62,22 @@ SKYLOOM_INLINE void scatter_pairs(const double (*__restrict share)[kBatch], cons
 }
 
 // One row of the 2 x 2 cells of drops side by side: each cell takes from the drop that begins in it and from the one before.
+// ahead: what is fetched for the next rows of drops, as most maps go.
 template <int kPower>
 SKYLOOM_INLINE void add_run(const double* __restrict near, const double* __restrict far,
-                            const double* __restrict values, int n, double* sums) {
+                            const double* __restrict values, int n, double* sums, int64_t ahead) {
   const auto alone = [&](const double* share, int k) {
     const double s = power<kPower>(share[k]);
     return load<Pair>(values + 2 * k) * Pair{s, s};
   };
   add_to(sums, alone(near, 0));
   int k = 1;
-  for (; k + 4 <= n; k += 4)
+  for (; k + 4 <= n; k += 4) {
+    __builtin_prefetch(sums + ahead + 2 * k);
     add_to(sums + 2 * k, twice_each(power<kPower>(load<Quad>(near + k))) * load<Octet>(values + 2 * k) +
                              twice_each(power<kPower>(load<Quad>(far + k - 1))) * load<Octet>(values + 2 * k - 2));
+  }
+  __builtin_prefetch(sums + ahead + 2 * n);
   for (; k < n; ++k) add_to(sums + 2 * k, alone(near, k) + alone(far, k - 1));
   add_to(sums + 2 * n, alone(far, n - 1));
 }
@@ -85,8 +89,8 @@ SKYLOOM_INLINE void scatter_runs(const double (*__restrict share)[kBatch], const
   for (uint64_t starts = drops & ~goes_on; starts != 0; starts &= starts - 1) {
     const int k = std::countr_zero(starts), n = 1 + std::countr_one(k < kBatch - 1 ? goes_on >> (k + 1) : 0);
     double* cell = sums + int64_t(cells[k]) * 2;
-    add_run<kPower>(share[0] + k, share[1] + k, values + 2 * k, n, cell);
-    add_run<kPower>(share[2] + k, share[3] + k, values + 2 * k, n, cell + row);
+    add_run<kPower>(share[0] + k, share[1] + k, values + 2 * k, n, cell, 2 * row);
+    add_run<kPower>(share[2] + k, share[3] + k, values + 2 * k, n, cell + row, 2 * row);
   }
 }
 

@@ -79,10 +79,6 @@ bool reaches_frame(const Drops& d, const Placement& p, int k, int64_t ny, int64_
   return false;
 }
 
-struct Rectangle {
-  int64_t x0, x1, y0, y1;
-};
-
 struct Size {
   int64_t nx, ny;
 };
@@ -101,23 +97,31 @@ SKYLOOM_INLINE uint64_t spans_up_to(const int32_t* __restrict span, int32_t limi
   return half[0] | uint64_t(half[1]) << 32;
 }
 
-SKYLOOM_INLINE void sort_batch_body(const Placement& p, const int32_t* __restrict usable, Rectangle tile, Size frame,
-                                    int64_t stride, int32_t* __restrict cell, int32_t* __restrict span, Sorting& out) {
-  const int32_t x0 = int32_t(tile.x0), x1 = int32_t(tile.x1), y0 = int32_t(tile.y0), y1 = int32_t(tile.y1);
-  const int32_t nx = int32_t(frame.nx), ny = int32_t(frame.ny), step = int32_t(stride);
+// kInside: the whole batch is known to lie within the tile.
+template <bool kInside>
+SKYLOOM_INLINE void sort_batch_in(const Placement& p, const int32_t* __restrict usable, const Tile& tile, Size frame,
+                                  int32_t* __restrict cell, int32_t* __restrict span, Sorting& out) {
+  const int32_t x0 = int32_t(tile.x0), x1 = x0 + int32_t(tile.nx), y0 = int32_t(tile.y0), y1 = y0 + int32_t(tile.ny);
+  const int32_t nx = int32_t(frame.nx), ny = int32_t(frame.ny), step = int32_t(tile.stride);
   int32_t hits = 0, borders = 0;
   for (int k = 0; k < kBatch; ++k) {
-    const int32_t x = p.x[k], y = p.y[k], end_x = x + p.width[k], end_y = y + p.height[k];
-    const int32_t size = p.width[k] > p.height[k] ? p.width[k] : p.height[k];
-    const int32_t reaches = (x < x1) & (y < y1) & (end_x > x0) & (end_y > y0) & p.valid[k] & usable[k];
-    const int32_t own_x = x > 0 ? x : 0, own_y = y > 0 ? y : 0;
-    const int32_t owned = reaches & (own_x >= x0) & (own_x < x1) & (own_y >= y0) & (own_y < y1);
-    const int32_t inside = (x >= 0) & (y >= 0) & (end_x <= nx) & (end_y <= ny);
-    const int32_t unsure = owned & (inside ^ 1);
+    const int32_t x = p.x[k], y = p.y[k], width = p.width[k], height = p.height[k];
+    const int32_t size = width > height ? width : height, good = p.valid[k] & usable[k];
     cell[k] = (y - y0) * step + (x - x0);
-    span[k] = reaches ? (size < kMaxSpan ? size : (size > kMaxSpan ? kMaxSpan + 1 : kMaxSpan)) | (unsure << 8) : 255;
-    hits += owned & inside;
-    borders += unsure;
+    if (kInside) {
+      span[k] = good ? (size <= kMaxSpan ? size : kMaxSpan + 1) : 255;
+      hits += good;
+    } else {
+      const int32_t end_x = x + width, end_y = y + height;
+      const int32_t reaches = (x < x1) & (y < y1) & (end_x > x0) & (end_y > y0) & good;
+      const int32_t own_x = x > 0 ? x : 0, own_y = y > 0 ? y : 0;
+      const int32_t owned = reaches & (own_x >= x0) & (own_x < x1) & (own_y >= y0) & (own_y < y1);
+      const int32_t inside = (x >= 0) & (y >= 0) & (end_x <= nx) & (end_y <= ny);
+      const int32_t unsure = owned & (inside ^ 1);
+      span[k] = reaches ? (size <= kMaxSpan ? size : kMaxSpan + 1) | (unsure << 8) : 255;
+      hits += owned & inside;
+      borders += unsure;
+    }
   }
   uint64_t within[kMaxSpan + 2] = {0, 0, spans_up_to(span, 2), spans_up_to(span, 3), 0, 0, spans_up_to(span, 6)};
   within[4] = within[5] = within[3];
@@ -131,21 +135,30 @@ SKYLOOM_INLINE void sort_batch_body(const Placement& p, const int32_t* __restric
   out = {{0, 0, within[2], within[3], within[4], within[5], within[6]}, at_border, hits};
 }
 
+SKYLOOM_INLINE void sort_batch_body(const Placement& p, const int32_t* usable, bool inside, const Tile& tile, Size frame,
+                                    int32_t* cell, int32_t* span, Sorting& out) {
+  if (inside) {
+    sort_batch_in<true>(p, usable, tile, frame, cell, span, out);
+  } else {
+    sort_batch_in<false>(p, usable, tile, frame, cell, span, out);
+  }
+}
+
 SKYLOOM_DISPATCH(void, sort_batch,
-                 (const Placement& p, const int32_t* usable, Rectangle tile, Size frame, int64_t stride, int32_t* cell,
+                 (const Placement& p, const int32_t* usable, bool inside, const Tile& tile, Size frame, int32_t* cell,
                   int32_t* span, Sorting& out),
-                 (p, usable, tile, frame, stride, cell, span, out))
+                 (p, usable, inside, tile, frame, cell, span, out))
 
 // Works through the tiles of one thread.
 class SquareWorker {
  public:
-  SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size,
-               int32_t* row_hits);
+  SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size);
   void drizzle_tile(int64_t index);
+  void report_hits(int32_t* row_hits) const;
 
  private:
-  void drizzle_batch(int64_t j, int64_t i0, int n);
-  Sorting sort_drops(int64_t j, const Drops& d);
+  void drizzle_batch(int64_t j, int64_t i0, int n, bool inside);
+  Sorting sort_drops(int64_t j, const Drops& d, bool inside);
   void enqueue(int span, const Drops& d, int k);
   void flush(int span);
   double* values_of(int queue) { return values_.data() + size_t(queue) * size_t(2 * kBatch * pairs_); }
@@ -154,7 +167,7 @@ class SquareWorker {
   const Input& input_;
   const Output& output_;
   const TileSize size_;
-  int32_t* const row_hits_;
+  std::vector<int32_t> row_hits_;
   const int pairs_;
   TileMemory memory_;
   Tile* tile_ = nullptr;
@@ -171,9 +184,8 @@ class SquareWorker {
   alignas(64) int32_t span_[kBatch];                // of the drops that reach the tile
 };
 
-SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size,
-                           int32_t* row_hits)
-    : footprint_(footprint), input_(input), output_(output), size_(size), row_hits_(row_hits),
+SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size)
+    : footprint_(footprint), input_(input), output_(output), size_(size), row_hits_(size_t(footprint.rows())),
       pairs_(pair_planes(input.squares.size())), memory_(size.nx, size.ny, pairs_, input.dq.data != nullptr),
       window_(footprint.map, footprint.half), values_(size_t(2 * kBatch * pairs_) * kMaxSpan) {
   now_.values = values_of(0);
@@ -191,16 +203,13 @@ SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const
 
 // Look up which drops reach the tile, and how wide they are. Hits are counted by the one tile that owns the first cell
 // of a drop's part within the frame.
-Sorting SquareWorker::sort_drops(int64_t j, const Drops& d) {
-  const Tile& t = *tile_;
+Sorting SquareWorker::sort_drops(int64_t j, const Drops& d, bool inside) {
   Sorting s;
-  sort_batch(place_, usable_, {t.x0, t.x0 + t.nx, t.y0, t.y0 + t.ny}, {output_.nx, output_.ny}, t.stride, now_.cell, span_,
-             s);
-  int hits = s.hits;
+  sort_batch(place_, usable_, inside, *tile_, {output_.nx, output_.ny}, now_.cell, span_, s);
+  int32_t& hits = row_hits_[size_t(j - footprint_.window.y0)];
+  hits += s.hits;
   for (uint64_t rest = s.at_border; rest != 0; rest &= rest - 1)
     hits += reaches_frame(d, place_, std::countr_zero(rest), output_.ny, output_.nx);
-  if (hits > 0)
-    std::atomic_ref<int32_t>(row_hits_[j - footprint_.window.y0]).fetch_add(hits, std::memory_order_relaxed);
   return s;
 }
 
@@ -235,17 +244,18 @@ void SquareWorker::flush(int span) {
   q.any_dq = false;
 }
 
-void SquareWorker::drizzle_batch(int64_t j, int64_t i0, int n) {
+// inside: all drops are known to lie within the tile.
+void SquareWorker::drizzle_batch(int64_t j, int64_t i0, int n, bool inside) {
   Drops drops;
   const bool regular = window_.drops(j, drops, lost_);
-  drops = in_turned_order(drops, 0);
+  put_in_turned_order(drops);
   load_batch(input_, j, i0, n, now_.values, usable_, now_.dq);
   const bool turned = regular && place_turned(drops, turned_, place_);
   if (!turned) place(drops, relative_, place_);
   if (!regular)
     for (int k = 0; k < n; ++k)
       if (lost_[k]) place_.valid[k] = 0;
-  const Sorting sorted = sort_drops(j, drops);
+  const Sorting sorted = sort_drops(j, drops, inside);
   const uint64_t all = sorted.within[kMaxSpan + 1];
   if (all == 0) return;
   now_.any_dq = input_.dq.data != nullptr;
@@ -274,12 +284,20 @@ void SquareWorker::drizzle_batch(int64_t j, int64_t i0, int n) {
   }
 }
 
+void SquareWorker::report_hits(int32_t* row_hits) const {
+  for (size_t j = 0; j < row_hits_.size(); ++j)
+    std::atomic_ref<int32_t>(row_hits[j]).fetch_add(row_hits_[j], std::memory_order_relaxed);
+}
+
 void SquareWorker::drizzle_tile(int64_t index) {
   const int64_t tiles_across = (output_.nx + size_.nx - 1) / size_.nx, batches = footprint_.across();
   const int64_t x0 = index % tiles_across * size_.nx, y0 = index / tiles_across * size_.ny;
   tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
   const auto meets = [&](const Reach& r) {
     return r.x0 < x0 + tile_->nx && r.x1 > x0 && r.y0 < y0 + tile_->ny && r.y1 > y0;
+  };
+  const auto inside = [&](const Reach& r) {  // reaches are cut at the frame, so that its border tells nothing
+    return r.x0 > x0 && r.x1 < x0 + tile_->nx && r.y0 > y0 && r.y1 < y0 + tile_->ny;
   };
   for (int64_t block = 0; block < footprint_.block_rows(); ++block)
     for (int64_t batch = 0; batch < batches; ++batch) {
@@ -288,8 +306,10 @@ void SquareWorker::drizzle_tile(int64_t index) {
       const int n = footprint_.batch_start(batch, i0);
       window_.start(i0, n);
       const int64_t stop = std::min(footprint_.rows(), (block + 1) * kBlockRows);
-      for (int64_t r = block * kBlockRows; r < stop; ++r)
-        if (meets(footprint_.batches[size_t(r * batches + batch)])) drizzle_batch(footprint_.window.y0 + r, i0, n);
+      for (int64_t r = block * kBlockRows; r < stop; ++r) {
+        const Reach& reach = footprint_.batches[footprint_.batch_index(r, batch)];
+        if (meets(reach)) drizzle_batch(footprint_.window.y0 + r, i0, n, inside(reach));
+      }
     }
   for (int span = 2; span <= kMaxSpan; ++span) flush(span);
   merge_tile(*tile_, output_);
@@ -301,8 +321,9 @@ void drizzle_square(const Footprint& footprint, const Input& input, const Output
                     int32_t* row_hits, std::atomic_ref<int64_t> next_tile) {
   const TileSize size = footprint.tile_size(tile_edge);
   const int64_t tiles = ((output.nx + size.nx - 1) / size.nx) * ((output.ny + size.ny - 1) / size.ny);
-  SquareWorker worker(footprint, input, output, size, row_hits);
+  SquareWorker worker(footprint, input, output, size);
   for (int64_t t = next_tile.fetch_add(1); t < tiles; t = next_tile.fetch_add(1)) worker.drizzle_tile(t);
+  worker.report_hits(row_hits);
 }
 
 }  // namespace skyloom::drizzle

@@ -140,6 +140,7 @@ class Drizzle:
         self._covariance_block = covariance
         self._covariance: CovarianceSums | None = None
         self._origin = (0, 0)
+        self._blank = False  # the arrays are there, but nothing has been written to them yet
         self._dtype: npt.DTypeLike = _output_dtype(out_img, out_wht)
 
         self._out_img: FloatArray | None = None if out_img is None else output_plane(out_img, self._dtype)
@@ -204,21 +205,25 @@ class Drizzle:
     @property
     def out_img(self) -> FloatArray | None:
         """Weighted mean of the images, shape (ny, nx); None before the shape is known."""
+        self._settle()
         return self._out_img
 
     @property
     def out_wht(self) -> FloatArray | None:
         """Sum of weights, shape (ny, nx)."""
+        self._settle()
         return self._out_wht
 
     @property
     def out_ctx(self) -> npt.NDArray[np.int32] | None:
         """Which images have contributed: bits, int32, shape (planes, ny, nx)."""
+        self._settle()
         return self._out_ctx
 
     @property
     def out_img2(self) -> list[Any] | None:
         """Planes averaged with squared weights, a list of arrays of shape (ny, nx)."""
+        self._settle()
         return self._out_img2
 
     @property
@@ -229,6 +234,7 @@ class Drizzle:
     @property
     def out_dq(self) -> npt.NDArray[np.uint32] | None:
         """Bits of all contributing pixels combined by OR, uint32, shape (ny, nx)."""
+        self._settle()
         return self._out_dq
 
     @property
@@ -377,10 +383,12 @@ class Drizzle:
             context_bit=bit,
             fill=fill_number(self._fillval),
             fill_squares=fill_number(self._fillval2),
+            fresh=self._blank,
         )
         normalised = self._flux_conserving and kernel not in ("square", "point", "turbo")
         placing = Placing(positions, window, self._out_img.shape, pixfrac, ratio, len(squares), normalised)
         hits = KERNELS[kernel](source, target, placing)
+        self._blank = False
         if (
             not hits.any()
             and not np.isfinite(positions[window[2] : window[3], window[0] : window[1]]).all(axis=2).any()
@@ -462,7 +470,7 @@ class Drizzle:
         if squares:
             self._prepare_squares(squares)
         if with_dq and self._out_dq is None:
-            self._out_dq = np.zeros(shape, np.uint32)
+            self._out_dq = np.empty(shape, np.uint32) if self._blank else np.zeros(shape, np.uint32)
         if self._out_ctx is not None and self._ctx_id is not None:
             missing = self._ctx_id // CTX_PLANE_BITS + 1 - len(self._out_ctx)
             if missing > 0:
@@ -473,12 +481,14 @@ class Drizzle:
         """Allocate planes, and weights for those that do not have the weights of all images."""
         assert self._shape is not None
         assert self._out_wht is not None
+        if any(square is None for square in squares):
+            self._settle()
         number = fill_number(self._fillval2)
         value = np.nan if number is None else number
         planes = self._out_img2 or [None] * len(squares)
         weights: list[FloatArray | None] = self._out_wht2 or [None] * len(squares)
         for k, square in enumerate(squares):
-            if weights[k] is None and planes[k] is None and np.any(self._out_wht):
+            if weights[k] is None and planes[k] is None and not self._blank and np.any(self._out_wht):
                 weights[k] = np.zeros(self._shape, self._dtype)  # earlier images were without this plane
             elif weights[k] is None and square is None:
                 weights[k] = self._out_wht.copy()
@@ -489,6 +499,14 @@ class Drizzle:
     def _allocate(self, check_context: bool) -> None:
         """Make the arrays that were not given, and compare those that were."""
         assert self._shape is not None
+        if all(a is None for a in (self._out_img, self._out_wht, self._out_ctx, self._out_img2, self._out_dq)):
+            self._blank = True
+            self._out_img, self._out_wht = np.empty(self._shape, self._dtype), np.empty(self._shape, self._dtype)
+            if self._ctx_id is not None:
+                first, planes = self._ctx_id // CTX_PLANE_BITS, self._last_ctx_id // CTX_PLANE_BITS + 1
+                self._out_ctx = np.empty((planes, *self._shape), np.int32)
+                self._out_ctx[:first] = self._out_ctx[first + 1 :] = 0
+            return
         if self._out_wht is None:
             self._out_wht = np.zeros(self._shape, self._dtype)
         if self._covariance_block is not None:
@@ -509,6 +527,16 @@ class Drizzle:
             )
         if self._out_img is None:
             self._out_img = np.full(self._shape, fill_number(self._fillval) or 0.0, self._dtype)
+
+    def _settle(self) -> None:
+        """Fill the arrays of an output to which nothing has been added."""
+        if self._blank and self._out_img is not None and self._out_wht is not None:
+            self._out_img[...] = fill_number(self._fillval)
+            self._out_wht[...] = 0
+            if self._out_ctx is not None:
+                self._out_ctx[...] = 0
+            self._out_img2 = self._out_dq = None  # of a first image that failed
+            self._blank = False
 
 
 def decode_context(context: npt.ArrayLike, x: npt.ArrayLike, y: npt.ArrayLike) -> list[npt.NDArray[np.intp]]:
