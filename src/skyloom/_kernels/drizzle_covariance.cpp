@@ -164,7 +164,7 @@ class BatchReader {
       for (int k = 0; k < n_; ++k) lost_[k] = !centres.known[k];
     } else {
       std::fill_n(lost_, kBatch, uint8_t(0));
-      window_.corners(j, corners, lost_);
+      window_.drops(j, corners, lost_);
     }
   }
   // Rounded extent of a drop.
@@ -174,15 +174,15 @@ class BatchReader {
       x0 = rounded(centres.x[k] - reach), x1 = rounded(centres.x[k] + reach);
       y0 = rounded(centres.y[k] - reach), y1 = rounded(centres.y[k] + reach);
     } else {
-      const Corners& c = corners;
-      x0 = rounded(std::min(std::min(c.x[0][k], c.x[1][k]), std::min(c.x[2][k], c.x[3][k])));
-      x1 = rounded(std::max(std::max(c.x[0][k], c.x[1][k]), std::max(c.x[2][k], c.x[3][k])));
-      y0 = rounded(std::min(std::min(c.y[0][k], c.y[1][k]), std::min(c.y[2][k], c.y[3][k])));
-      y1 = rounded(std::max(std::max(c.y[0][k], c.y[1][k]), std::max(c.y[2][k], c.y[3][k])));
+      const Drops& c = corners;  // half a pixel up
+      x0 = rounded(std::min(std::min(c.x[0][k], c.x[1][k]), std::min(c.x[2][k], c.x[3][k])) - 0.5);
+      x1 = rounded(std::max(std::max(c.x[0][k], c.x[1][k]), std::max(c.x[2][k], c.x[3][k])) - 0.5);
+      y0 = rounded(std::min(std::min(c.y[0][k], c.y[1][k]), std::min(c.y[2][k], c.y[3][k])) - 0.5);
+      y1 = rounded(std::max(std::max(c.y[0][k], c.y[1][k]), std::max(c.y[2][k], c.y[3][k])) - 0.5);
     }
   }
 
-  Corners corners{};
+  Drops corners{};
   Centres centres{};
 
  private:
@@ -213,12 +213,12 @@ class ProductSummer {
       }
       return;
     }
-    place(drops.corners, place_);
+    place(drops.corners, relative_, place_);
     int32_t widest = 2;
     for (int k = 0; k < drops.size(); ++k)
       if (place_.valid[k] && fits(k)) widest = std::max(widest, std::max(place_.width[k], place_.height[k]));
     shares_.n = widest;
-    overlap_shares(widest, place_.turned, drops.corners, place_.area, shares_.share);
+    overlap_shares(widest, relative_, place_.area, shares_.share);
     for (int k = 0; k < drops.size(); ++k) {
       if (!drops.has(k) || !place_.valid[k]) continue;
       if (!wanted(place_.x[k], place_.width[k], place_.y[k], place_.height[k])) continue;
@@ -227,7 +227,7 @@ class ProductSummer {
       if (fits(k)) {
         drop_.of_batch(shares_, place_, k, out_.nx);
       } else {
-        drop_.wide(drops.corners, place_, k, out_.nx);
+        drop_.wide(relative_, place_, k, out_.nx);
       }
       add_drop(drop_, noise, lattice_, out_);
     }
@@ -243,6 +243,7 @@ class ProductSummer {
   const SpreadImage& image_;
   const Products& out_;
   Lattice lattice_;
+  Corners relative_;  // to the first cells
   Placement place_;
   BatchShares shares_;
   alignas(64) double first_x_[kBatch], first_y_[kBatch];
