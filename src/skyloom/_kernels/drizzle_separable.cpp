@@ -214,7 +214,7 @@ class SeparableWorker {
     const int64_t across = (output_.nx + size_.nx - 1) / size_.nx;
     const int64_t x0 = index % across * size_.nx, y0 = index / across * size_.ny;
     tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
-    walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n) { drizzle_batch(j, i0, n); });
+    walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, bool) { drizzle_batch(j, i0, n); });
     merge_tile(*tile_, output_);
   }
 

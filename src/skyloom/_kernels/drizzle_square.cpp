@@ -8,6 +8,7 @@
 
 #include "drizzle_overlap.hpp"
 #include "drizzle_scatter.hpp"
+#include "drizzle_walk.hpp"
 #include "isa.hpp"
 
 namespace skyloom::drizzle {
@@ -290,27 +291,15 @@ void SquareWorker::report_hits(int32_t* row_hits) const {
 }
 
 void SquareWorker::drizzle_tile(int64_t index) {
-  const int64_t tiles_across = (output_.nx + size_.nx - 1) / size_.nx, batches = footprint_.across();
+  const int64_t tiles_across = (output_.nx + size_.nx - 1) / size_.nx;
   const int64_t x0 = index % tiles_across * size_.nx, y0 = index / tiles_across * size_.ny;
   tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
-  const auto meets = [&](const Reach& r) {
-    return r.x0 < x0 + tile_->nx && r.x1 > x0 && r.y0 < y0 + tile_->ny && r.y1 > y0;
-  };
-  const auto inside = [&](const Reach& r) {  // reaches are cut at the frame, so that its border tells nothing
-    return r.x0 > x0 && r.x1 < x0 + tile_->nx && r.y0 > y0 && r.y1 < y0 + tile_->ny;
-  };
-  for (int64_t block = 0; block < footprint_.block_rows(); ++block)
-    for (int64_t batch = 0; batch < batches; ++batch) {
-      if (!meets(footprint_.blocks[size_t(block * batches + batch)])) continue;
-      int64_t i0;
-      const int n = footprint_.batch_start(batch, i0);
-      window_.start(i0, n);
-      const int64_t stop = std::min(footprint_.rows(), (block + 1) * kBlockRows);
-      for (int64_t r = block * kBlockRows; r < stop; ++r) {
-        const Reach& reach = footprint_.batches[footprint_.batch_index(r, batch)];
-        if (meets(reach)) drizzle_batch(footprint_.window.y0 + r, i0, n, inside(reach));
-      }
-    }
+  int64_t column = -1;
+  walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, bool inside) {
+    if (i0 != column) window_.start(i0, n);
+    column = i0;
+    drizzle_batch(j, i0, n, inside);
+  });
   for (int span = 2; span <= kMaxSpan; ++span) flush(span);
   merge_tile(*tile_, output_);
 }

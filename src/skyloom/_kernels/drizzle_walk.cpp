@@ -47,7 +47,7 @@ bool known_extent(const PixelMap& map, int64_t j, int64_t i0, int n, Extent& e) 
   for (int k = 0; k < n; ++k) {
     if (!c.known[k]) continue;
     any = true;
-    e.take({c.x[k], c.x[k], c.y[k], c.y[k]});
+    e.take({c.x[k] + 0.5, c.x[k] + 0.5, c.y[k] + 0.5, c.y[k] + 0.5});
   }
   return any;
 }

@@ -19,14 +19,17 @@ struct Centres {
 // The centres (i0 ... i0+n-1, j).
 void read_centres(const PixelMap& map, int64_t j, int64_t i0, int n, Centres& c);
 
-// The extent of those of them that are known; false if none is.
+// The extent of those of them that are known, half a pixel up like all extents; false if none is.
 bool known_extent(const PixelMap& map, int64_t j, int64_t i0, int n, Extent& e);
 
-// Call visit(j, i0, n) for each piece of an input row that may reach the tile.
+// Call visit(j, i0, n, inside) for each piece of an input row that may reach the tile; inside: it is known to lie within.
 template <class Visit>
 void walk_tile(const Footprint& footprint, const Tile& tile, Visit visit) {
   const auto meets = [&](const Reach& r) {
     return r.x0 < tile.x0 + tile.nx && r.x1 > tile.x0 && r.y0 < tile.y0 + tile.ny && r.y1 > tile.y0;
+  };
+  const auto inside = [&](const Reach& r) {  // reaches are cut at the frame, so that its border tells nothing
+    return r.x0 > tile.x0 && r.x1 < tile.x0 + tile.nx && r.y0 > tile.y0 && r.y1 < tile.y0 + tile.ny;
   };
   const int64_t batches = footprint.across();
   for (int64_t block = 0; block < footprint.block_rows(); ++block)
@@ -35,8 +38,10 @@ void walk_tile(const Footprint& footprint, const Tile& tile, Visit visit) {
       int64_t i0;
       const int n = footprint.batch_start(batch, i0);
       const int64_t stop = std::min(footprint.rows(), (block + 1) * kBlockRows);
-      for (int64_t r = block * kBlockRows; r < stop; ++r)
-        if (meets(footprint.batches[size_t(r * batches + batch)])) visit(footprint.window.y0 + r, i0, n);
+      for (int64_t r = block * kBlockRows; r < stop; ++r) {
+        const Reach& reach = footprint.batches[footprint.batch_index(r, batch)];
+        if (meets(reach)) visit(footprint.window.y0 + r, i0, n, inside(reach));
+      }
     }
 }
 
