@@ -6,6 +6,7 @@
 
 #include "drizzle_overlap.hpp"
 #include "drizzle_walk.hpp"
+#include "isa.hpp"
 
 namespace skyloom::drizzle {
 namespace {
@@ -55,17 +56,14 @@ struct Drop {
     }
   }
 
-  // The product of two factors, given the first cells along both axes.
-  void product(const Kernel& kernel, double x, double y, double first_x, double first_y, int64_t frame_nx) {
-    cut(int64_t(first_x), kernel.taps, int64_t(first_y), kernel.taps, frame_nx);
+  // The product of the factors along both axes, given the first cells.
+  void product(const std::vector<double>& along_x, const std::vector<double>& along_y, int64_t x, int64_t y,
+               int64_t frame_nx) {
+    cut(x, int64_t(along_x.size()), y, int64_t(along_y.size()), frame_nx);
     use_memory();
-    line.resize(size_t(2 * kernel.taps));
-    double *along_x = line.data(), *along_y = line.data() + kernel.taps;
-    find_wide_shares(kernel, x, first_x, along_x);
-    find_wide_shares(kernel, y, first_y, along_y);
-    along_x += x0 - int64_t(first_x);
+    const double* factor = along_x.data() + (x0 - x);
     for (int64_t j = 0; j < ny; ++j)
-      for (int64_t i = 0; i < nx; ++i) memory[size_t(j * nx + i)] = along_y[j] * along_x[i];
+      for (int64_t i = 0; i < nx; ++i) memory[size_t(j * nx + i)] = along_y[size_t(j)] * factor[i];
   }
 
  private:
@@ -125,7 +123,14 @@ class Lattice {
   std::vector<int32_t> offset_;
 };
 
-void add_drop(const Drop& drop, double noise, const Lattice& lattice, const Products& out) {
+// Add one row of products; kContiguous: step is 1.
+template <bool kContiguous>
+SKYLOOM_INLINE void add_scaled(double* __restrict to, const double* __restrict from, int64_t step, int64_t n, double scale) {
+  for (int64_t k = 0; k < n; ++k) to[k] += scale * from[kContiguous ? k : k * step];
+}
+
+template <bool kContiguous>
+SKYLOOM_INLINE void add_drop_body(const Drop& drop, double noise, const Lattice& lattice, const Products& out) {
   const int64_t per_dy = 2 * out.reach_x + 1, x1 = drop.x0 + drop.nx, last = std::min(drop.y0 + drop.ny, out.ny);
   const int32_t residue = int32_t(drop.x0 % out.every);
   for (int64_t y = std::max(drop.y0, out.first); y < std::min(last, out.stop); ++y) {
@@ -137,13 +142,32 @@ void add_drop(const Drop& drop, double noise, const Lattice& lattice, const Prod
       if (scaled == 0) continue;
       const int64_t stop = std::min(drop.nx, i + out.reach_x + 1), start = std::max<int64_t>(0, i - out.reach_x);
       double* sums = lattice.sums(x, y) + out.reach_x;
-      for (int64_t k = i; k < stop; ++k) sums[k - i] += scaled * own[k * drop.step];
-      for (int64_t dy = 1; dy <= rows; ++dy) {
-        const double* other = drop.row(y + dy);
-        double* to = sums + dy * per_dy;
-        for (int64_t k = start; k < stop; ++k) to[k - i] += scaled * other[k * drop.step];
-      }
+      add_scaled<kContiguous>(sums, own + i * drop.step, drop.step, stop - i, scaled);
+      for (int64_t dy = 1; dy <= rows; ++dy)
+        add_scaled<kContiguous>(sums + dy * per_dy + (start - i), drop.row(y + dy) + start * drop.step, drop.step,
+                                stop - start, scaled);
     }
+  }
+}
+
+SKYLOOM_INLINE void add_narrow_body(const Drop& drop, double noise, const Lattice& lattice, const Products& out) {
+  add_drop_body<false>(drop, noise, lattice, out);
+}
+
+SKYLOOM_INLINE void add_wide_body(const Drop& drop, double noise, const Lattice& lattice, const Products& out) {
+  add_drop_body<true>(drop, noise, lattice, out);
+}
+
+SKYLOOM_DISPATCH(void, add_narrow, (const Drop& drop, double noise, const Lattice& lattice, const Products& out),
+                 (drop, noise, lattice, out))
+SKYLOOM_DISPATCH(void, add_wide, (const Drop& drop, double noise, const Lattice& lattice, const Products& out),
+                 (drop, noise, lattice, out))
+
+void add_drop(const Drop& drop, double noise, const Lattice& lattice, const Products& out) {
+  if (drop.step == 1) {
+    add_wide(drop, noise, lattice, out);
+  } else {
+    add_narrow(drop, noise, lattice, out);
   }
 }
 
@@ -201,18 +225,44 @@ class ProductSummer {
   void add_row(int64_t j, BatchReader& drops) {
     drops.read(j);
     if (image_.kernel) {
-      const Kernel& kernel = *image_.kernel;
-      first_cells(kernel, drops.centres.x, first_x_);
-      first_cells(kernel, drops.centres.y, first_y_);
-      for (int k = 0; k < drops.size(); ++k) {
-        if (!drops.has(k) || !wanted(int64_t(first_x_[k]), kernel.taps, int64_t(first_y_[k]), kernel.taps)) continue;
-        const double noise = noise_of(image_, j, drops.i0() + k);
-        if (noise == 0) continue;
-        drop_.product(kernel, drops.centres.x[k], drops.centres.y[k], first_x_[k], first_y_[k], out_.nx);
-        add_drop(drop_, noise, lattice_, out_);
-      }
-      return;
+      add_products_of(*image_.kernel, j, drops);
+    } else {
+      add_quadrilaterals(j, drops);
     }
+  }
+
+ private:
+  void add_products_of(const Kernel& kernel, int64_t j, BatchReader& drops) {
+    const Centres& centres = drops.centres;
+    first_cells(kernel, centres.x, along_x_.first);
+    first_cells(kernel, centres.y, along_y_.first);
+    const bool together = kernel.taps <= kMaxTaps;
+    if (together) {
+      find_shares(kernel, centres.x, along_x_);
+      find_shares(kernel, centres.y, along_y_);
+    }
+    line_x_.resize(size_t(kernel.taps));
+    line_y_.resize(size_t(kernel.taps));
+    for (int k = 0; k < drops.size(); ++k) {
+      const int64_t x = int64_t(along_x_.first[k]), y = int64_t(along_y_.first[k]);
+      if (!drops.has(k) || !wanted(x, kernel.taps, y, kernel.taps)) continue;
+      const double noise = noise_of(image_, j, drops.i0() + k);
+      if (noise == 0) continue;
+      if (together) {
+        for (int64_t i = 0; i < kernel.taps; ++i) {
+          line_x_[size_t(i)] = along_x_.share[i][k];
+          line_y_[size_t(i)] = along_y_.share[i][k];
+        }
+      } else {
+        find_wide_shares(kernel, centres.x[k], along_x_.first[k], line_x_.data());
+        find_wide_shares(kernel, centres.y[k], along_y_.first[k], line_y_.data());
+      }
+      drop_.product(line_x_, line_y_, x, y, out_.nx);
+      add_drop(drop_, noise, lattice_, out_);
+    }
+  }
+
+  void add_quadrilaterals(int64_t j, BatchReader& drops) {
     place(drops.corners, relative_, place_);
     int32_t widest = 2;
     for (int k = 0; k < drops.size(); ++k)
@@ -233,7 +283,6 @@ class ProductSummer {
     }
   }
 
- private:
   bool fits(int k) const { return place_.width[k] <= kMaxSpan && place_.height[k] <= kMaxSpan; }
   bool wanted(int64_t x, int64_t width, int64_t y, int64_t height) const {
     const int64_t x0 = std::max<int64_t>(x, 0), x1 = std::min(x + width, out_.nx);
@@ -246,7 +295,8 @@ class ProductSummer {
   Corners relative_;  // to the first cells
   Placement place_;
   BatchShares shares_;
-  alignas(64) double first_x_[kBatch], first_y_[kBatch];
+  drizzle::Shares along_x_, along_y_;
+  std::vector<double> line_x_, line_y_;
   Drop drop_;
 };
 
