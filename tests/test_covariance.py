@@ -209,7 +209,7 @@ def test_aperture_variance_is_the_quadratic_form(aperture, centre):
     if np.ndim(aperture) == 0:
         values, x0, y0 = circle_weights(*centre, aperture)
     else:
-        values, x0, y0 = aperture, round(centre[0]) - 1, round(centre[1]) - 1
+        values, x0, y0 = aperture, *(int(np.floor(at + 0.5)) - 1 for at in centre)
     h = np.zeros((100, 100))
     h[y0 + 40 : y0 + 40 + values.shape[0], x0 + 40 : x0 + 40 + values.shape[1]] = values
     h = h[40 : 40 + shape[0], 40 : 40 + shape[1]]
@@ -302,7 +302,8 @@ def test_noise_ratio_of_points_is_one():
 def simulated_errors(pattern, radii, blocks, *, realisations, n, noise="flat", seed=3):
     """Scatter of aperture sums in simulated co-adds over the predicted errors: for each kind of blocks, by radius.
 
-    Also the 1 sigma error that counting alone gives the ratios.
+    Blocks take the variances of pixels from the variance plane: some of them hold the border of an image, where the
+    depth changes. Also the 1 sigma error that counting alone gives the ratios.
     """
     count, scale, turn, pixfrac = pattern
     rng = np.random.default_rng(seed)
@@ -330,7 +331,11 @@ def simulated_errors(pattern, radii, blocks, *, realisations, n, noise="flat", s
             data = rng.normal(0, np.sqrt(variance)).astype(np.float32)
             drizzle.add_image(data, 1.0, pixmap, weight_map=weight, pixfrac=pixfrac)
         squares += (measure.reshape(len(apertures), -1) @ drizzle.out_img.ravel()) ** 2 / realisations
-    predicted = np.array([[m.aperture_variance(x, y, r) for r, x, y in apertures] for m in maps])
+    exact = summed(images, (size, size), weights, block=1, pixfrac=pixfrac)
+    planes = [None if block == 1 else exact.covariance[:, :, 0, exact.reach[1]] for block in blocks]
+    predicted = np.array(
+        [[m.aperture_variance(x, y, r, v) for r, x, y in apertures] for m, v in zip(maps, planes, strict=True)]
+    )
     ratio = (squares / predicted).reshape(len(maps), len(radii), -1).mean(axis=2)
     return np.sqrt(ratio), 1 / np.sqrt(2 * realisations * len(grid) ** 2)
 

@@ -185,18 +185,19 @@ class BatchReader {
   void read(int64_t j) {
     if (image_.kernel) {
       read_centres(image_.map, j, i0_, n_, centres);
+      first_cells(*image_.kernel, centres.x, first_x);
+      first_cells(*image_.kernel, centres.y, first_y);
       for (int k = 0; k < n_; ++k) lost_[k] = !centres.known[k];
     } else {
       std::fill_n(lost_, kBatch, uint8_t(0));
       window_.drops(j, corners, lost_);
     }
   }
-  // Rounded extent of a drop.
+  // The cells that a drop spans, both ends included.
   void cells_of(int k, int64_t& x0, int64_t& x1, int64_t& y0, int64_t& y1) const {
     if (image_.kernel) {
-      const double reach = image_.kernel->reach;
-      x0 = rounded(centres.x[k] - reach), x1 = rounded(centres.x[k] + reach);
-      y0 = rounded(centres.y[k] - reach), y1 = rounded(centres.y[k] + reach);
+      x0 = int64_t(first_x[k]), x1 = x0 + image_.kernel->taps - 1;
+      y0 = int64_t(first_y[k]), y1 = y0 + image_.kernel->taps - 1;
     } else {
       const Drops& c = corners;  // half a pixel up
       x0 = rounded(std::min(std::min(c.x[0][k], c.x[1][k]), std::min(c.x[2][k], c.x[3][k])) - 0.5);
@@ -208,6 +209,7 @@ class BatchReader {
 
   Drops corners{};
   Centres centres{};
+  alignas(64) double first_x[kBatch], first_y[kBatch];  // first cells of a kernel
 
  private:
   const SpreadImage& image_;
@@ -234,17 +236,17 @@ class ProductSummer {
  private:
   void add_products_of(const Kernel& kernel, int64_t j, BatchReader& drops) {
     const Centres& centres = drops.centres;
-    first_cells(kernel, centres.x, along_x_.first);
-    first_cells(kernel, centres.y, along_y_.first);
     const bool together = kernel.taps <= kMaxTaps;
     if (together) {
+      std::copy_n(drops.first_x, kBatch, along_x_.first);
+      std::copy_n(drops.first_y, kBatch, along_y_.first);
       find_shares(kernel, centres.x, along_x_);
       find_shares(kernel, centres.y, along_y_);
     }
     line_x_.resize(size_t(kernel.taps));
     line_y_.resize(size_t(kernel.taps));
     for (int k = 0; k < drops.size(); ++k) {
-      const int64_t x = int64_t(along_x_.first[k]), y = int64_t(along_y_.first[k]);
+      const int64_t x = int64_t(drops.first_x[k]), y = int64_t(drops.first_y[k]);
       if (!drops.has(k) || !wanted(x, kernel.taps, y, kernel.taps)) continue;
       const double noise = noise_of(image_, j, drops.i0() + k);
       if (noise == 0) continue;
@@ -254,8 +256,8 @@ class ProductSummer {
           line_y_[size_t(i)] = along_y_.share[i][k];
         }
       } else {
-        find_wide_shares(kernel, centres.x[k], along_x_.first[k], line_x_.data());
-        find_wide_shares(kernel, centres.y[k], along_y_.first[k], line_y_.data());
+        find_wide_shares(kernel, centres.x[k], drops.first_x[k], line_x_.data());
+        find_wide_shares(kernel, centres.y[k], drops.first_y[k], line_y_.data());
       }
       drop_.product(line_x_, line_y_, x, y, out_.nx);
       add_drop(drop_, noise, lattice_, out_);

@@ -241,7 +241,8 @@ class CovarianceMap:
         Returns
         -------
         float
-            In the units of the variances. Pixels outside of the image, or without data, add nothing.
+            In the units of the variances. Pixels outside of the image add nothing, nor do those without data. In a
+            block that has any data, single pixels without are known by their `variance` only.
 
         Raises
         ------
@@ -253,9 +254,9 @@ class CovarianceMap:
             weights, x0, y0 = circle_weights(x, y, float(aperture))  # type: ignore[arg-type]
         else:
             weights = np.asarray(aperture, np.float64)
-            if weights.ndim != 2:
-                raise ShapeError("'aperture' must be a radius or a plane of weights.", found=weights.shape)
-            x0, y0 = round(x) - weights.shape[1] // 2, round(y) - weights.shape[0] // 2
+            if weights.ndim != 2 or not np.isfinite(weights).all():
+                raise InputError("'aperture' must be a radius or a plane of finite weights.", found=weights.shape)
+            x0, y0 = (math.floor(at + 0.5) - n // 2 for at, n in zip((x, y), weights.shape[::-1], strict=True))
         ny, nx = self.shape
         weights = weights[max(0, -y0) : max(0, ny - y0), max(0, -x0) : max(0, nx - x0)]
         rows = max(0, y0) + np.arange(weights.shape[0])

@@ -239,7 +239,7 @@ class Drizzle:
 
     @property
     def covariance(self) -> CovarianceMap | None:
-        """Covariances between the pixels of `out_img`, if they were asked for.
+        """Covariances between the pixels of `out_img`, if they were asked for; computed anew at each access.
 
         The noise of the images is the sum of their planes in `data2`, or of variance 1 without them.
         """
