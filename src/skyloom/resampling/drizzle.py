@@ -243,9 +243,8 @@ class Drizzle:
 
         The noise of the images is the sum of their planes in `data2`, or of variance 1 without them.
         """
-        if self._covariance is None or self._out_wht is None:
-            return None
-        return self._covariance.finish(self._out_wht)
+        weight = self.out_wht
+        return None if self._covariance is None or weight is None else self._covariance.finish(weight)
 
     @property
     def total_exptime(self) -> float:
@@ -499,6 +498,8 @@ class Drizzle:
     def _allocate(self, check_context: bool) -> None:
         """Make the arrays that were not given, and compare those that were."""
         assert self._shape is not None
+        if self._covariance_block is not None:
+            self._covariance = CovarianceSums(self._shape, block=self._covariance_block)
         if all(a is None for a in (self._out_img, self._out_wht, self._out_ctx, self._out_img2, self._out_dq)):
             self._blank = True
             self._out_img, self._out_wht = np.empty(self._shape, self._dtype), np.empty(self._shape, self._dtype)
@@ -509,8 +510,6 @@ class Drizzle:
             return
         if self._out_wht is None:
             self._out_wht = np.zeros(self._shape, self._dtype)
-        if self._covariance_block is not None:
-            self._covariance = CovarianceSums(self._shape, block=self._covariance_block)
         if self._ctx_id is not None and self._out_ctx is None:
             planes = self._last_ctx_id // CTX_PLANE_BITS + 1
             self._out_ctx = np.zeros((planes, *self._shape), np.int32)
