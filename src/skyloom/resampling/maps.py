@@ -329,6 +329,12 @@ def wcs_map(wcs_from: Any, wcs_to: Any) -> Map:
     target = copy.deepcopy(_low_level(wcs_to, "target"))
     if getattr(target, "bounding_box", None) is not None:
         target.bounding_box = None
+    return map_between(source, target)
+
+
+def map_between(source: Any, target: Any) -> Map:
+    """Return the map of `wcs_map` between two WCS as they are, bounding boxes included, without copying them."""
+    source, target = _low_level(source, "source"), _low_level(target, "target")
     if _same_frame(source, target):
         to_world, to_pixel = _pixel_to_world(source), _world_to_pixel(target)
         return lambda xy: to_pixel(to_world(xy))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, WcsError
-from skyloom.resampling.maps import Map, XYArray, evaluate, sample_map, wcs_map
+from skyloom.resampling.maps import Map, XYArray, evaluate, map_between, sample_map
 
 Interval = tuple[float, float]
 Box = tuple[Interval, Interval]
@@ -74,7 +74,7 @@ def calc_pixmap(
     pitch = min(_finest_structure(source), _finest_structure(target))
     if tolerance and pitch >= _FINEST_TABLE:
         kinks = math.isfinite(pitch)  # between two of the points where the error is tested it may be twice as large
-        pixmap = sample_map(wcs_map(source, target), size, tolerance=tolerance / 4 if kinks else tolerance)
+        pixmap = sample_map(map_between(source, target), size, tolerance=tolerance / 4 if kinks else tolerance)
     else:
         pixmap = _evaluate_all(source, target, size)
     if source_box is not None:
@@ -190,7 +190,7 @@ def _evaluate_all(source: Any, target: Any, shape: tuple[int, int]) -> XYArray:
     def fill(band: tuple[int, int]) -> None:
         if not hasattr(own, "map"):
             with lock:
-                own.map = wcs_map(source, target)
+                own.map = map_between(copy.deepcopy(source), copy.deepcopy(target))
         start, stop = band
         xy = np.stack(np.meshgrid(np.arange(nx), np.arange(start, stop)), axis=-1).reshape(-1, 2)
         map_: Map = own.map
