@@ -133,14 +133,14 @@ def _without_box(wcs: Any, ignore: bool) -> tuple[Any, Box | None]:
         raise WcsError(f"The WCS ({type(wcs).__name__}) cannot be copied: {error}") from error
     box = None
     if hasattr(wcs, "all_pix2world"):  # FITS: a bounding_box set by hand means nothing to it
-        if getattr(wcs, "pixel_bounds", None) is not None:
+        if wcs.pixel_n_dim == 2 and wcs.pixel_bounds is not None:
             whole = (-math.inf, math.inf)
             x, y = ((whole if interval is None else tuple(interval)) for interval in wcs.pixel_bounds)
             box = (x, y)
             wcs.pixel_bounds = None
     elif getattr(wcs, "bounding_box", None) is not None:
         box = _bounding_box(wcs)
-        if ignore or box is not None:
+        if ignore or box is not None:  # a box of another form stays: the map follows its edges
             wcs.bounding_box = None
     return wcs, None if ignore else box
 
@@ -166,8 +166,6 @@ def _finest_structure(wcs: Any) -> float:
         for step, nodes in zip(table.cdelt, table.data.shape[::-1], strict=True)
         if nodes > 1
     ]
-    if getattr(wcs, "bounding_box", None) is not None and not hasattr(wcs, "all_pix2world"):
-        return 0.0  # a box of another form than `_bounding_box` knows, which has stayed
     for model in _submodels(getattr(wcs, "forward_transform", None)):
         if any(hasattr(model, name) for name in ("lookup_table", "label_mapper", "mapper")):
             return 0.0
