@@ -5,7 +5,7 @@ import pytest
 
 from skyloom.errors import InputError, NoOverlapError, SkyloomWarning, WcsError
 from skyloom.exposure import Exposure, MaskBit
-from skyloom.resampling import Coadd, CoaddOptions, RejectionOptions, coadd, sample_map, wcs_map
+from skyloom.resampling import Coadd, CoaddOptions, CovarianceMap, RejectionOptions, coadd, sample_map, wcs_map
 from test_maps import tan
 from test_resample import pixel_profile
 
@@ -425,10 +425,43 @@ def test_place_where_one_exposure_is_saturated(saturated):
         Exposure(plane, np.full(plane.shape, 9.0), saturation=50000.0, exptime=10.0, name=f"e{k}")
         for k, plane in enumerate(level)
     ]
-    result = coadd(exposures, CoaddOptions(saturated=saturated, background="none", flux_scale="none", reject=False),
-                   maps=[lambda xy: xy] * 3)
+    result = coadd(
+        exposures,
+        CoaddOptions(saturated=saturated, background="none", flux_scale="none", reject=False),
+        maps=[lambda xy: xy] * 3,
+    )
     flagged = (result.exposure.mask & np.uint32(MaskBit.SATURATED)) != 0
     # the mean of the two others, 3 / sqrt(2) rms each: 6 standard deviations
     assert np.abs(result.exposure.data[18:21, 22:25] - 100).max() < 6 * 3 / np.sqrt(2)
     assert flagged[18:21, 22:25].all() == (saturated == "flag")
     assert not flagged[:16].any()
+
+
+def test_covariances_agree_with_the_scatter_of_apertures_and_go_into_the_file(tmp_path):
+    from astropy.io import fits
+
+    rng = np.random.default_rng(21)
+    wcses = pointings(4)
+    options = CoaddOptions(background="none", reject=False, pixfrac=0.8, covariance=32)
+    places = [(x, y) for x in np.arange(25.3, 130, 14) for y in np.arange(25.6, 125, 14)]
+    squares, count = [], 25
+    for _ in range(count):
+        frames = [Exposure(rng.normal(0, 3, SHAPE), np.full(SHAPE, 9.0), wcs=wcs) for wcs in wcses]
+        result = coadd(frames, options, wcs=GRID, shape=SHAPE)
+        y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+        sums = [result.exposure.data[np.hypot(x - round(a), y - round(b)) < 4.2].sum() for a, b in places]
+        squares.append(np.square(sums))
+    j, i = np.mgrid[-4:5, -4:5]
+    aperture = (np.hypot(i, j) < 4.2).astype(float)
+    variance = result.exposure.variance
+    predicted = [result.covariance.aperture_variance(round(a), round(b), aperture, variance) for a, b in places]
+    ratio = np.mean(np.array(squares) / predicted)
+    assert ratio == pytest.approx(1, abs=4 * np.sqrt(2 / (count * len(places))))  # counting statistics, 4 sigma
+    # the one number that an exposure carries is the mean of the local ratios, where all four overlap
+    assert result.covariance.noise_ratio(80, 75) ** 2 == pytest.approx(result.exposure.correlation, rel=0.05)
+    with fits.open(result.write(tmp_path / "deep.fits")) as hdus:
+        back = CovarianceMap.from_hdu(hdus["COVAR"])
+    assert np.array_equal(back.covariance, result.covariance.covariance)
+    assert coadd(frames, PLAIN, wcs=GRID, shape=SHAPE).covariance is None
+    with pytest.raises(InputError, match="at least 1 pixel"):
+        CoaddOptions(covariance=0)

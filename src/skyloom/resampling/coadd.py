@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, NoOverlapError, SkyloomWarning, WcsError
 from skyloom.exposure import BoolArray, Exposure, MaskBit
+from skyloom.resampling.correlation import CovarianceMap
 from skyloom.resampling.drizzle import Drizzle
 from skyloom.resampling.frames import Frame, flux_scales, make_frame, match_levels, sky_variance
 from skyloom.resampling.maps import Map, SampledMap, XYArray, invert_map, wcs_map
@@ -52,6 +53,8 @@ class CoaddOptions:
         `MaskBit.SATURATED`, because the PSF there is that of the others alone; right for a template.
     pixel_scale, rotation : float, optional
         Of a new output grid, see `output_wcs_from`.
+    covariance : int, optional
+        Keep the noise covariances between output pixels, averaged over blocks of so many pixels a side; see `Drizzle`.
 
     Raises
     ------
@@ -68,6 +71,7 @@ class CoaddOptions:
     saturated: str = "fill"
     pixel_scale: float | None = None
     rotation: float | None = None
+    covariance: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.pixfrac <= 1:
@@ -76,6 +80,10 @@ class CoaddOptions:
             value = getattr(self, name)
             if value not in choices:
                 raise InputError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.", **{name: value})
+        if self.covariance is not None and self.covariance < 1:
+            raise InputError(
+                f"covariance is {self.covariance}; blocks have at least 1 pixel.", covariance=self.covariance
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +110,8 @@ class Coadd:
         Flux scale of each of them.
     options : CoaddOptions
         What it was made with.
+    covariance : CovarianceMap, optional
+        Noise covariances between neighbouring pixels, for the errors of apertures; if the options asked for it.
     """
 
     exposure: Exposure
@@ -112,6 +122,7 @@ class Coadd:
     n_rejected: tuple[int, ...]
     scales: tuple[float, ...]
     options: CoaddOptions
+    covariance: CovarianceMap | None = None
 
     @property
     def n_exposures(self) -> int:
@@ -130,7 +141,7 @@ class Coadd:
     def write(
         self, path: str | os.PathLike[str], *, overwrite: bool = False, inputs: Sequence[str | os.PathLike[str]] = ()
     ) -> Path:
-        """Write the co-add: SCI, ERR, DQ, WHT (weight), CTX (context) and EXPTIME extensions.
+        """Write the co-add: SCI, ERR, DQ, WHT (weight), CTX (context), EXPTIME, and COVAR if there are covariances.
 
         Parameters
         ----------
@@ -161,6 +172,7 @@ class Coadd:
             overwrite=overwrite,
             provenance=Provenance("coadd", parameters, inputs),
             planes={"WHT": self.weight, "CTX": self.context, "EXPTIME": self.exptime_map},
+            more=[] if self.covariance is None else [self.covariance.to_hdu()],
         )
 
     def __repr__(self) -> str:
@@ -255,6 +267,7 @@ def coadd(
         n_rejected=tuple(int(found.sum()) for found in outliers),
         scales=tuple(factors[k] for k in used),
         options=options,
+        covariance=result.covariance,
     )
 
 
@@ -332,6 +345,7 @@ class _Sum:
     culprits: npt.NDArray[np.uint32]
     shares: tuple[float, ...]  # part of the total weight that each frame has
     correlation: float
+    covariance: CovarianceMap | None
 
 
 def _drizzle(
@@ -346,6 +360,7 @@ def _drizzle(
         out_dq=np.zeros(shape, np.uint32),
         out_img2=[np.zeros(shape, dtype)],
         max_ctx_id=len(frames) - 1,
+        covariance=options.covariance,
     )
     culprits = np.zeros(shape, np.uint32)
     shares = []
@@ -386,6 +401,7 @@ def _drizzle(
         culprits=culprits,
         shares=tuple(np.array(shares) / max(sum(shares), np.finfo(float).tiny)),
         correlation=max(1.0, float(total.sum()) / shared) if shared > 0 else 1.0,
+        covariance=drizzle.covariance,
     )
 
 
