@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from reference.registration_sim import REGIMES, Truth, make_images, unrelated_lists
+from reference.registration_sim import MORE_REGIMES, REGIMES, Truth, make_images, unrelated_lists
 from skyloom.errors import RegistrationError
 from skyloom.exposure import Exposure
 from skyloom.registration import register
@@ -105,7 +105,7 @@ def regimes(names: list[str], seeds: range, tools: dict[str, Tool]) -> None:
     for name in names:
         rows: dict[str, list[Trial]] = {tool: [] for tool in tools}
         for seed in seeds:
-            pair = make_images(seed, REGIMES[name])
+            pair = make_images(seed, (REGIMES | MORE_REGIMES)[name])
             for tool, function in tools.items():
                 rows[tool].append(try_pair(function, *pair))
         print(f"{name:32s}" + "".join(f"{cell(trials):40s}" for trials in rows.values()), flush=True)
@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--unrelated", type=int, default=1000)
     parser.add_argument("--only", nargs="*", help="regimes whose name contains one of these")
     parser.add_argument("--peers", action="store_true", help="run spalipy and astroalign too")
+    parser.add_argument("--more", action="store_true", help="harder regimes instead of the 37")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
@@ -156,7 +157,8 @@ def main() -> None:
             if arguments.peers:
                 __import__(function.__name__)
                 tools[function.__name__] = function
-    names = [n for n in REGIMES if not arguments.only or any(part in n for part in arguments.only)]
+    known = MORE_REGIMES if arguments.more else REGIMES
+    names = [n for n in known if not arguments.only or any(part in n for part in arguments.only)]
     if arguments.seeds:
         regimes(names, range(arguments.first, arguments.first + arguments.seeds), tools)
     if arguments.unrelated:

@@ -1,7 +1,7 @@
 """Pairs of star fields with an exactly known transform, as images or as lists: 37 regimes that break registration.
 
 Template pixel x maps to source pixel  c + u (1 + k |u|^2 / R^2)  with  u = s R(angle) F (x - c) + shift, R half the
-diagonal, and k R the displacement at the corner in pixels.
+diagonal, and k R the displacement at the corner in pixels; irregular ones add waves that no polynomial of low order is.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Truth:
     shift: tuple[float, float] = (20.0, -15.0)
     distortion: float = 0.0
     size: int = 1024
+    irregular: float = 0.0
 
     @property
     def matrix(self):
@@ -40,7 +41,9 @@ class Truth:
         centre, radius = (self.size - 1) / 2, self.size / np.sqrt(2)
         u = (np.asarray(xy) - centre) @ self.matrix.T + self.shift
         r2 = (u**2).sum(axis=1, keepdims=True) / radius**2
-        return centre + u * (1 + self.distortion / radius * np.minimum(r2, 4))
+        # a wave and a half along one axis and a little over one along the other, out of step
+        wave = np.sin(np.array([9.0, 7.0]) * u[:, ::-1] / self.size + 1.0) * np.cos(6.0 * u / self.size)
+        return centre + u * (1 + self.distortion / radius * np.minimum(r2, 4)) + self.irregular / 2 * wave
 
     def grid(self, margin=5, count=25):
         """Template positions whose images lie in the source."""
@@ -75,6 +78,7 @@ class Regime:
     fwhm_source: float | None = None
     faintest: float = 600.0
     size: int = 1024
+    irregular: float = 0.0
 
 
 REGIMES = {
@@ -120,6 +124,18 @@ REGIMES = {
 }
 
 
+MORE_REGIMES = {
+    "scale 0.3": Regime(scale=0.3, rotation=None, stars=300),
+    "scale 3": Regime(scale=3.0, rotation=None, stars=3000),
+    "6 stars": Regime(stars=6, faintest=5000.0, rotation=None),
+    "50000 stars": Regime(stars=50000, fwhm=2.0),
+    "irregular distortion 40 px": Regime(stars=1500, irregular=40.0, rotation=None),
+    "irregular distortion 3 px": Regime(stars=1500, irregular=3.0, rotation=None),
+    "overlap 20%, rotation, mirror": Regime(shift=(819.0, 0.0), rotation=None, mirrored=True),
+}
+"""Harder than those that the peers were measured on."""
+
+
 def make_images(seed, regime=REGIMES["base"]):
     """Return (source, template, truth): noisy exposures and the transform."""
     rng = np.random.default_rng(seed)
@@ -163,7 +179,7 @@ def make_lists(seed, regime=REGIMES["base"], *, noise=0.03, spurious=0.1, missin
 def _stars(rng, regime):
     n = regime.size
     rotation = rng.uniform(0, 360) if regime.rotation is None else regime.rotation
-    truth = Truth(regime.scale, rotation, regime.mirrored, regime.shift, regime.distortion, n)
+    truth = Truth(regime.scale, rotation, regime.mirrored, regime.shift, regime.distortion, n, regime.irregular)
     if regime.stars > 30:
         pad = 1.2 * n / min(regime.scale, 1.0)
         xy = rng.uniform(-pad, n + pad, (int(regime.stars * (1 + 2 * pad / n) ** 2), 2))

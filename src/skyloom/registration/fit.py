@@ -212,7 +212,7 @@ def true_spread(distance: Float, radius: float) -> float:
     return float(np.sqrt(s2[int(np.argmax(likelihood)), 0]))
 
 
-def add_spline(fit: Fit, template: StarList, source: StarList) -> Fit:
+def add_spline(fit: Fit, template: StarList, source: StarList, *, most_cells: int = 8) -> Fit:
     """Add a smooth surface to a polynomial whose residuals are alike for neighbouring stars, if it predicts new stars.
 
     Both conditions must hold: (1) the mean product of neighbours' residuals exceeds four of its standard errors, and
@@ -228,7 +228,7 @@ def add_spline(fit: Fit, template: StarList, source: StarList) -> Fit:
     product = (unit * unit[near]).sum(axis=1)
     if product.mean() < 4 * product.std() / np.sqrt(len(a)):
         return fit
-    cells = int(np.clip(np.sqrt(len(a) / 8), 2, 8))
+    cells = int(np.clip(np.sqrt(len(a) / 8), 2, most_cells))
     left_out = np.empty_like(miss)
     for part in range(5):
         out = np.arange(len(a)) % 5 == part
@@ -250,9 +250,16 @@ def add_spline(fit: Fit, template: StarList, source: StarList) -> Fit:
 
 
 def fit_pairs(
-    matches: Matches, template: StarList, source: StarList, *, last: Transform, max_order: int, tolerance: float
+    matches: Matches,
+    template: StarList,
+    source: StarList,
+    *,
+    last: Transform,
+    max_order: int,
+    tolerance: float,
+    clip: bool = True,
 ) -> Fit | None:
-    """Fit all families of transform to matched pairs and return the one of least BIC."""
+    """Fit all families of transform to matched pairs and return the one of least BIC; `clip` drops outliers."""
     a, b = template.xy[matches.template], source.xy[matches.source]
     variance = source.error[matches.source] ** 2 + (last.scale * template.error[matches.template]) ** 2
     low, high = a.min(axis=0), a.max(axis=0)
@@ -260,6 +267,8 @@ def fit_pairs(
     uv = (a - centre) / half
     order = max(o for o in range(1, max_order + 1) if o == 1 or n_terms(o) * _STARS_PER_TERM <= len(a))
     keep, sigma = _clipped(monomials(uv, order), b, variance, last.parity, uv)
+    if not clip:
+        keep[:] = True
     n = int(keep.sum())
     if n < 3:
         return None

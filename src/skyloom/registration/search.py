@@ -10,6 +10,7 @@ import numpy.typing as npt
 from skyloom.errors import NoMatchError
 from skyloom.registration.asterisms import make_asterisms
 from skyloom.registration.fit import Fit, StarList, add_spline, grow, true_spread
+from skyloom.registration.follow import follow, unmatched_part
 from skyloom.registration.transform import Transform, n_terms
 from skyloom.registration.verify import (
     expected_by_chance,
@@ -63,6 +64,9 @@ _VERIFY_TOLERANCE = 4.0
 _FIRST_TOLERANCE = 5.0
 _PER_LEVEL = 24
 _FITS_PER_LEVEL = 4
+_PART = 0.02
+"""Part of the overlap that may be without matches before an irregular distortion is looked for."""
+
 _MOST_STRETCH = 1.5
 _RIVALS = 8
 _SURE = 100.0
@@ -214,16 +218,36 @@ def refine(
     # residuals that fill the whole disc of the matching radius are no evidence at all
     if fit.tolerance >= tolerance and true_spread(fit.matches.distance, tolerance) > 0.3 * tolerance:
         return None
-    predicted = fit.transform(a.xy)
-    inside = int(is_inside(predicted, b.shape).sum())
-    expected = max(
-        expected_by_chance(inside, len(b), b.shape, fit.tolerance),
-        expected_by_density(predicted, b.tree, b.shape, fit.tolerance),
-        expected_by_control(predicted, b.tree, b.shape, fit.tolerance),
-    )
+    chance = _by_chance(fit, a, b)
+    completed = add_spline(fit, a, b)
     free = 2.0 if fit.transform.kind == "similarity" else float(n_terms(fit.transform.order))
-    llr = log_likelihood_ratio(len(fit.matches), expected, free)
-    return Solution(add_spline(fit, a, b), a, b, llr, float(np.log(max(trials, 1))) - llr, method)
+    if max_order > 1 and unmatched_part(fit, a, b) > _PART:
+        followed = follow(fit, a, b, max_order=max_order)
+        if followed is not None:
+            more = _by_chance(followed, a, b)
+            # it must win more pairs than chance brings, three standard deviations of that
+            if len(followed.matches) - more > len(fit.matches) - chance + 3 * np.sqrt(more):
+                completed, chance = followed, more
+                # the freedom of the surface is no evidence
+                free = float(n_terms(followed.transform.order)) + _surface_terms(followed.transform)
+    llr = log_likelihood_ratio(len(completed.matches), chance, free)
+    return Solution(completed, a, b, llr, float(np.log(max(trials, 1))) - llr, method)
+
+
+def _surface_terms(transform: Transform) -> int:
+    """Return the number of coefficients of a transform's residual surface, per axis."""
+    return 0 if transform.residual is None else transform.residual.coefficients[..., 0].size
+
+
+def _by_chance(fit: Fit, template: StarList, source: StarList) -> float:
+    """Return the number of matches that chance brings: the largest of the estimates."""
+    predicted = fit.transform(template.xy)
+    inside = int(is_inside(predicted, source.shape).sum())
+    return max(
+        expected_by_chance(inside, len(source), source.shape, fit.tolerance),
+        expected_by_density(predicted, source.tree, source.shape, fit.tolerance),
+        expected_by_control(predicted, source.tree, source.shape, fit.tolerance),
+    )
 
 
 def _sound(transform: Transform, first: Transform, template: StarList, source: StarList) -> bool:
