@@ -74,6 +74,22 @@ def test_statistics_are_what_they_say():
     assert result.wcs is None
 
 
+def test_residual_map_is_the_mean_of_each_cell():
+    source, template, _ = make_lists(3, Regime(stars=100))
+    result = register(source, template)
+    found = result.residual_map(4)
+    m = result.matched
+    for row in range(4):
+        for column in range(4):
+            inside = (m["x_source"] + 0.5) // 256 == column
+            inside &= (m["y_source"] + 0.5) // 256 == row
+            if not inside.any():
+                assert np.isnan(found[row, column]).all()
+                continue
+            mean = [np.average(m[name][inside], weights=m["sigma"][inside] ** -2.0) for name in ("dx", "dy")]
+            np.testing.assert_allclose(found[row, column], mean)
+
+
 def test_result_is_deterministic_and_inputs_stay():
     source, template, _ = make_lists(4, REGIMES["overlap 30%"])
     copies = source.copy(), template.copy()

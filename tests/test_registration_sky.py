@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 from astropy import units
 from astropy.coordinates import SkyCoord
+from astropy.io import fits
 from astropy.table import Table
 from astropy.time import Time
 from astropy.wcs import WCS, Sip
 
+from reference.registration_sim import add_stars
+from skyloom.cli import main
 from skyloom.errors import InputError, NoOverlapError, SkyloomWarning
 from skyloom.exposure import Exposure
 from skyloom.registration import RegistrationOptions, register_to_catalogue
@@ -155,14 +158,26 @@ def test_separation_is_astropys():
     np.testing.assert_allclose(separation(sky, np.array([10.0, -80.0])), expected, atol=1e-9)
 
 
-def test_an_image_with_stars(tmp_path):
-    from reference.registration_sim import add_stars
-
+@pytest.mark.parametrize("convention", ["sip", "tpv"])
+def test_an_image_with_stars_and_the_command(tmp_path, capsys, convention):
     catalogue, sources, truth = sky_and_image(6, motion=0.0)
     image = np.full((SIZE, SIZE), 100.0)
     flux = np.asarray(sources["flux"])
     add_stars(image, np.column_stack([sources["x"], sources["y"]]), 3e4 * flux / np.median(flux), 3.0)
     image = np.random.default_rng(1).poisson(image).astype(float)
-    exposure = Exposure(image, gain=1.0, header={"DATE-OBS": "2020-05-05T01:02:03"})
-    result = register_to_catalogue(exposure, catalogue)
+    header = fits.Header({"DATE-OBS": "2020-05-05T01:02:03", "GAIN": 1.0})
+    result = register_to_catalogue(Exposure(image, gain=1.0, header=header), catalogue)
     assert error_on_the_sky(result.wcs, truth) < 0.1
+    fits.writeto(tmp_path / "image.fits", image.astype(np.float32), header)
+    catalogue.write(tmp_path / "stars.ecsv")
+    command = ["register", str(tmp_path / "image.fits"), "--distortion", convention, "-o", str(tmp_path / "out.fits")]
+    assert main([*command, "--catalogue", str(tmp_path / "stars.ecsv")]) == 0
+    assert "stars" in capsys.readouterr().out
+    with fits.open(tmp_path / "out.fits") as hdus:
+        assert error_on_the_sky(WCS(hdus["SCI"].header), truth) < 0.1
+        assert hdus["SCI"].header["CTYPE1"].endswith(convention.upper())
+        np.testing.assert_array_equal(hdus["SCI"].data, image.astype(np.float32))
+    assert main(command) == 1
+    assert "either a TEMPLATE or --catalogue" in capsys.readouterr().err
+    assert main([*command, "--catalogue", str(tmp_path / "stars.ecsv"), "--resample", "--overwrite"]) == 1
+    assert "--resample" in capsys.readouterr().err

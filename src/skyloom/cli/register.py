@@ -1,7 +1,8 @@
 """Find the transform between two images from their stars, and write it as a WCS.
 
 The output holds the original pixels of SOURCE with a WCS: that of TEMPLATE composed with the transform. With
---resample the pixels are brought onto the grid of TEMPLATE instead; then TEMPLATE needs no WCS.
+--resample the pixels are brought onto the grid of TEMPLATE instead; then TEMPLATE needs no WCS. With --catalogue the
+stars of a catalogue (FITS, ECSV or VOTable with ra, dec and, where known, proper motions) take the place of TEMPLATE.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from skyloom.cli.inputs import add_reading_options, add_threshold
 
     parser.add_argument("source", metavar="SOURCE", help="FITS image to register")
-    parser.add_argument("template", metavar="TEMPLATE", help="FITS image to register it to")
+    parser.add_argument("template", metavar="TEMPLATE", nargs="?", help="FITS image to register it to")
+    parser.add_argument("--catalogue", metavar="FILE", help="register to the sky by this catalogue of stars instead")
     parser.add_argument("-o", "--output", metavar="FILE", help="FITS file to write (default: only print the result)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--resample", action="store_true", help="write SOURCE resampled onto the grid of TEMPLATE")
+    parser.add_argument(
+        "--distortion", choices=("sip", "tpv"), default="sip", help="how the WCS writes distortions (default: sip)"
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw the residuals to this PNG, PDF or SVG file")
     add_threshold(parser, "detection threshold of the stars")
     add_reading_options(parser, ("source", "template"))
@@ -29,16 +34,27 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from skyloom.cli import EXIT_OK
     from skyloom.cli.inputs import check_not_input, reading_options
+    from skyloom.errors import InputError
     from skyloom.io import check_writable, read
-    from skyloom.registration import RegistrationOptions, register
+    from skyloom.registration import RegistrationOptions, register, register_to_catalogue
 
+    if (arguments.template is None) == (arguments.catalogue is None):
+        raise InputError("Give either a TEMPLATE or --catalogue.")
+    if arguments.resample and arguments.template is None:
+        raise InputError("--resample needs a TEMPLATE, whose grid the pixels are brought onto.")
+    inputs = [arguments.source, arguments.template or arguments.catalogue]
     for path in (arguments.output, arguments.plot):
         if path is not None:
             check_writable(path, overwrite=arguments.overwrite)
-    check_not_input((arguments.output, arguments.plot), (arguments.source, arguments.template))
+    check_not_input((arguments.output, arguments.plot), inputs)
     source = read(arguments.source, **reading_options(arguments, "source"))
-    template = read(arguments.template, **reading_options(arguments, "template"))
-    registration = register(source, template, RegistrationOptions(threshold=arguments.threshold))
+    options = RegistrationOptions(threshold=arguments.threshold)
+    template = None
+    if arguments.catalogue is not None:
+        registration = register_to_catalogue(source, arguments.catalogue, options)
+    else:
+        template = read(arguments.template, **reading_options(arguments, "template"))
+        registration = register(source, template, options)
     if not arguments.quiet:
         print(registration)
     if arguments.output is not None:
@@ -50,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
             registration,
             arguments.output,
             resampled=arguments.resample,
-            inputs=[arguments.source, arguments.template],
+            convention=arguments.distortion.upper(),
+            inputs=inputs,
             overwrite=arguments.overwrite,
         )
     if arguments.plot is not None:

@@ -113,15 +113,18 @@ def bring_onto_grid(
 
 def write_registered(
     source: Exposure,
-    template: Exposure,
+    template: Exposure | None,
     registration: Registration,
     path: str | Path,
     *,
     resampled: bool,
+    convention: str = "SIP",
     inputs: Sequence[str],
     overwrite: bool = False,
 ) -> Path:
     """Write the source with the WCS that registration gives it, or resampled onto the template's grid.
+
+    Without a template the registration is one to the sky, and has its own WCS.
 
     Raises
     ------
@@ -132,16 +135,17 @@ def write_registered(
     from skyloom.registration import registered_header, registration_wcs
     from skyloom.resampling import resample
 
-    if resampled:
+    if resampled and template is not None:
         result = resample(source, registration.template_to_source, template.shape, wcs=template.wcs)
-    elif template.wcs is None:
+    elif template is not None and template.wcs is None:
         raise WcsError(
             f"{template.name} has no WCS, so none can be made for {source.name}. Resample the pixels instead "
             "(--resample), or register to an image that has a WCS.",
             name=template.name,
         )
     else:
-        result = source.replace(wcs=registration_wcs(registration, template.wcs))
+        wcs = None if template is None else template.wcs
+        result = source.replace(wcs=registration_wcs(registration, wcs, convention=convention))
     header = registered_header(source.header, registration)
-    provenance = Provenance("register", {"resampled": resampled}, inputs)
+    provenance = Provenance("register", {"resampled": resampled, "distortion": convention}, inputs)
     return write_exposure(result.replace(header=header), path, overwrite=overwrite, provenance=provenance)

@@ -121,6 +121,30 @@ class Registration:
         blocks = self.covariance[:p, :p], self.covariance[p:, p:]
         return np.sqrt(np.column_stack([np.einsum("ni,ij,nj->n", terms, block, terms) for block in blocks]))
 
+    def residual_map(self, cells: int = 8) -> Float:
+        """Return what the transform leaves over, averaged over the source image: none but noise, if it is right.
+
+        Parameters
+        ----------
+        cells : int
+            Cells along each axis of the source.
+
+        Returns
+        -------
+        ndarray, shape (cells, cells, 2)
+            Mean of (dx, dy) of the matched stars in each cell, weighted with 1 / sigma^2, source pixels, first axis
+            along y; NaN where there are none.
+        """
+        m, (ny, nx) = self.matched, self.source_shape
+        column = np.clip((np.asarray(m["x_source"]) + 0.5) * cells / nx, 0, cells - 1).astype(np.intp)
+        row = np.clip((np.asarray(m["y_source"]) + 0.5) * cells / ny, 0, cells - 1).astype(np.intp)
+        weight = np.asarray(m["sigma"], np.float64) ** -2.0
+        total, *sums = (
+            np.bincount(row * cells + column, w, cells * cells) for w in (weight, weight * m["dx"], weight * m["dy"])
+        )
+        with np.errstate(invalid="ignore"):
+            return np.stack([one / total for one in sums], axis=-1).reshape(cells, cells, 2)
+
     @property
     def n_matched(self) -> int:
         """Number of pairs in the fit."""
