@@ -135,6 +135,7 @@ def interpolate(
     out_data: FloatArray,
     out_variance: FloatArray | None,
     out_mask: npt.NDArray[np.uint32],
+    factor: npt.NDArray[np.float64] | None = None,
 ) -> None: ...
 def blot(
     data: FloatArray,

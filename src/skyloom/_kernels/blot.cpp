@@ -54,47 +54,67 @@ SKYLOOM_INLINE bool is_inside(double x, double y, std::ptrdiff_t nx, std::ptrdif
   return x >= 0 && x < double(nx) && y >= 0 && y < double(ny);  // false for NaN
 }
 
+// A group whose stencils all lie in the image.
+template <class T, int Taps>
+SKYLOOM_INLINE void blot_group(const BlotInput<T>& in, const TapPolynomials<T, Taps>& polynomials, const double* xy,
+                               typename Lanes<T>::Vector& value) {
+  Group<T, Taps> group;
+  group.locate(xy, polynomials);
+  std::ptrdiff_t corners[group.kWidth];
+  for (int g = 0; g < group.kWidth; ++g) corners[g] = group.corner(g, in.nx);
+  group.mean(in.data, corners, in.nx, value);
+}
+
+// A group of which some stencils reach outside of the image, or hold a pixel that is not finite: those one by one, all
+// others as above, so that no value depends on the other positions of its group.
+template <class T, int Taps>
+void blot_mixed_group(const BlotInput<T>& in, const TapPolynomials<T, Taps>& polynomials,
+                      const typename Group<T, Taps>::Interior& interior, Border border, const BlotValues& values,
+                      std::ptrdiff_t start, T* out) {
+  constexpr int Width = Group<T, Taps>::kWidth;
+  const int count = int(std::min(std::ptrdiff_t(Width), in.n - start));
+  const double* xy = in.xy + 2 * start;
+  double chosen[2 * Width], position[2 * Width] = {};
+  typename Lanes<T>::Vector value;
+  unsigned done = interior.choose(xy, count, chosen);
+  if (done != 0) blot_group(in, polynomials, chosen, value);
+  for (int g = 0; g < count; ++g) {
+    if ((done >> g & 1) != 0 && std::isfinite(value[g])) {
+      out[start + g] = value[g] * T(values.scale);
+      continue;
+    }
+    done &= ~(1u << g);
+    if (is_inside(xy[2 * g], xy[2 * g + 1], in.nx, in.ny)) std::copy_n(xy + 2 * g, 2, position + 2 * g);
+  }
+  Group<T, Taps> group;
+  group.locate(position, polynomials);
+  for (int g = 0; g < count; ++g) {
+    if ((done >> g & 1) != 0) continue;
+    const bool inside = is_inside(xy[2 * g], xy[2 * g + 1], in.nx, in.ny);
+    const double v = inside ? interpolate_generally(in, group, g, border) : NAN;
+    out[start + g] = std::isfinite(v) ? T(v) * T(values.scale) : T(values.fill);
+  }
+}
+
 template <class T, int Taps>
 SKYLOOM_INLINE void blot_taps(const BlotInput<T>& in, const double* coefficients, int degree, Border border,
                               const BlotValues& values, T* out) {
   using G = Group<T, Taps>;
-  constexpr int Width = G::kWidth;
   const TapPolynomials<T, Taps> polynomials(coefficients, degree);
-  // a stencil fits if all its pixels are in the image, and the rest of its last vector is within the array
-  const std::ptrdiff_t last_corner = in.ny * in.nx - (Taps - 1) * in.nx - G::kReach;
-  G group;
-  for (std::ptrdiff_t start = 0; start < in.n; start += Width) {
-    const int count = int(std::min(std::ptrdiff_t(Width), in.n - start));
-    double xy[2 * Width];
-    bool inside[Width], fits[Width];
-    const T* corner[Width];
-    const T* some_corner = nullptr;
-    for (int g = 0; g < Width; ++g) {
-      const double* p = in.xy + 2 * (start + (g < count ? g : 0));
-      inside[g] = is_inside(p[0], p[1], in.nx, in.ny);
-      xy[2 * g] = inside[g] ? p[0] : 0.0;
-      xy[2 * g + 1] = inside[g] ? p[1] : 0.0;
+  const typename G::Interior interior(in.ny, in.nx);
+  const T scale = T(values.scale);
+  for (std::ptrdiff_t start = 0; start < in.n; start += G::kWidth) {
+    const double* xy = in.xy + 2 * start;
+    if (start + G::kWidth <= in.n && interior.holds(xy)) {
+      typename G::V value;
+      blot_group(in, polynomials, xy, value);
+      store(out + start, typename G::V(value * scale));
+      const typename G::V zero = value - value;  // NaN if it is not finite
+      T sum = zero[0];
+      for (int g = 1; g < G::kWidth; ++g) sum += zero[g];
+      if (sum == 0) continue;
     }
-    group.locate(xy, polynomials);
-    for (int g = 0; g < Width; ++g) {
-      const std::ptrdiff_t left = group.base[g][0] - Taps / 2 + 1, low = group.base[g][1] - Taps / 2 + 1;
-      const std::ptrdiff_t offset = low * in.nx + left;
-      fits[g] = inside[g] && left >= 0 && left + Taps <= in.nx && low >= 0 && low + Taps <= in.ny &&
-                offset <= last_corner;
-      corner[g] = fits[g] ? in.data + offset : nullptr;
-      if (fits[g]) some_corner = corner[g];
-    }
-    typename G::V value = {};
-    if (some_corner != nullptr) {
-      for (int g = 0; g < Width; ++g)
-        if (!fits[g]) corner[g] = some_corner;
-      value = group.mean(corner, in.nx);
-    }
-    for (int g = 0; g < count; ++g) {
-      double v = fits[g] ? double(value[g]) : NAN;
-      if (inside[g] && !std::isfinite(v)) v = interpolate_generally(in, group, g, border);
-      out[start + g] = inside[g] && std::isfinite(v) ? T(v * values.scale) : T(values.fill);
-    }
+    blot_mixed_group(in, polynomials, interior, border, values, start, out);
   }
 }
 
@@ -130,7 +150,7 @@ void blot_nearest(const BlotInput<T>& in, const BlotValues& values, T* out) {
       const std::ptrdiff_t row = std::min(std::ptrdiff_t(y + 0.5), in.ny - 1);
       v = double(in.data[row * in.nx + column]);
     }
-    out[i] = std::isfinite(v) ? T(v * values.scale) : T(values.fill);
+    out[i] = std::isfinite(v) ? T(v) * T(values.scale) : T(values.fill);
   }
 }
 

@@ -29,6 +29,7 @@ struct Image {
 template <class T>
 struct Samples {
   const double* xy;      // (n, 2) positions in the image
+  const double* factor;  // (n,) or null: multiplies data, and its square variances; no data where it is not finite
   std::ptrdiff_t n;
   T* data;               // (n,)
   T* variance;           // (n,) or null

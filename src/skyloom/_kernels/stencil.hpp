@@ -81,7 +81,22 @@ struct TapPolynomials {
   }
 };
 
-// rows[i][j] <-> rows[j][i]
+// x0 y0 x1 y1, x2 y2 x3 y3, ...  ->  x0 x1 x2 ..., y0 y1 y2 ...
+typedef float FourFloats __attribute__((vector_size(16)));
+SKYLOOM_INLINE void deinterleave(const FourFloats (&xy)[4], Lanes<float>::Vector& x, Lanes<float>::Vector& y) {
+  const Lanes<float>::Vector a = __builtin_shufflevector(xy[0], xy[1], 0, 2, 4, 6, 1, 3, 5, 7);
+  const Lanes<float>::Vector b = __builtin_shufflevector(xy[2], xy[3], 0, 2, 4, 6, 1, 3, 5, 7);
+  x = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+  y = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+SKYLOOM_INLINE void deinterleave(const Lanes<double>::Vector (&xy)[2], Lanes<double>::Vector& x,
+                                 Lanes<double>::Vector& y) {
+  x = __builtin_shufflevector(xy[0], xy[1], 0, 2, 4, 6);
+  y = __builtin_shufflevector(xy[0], xy[1], 1, 3, 5, 7);
+}
+
+// v[i][j] <-> v[j][i]
 SKYLOOM_INLINE void transpose(Lanes<float>::Vector (&v)[8]) {
   using V = Lanes<float>::Vector;
   V a[8], b[8];
@@ -117,44 +132,85 @@ SKYLOOM_INLINE void transpose(Lanes<double>::Vector (&v)[4]) {
 template <class T, int Taps>
 struct Group {
   using V = typename Lanes<T>::Vector;
+  using Pair = Lanes<double>::Vector;  // x and y of two positions
   static constexpr int kWidth = Lanes<T>::kWidth;
   static constexpr int kParts = (Taps + kWidth - 1) / kWidth;  // vectors that hold the taps of one row
   static constexpr int kReach = kParts * kWidth;               // pixels that are read of each row
+  static constexpr int kBefore = Taps / 2 - 1;                 // taps before the pixel at floor(x)
 
-  std::ptrdiff_t base[kWidth][2];  // floor(x), floor(y)
-  V wx[Taps], wy[Taps];            // [tap][position]
+  int base[kWidth][2];   // floor(x), floor(y)
+  V wx[Taps], wy[Taps];  // [tap][position]
+
+  // Positions whose stencils lie in an image of (ny, nx), and for which the rest of the last vector of a row does too, or
+  // is the start of the next row.
+  struct Interior {
+    Pair low, high;
+    Interior(std::ptrdiff_t ny, std::ptrdiff_t nx) {
+      const double end_x = double(nx - Taps / 2), end_y = kReach <= nx ? double(ny - Taps / 2 - 1) : 0.0;
+      low = Pair{kBefore, kBefore, kBefore, kBefore};
+      high = Pair{end_x, end_y, end_x, end_y};
+    }
+    // xy: x, y of each position of a group; false for NaN
+    SKYLOOM_INLINE bool holds(const double* xy) const {
+      Pair p;
+      load(p, xy);
+      auto good = (p >= low) & (p < high);
+      for (int i = 1; i < kWidth / 2; ++i) {
+        load(p, xy + 4 * i);
+        good &= (p >= low) & (p < high);
+      }
+      return (good[0] & good[1] & good[2] & good[3]) != 0;
+    }
+    // The same for each position, as bits. chosen: those that are held, in place of others one of them.
+    unsigned choose(const double* xy, int count, double* chosen) const {
+      unsigned held = 0;
+      int some = 0;
+      for (int g = 0; g < count; ++g)
+        if (xy[2 * g] >= low[0] && xy[2 * g] < high[0] && xy[2 * g + 1] >= low[1] && xy[2 * g + 1] < high[1]) {
+          held |= 1u << g;
+          some = g;
+        }
+      for (int g = 0; g < kWidth; ++g) std::memcpy(chosen + 2 * g, xy + 2 * ((held >> g) & 1 ? g : some), 2 * sizeof(double));
+      return held;
+    }
+  };
 
   // xy: x, y of each position, all within the range of int
-  SKYLOOM_INLINE void locate(const double (&xy)[2 * kWidth], const TapPolynomials<T, Taps>& polynomials) {
-    T fraction[2 * kWidth];
-    int floor_of[2 * kWidth];
-    for (int q = 0; q < 2 * kWidth; ++q) {
-      const int cut = int(xy[q]);
-      floor_of[q] = cut - (double(cut) > xy[q]);
-      fraction[q] = T(xy[q] - double(floor_of[q]));
+  SKYLOOM_INLINE void locate(const double* xy, const TapPolynomials<T, Taps>& polynomials) {
+    typedef int Four __attribute__((vector_size(16)));
+    typedef T Fractions __attribute__((vector_size(4 * sizeof(T))));
+    Fractions fraction[kWidth / 2];
+    for (int i = 0; i < kWidth / 2; ++i) {
+      Pair p;
+      load(p, xy + 4 * i);
+      const Four cut = __builtin_convertvector(p, Four);
+      const Pair whole = __builtin_convertvector(cut, Pair);
+      const Four below = cut + __builtin_convertvector(whole > p, Four);  // a true comparison is -1
+      std::memcpy(&base[2 * i], &below, sizeof(below));
+      fraction[i] = __builtin_convertvector(p - __builtin_convertvector(below, Pair), Fractions);
     }
     V tx, ty;
-    for (int g = 0; g < kWidth; ++g) {
-      base[g][0] = floor_of[2 * g];
-      base[g][1] = floor_of[2 * g + 1];
-      tx[g] = fraction[2 * g];
-      ty[g] = fraction[2 * g + 1];
-    }
+    deinterleave(fraction, tx, ty);
     polynomials.weights(tx, wx);
     polynomials.weights(ty, wy);
   }
 
-  // sum_jk wy[j] wx[k] pixel[j, k] of each position, given the first pixel of its stencil. Written as anchor + sum of
+  // The first pixel of the stencil of position g, as an index into an image of rows of nx pixels.
+  SKYLOOM_INLINE std::ptrdiff_t corner(int g, std::ptrdiff_t nx) const {
+    return (base[g][1] - kBefore) * nx + (base[g][0] - kBefore);
+  }
+
+  // sum_jk wy[j] wx[k] pixel[j, k] of each position, given the first pixel of its stencil: written as anchor + sum of
   // weight * (pixel - anchor) along each axis, because the weights sum to 1: a flat image comes out exactly, and
   // rounding is relative to the contrast, not to the level.
-  SKYLOOM_INLINE V mean(const T* const (&corner)[kWidth], std::ptrdiff_t stride) const {
-    constexpr int Anchor = Taps / 2 - 1;
+  SKYLOOM_INLINE void mean(const T* image, const std::ptrdiff_t (&corners)[kWidth], std::ptrdiff_t stride, V& result) const {
+    constexpr int Anchor = kBefore;
     T factor[Taps][kWidth];
     for (int j = 0; j < Taps; ++j) store(factor[j], wy[j]);
     V columns[kParts][kWidth];
     for (int g = 0; g < kWidth; ++g)
       for (int part = 0; part < kParts; ++part) {
-        const T* p = corner[g] + part * kWidth;
+        const T* p = image + corners[g] + part * kWidth;
         V anchor, row, sum = {};
         load(anchor, p + Anchor * stride);
         for (int j = 0; j < Taps; ++j) {
@@ -169,17 +225,18 @@ struct Group {
     V sum = {};
     for (int k = 0; k < Taps; ++k)
       if (k != Anchor) sum += (columns[k / kWidth][k % kWidth] - anchor) * wx[k];
-    return anchor + sum;
+    result = anchor + sum;
   }
 
   // sum_jk wy[j]^2 wx[k]^2 pixel[j, k] of each position
-  SKYLOOM_INLINE V squares(const T* const (&corner)[kWidth], std::ptrdiff_t stride) const {
+  SKYLOOM_INLINE void squares(const T* image, const std::ptrdiff_t (&corners)[kWidth], std::ptrdiff_t stride,
+                              V& result) const {
     T factor[Taps][kWidth];
     for (int j = 0; j < Taps; ++j) store(factor[j], V(wy[j] * wy[j]));
     V columns[kParts][kWidth];
     for (int g = 0; g < kWidth; ++g)
       for (int part = 0; part < kParts; ++part) {
-        const T* p = corner[g] + part * kWidth;
+        const T* p = image + corners[g] + part * kWidth;
         V row, sum = {};
         for (int j = 0; j < Taps; ++j) {
           load(row, p + j * stride);
@@ -190,7 +247,7 @@ struct Group {
     for (int part = 0; part < kParts; ++part) transpose(columns[part]);
     V sum = {};
     for (int k = 0; k < Taps; ++k) sum += columns[k / kWidth][k % kWidth] * (wx[k] * wx[k]);
-    return sum;
+    result = sum;
   }
 };
 

@@ -110,7 +110,9 @@ def blot_image(  # noqa: PLR0917  the reference's signature
                 needed=shape[::-1],
             )
     out = _output(out_img, shape)
-    image = unshared(_image(data, out.dtype), [out])
+    # float32 cannot hold every factor
+    double = out.dtype == np.float64 or (iscale != 0 and not 1e-30 < abs(iscale) < 1e30)
+    image = unshared(_image(data, np.float64 if double else np.float32), [out])
     positions = unshared(positions, [out])
     table = None if method is None else polynomial_table(method, image.dtype)
 
@@ -180,8 +182,8 @@ def _pixmap(pixmap: Any) -> npt.NDArray[Any]:
     return positions
 
 
-def _image(data: Any, out_dtype: npt.DTypeLike) -> FloatArray:
-    """Return the image, contiguous, in double precision if it or the output has it; masked pixels are NaN."""
+def _image(data: Any, at_least: npt.DTypeLike) -> FloatArray:
+    """Return the image, contiguous, in double precision if it has it or shall; masked pixels are NaN."""
     image = real_plane(np.ma.getdata(data), "data")
     if image.ndim != 2 or image.size == 0:
         raise ShapeError(
@@ -189,7 +191,7 @@ def _image(data: Any, out_dtype: npt.DTypeLike) -> FloatArray:
         )
     if np.ma.is_masked(data):
         image = np.where(np.ma.getmaskarray(data), image.dtype.type(np.nan), image)
-    return np.ascontiguousarray(image, np.result_type(image.dtype, out_dtype))
+    return np.ascontiguousarray(image, np.result_type(image.dtype, at_least))
 
 
 def _output(out_img: Any, shape: tuple[int, ...]) -> FloatArray:

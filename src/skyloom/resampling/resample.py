@@ -92,21 +92,22 @@ def resample(
     area = _median_area(sampled)
     if method == "auto":
         method = "area" if area > _LARGEST_PIXEL_RATIO**2 else "lanczos3"
+    zeropoint = exposure.zeropoint
+    if zeropoint is not None and conserve == "surface brightness":
+        zeropoint -= 2.5 * np.log10(area)  # a star's sum is smaller by the area
     if method == "area":
         from skyloom.resampling.overlap import resample_by_area
 
         result = resample_by_area(exposure, sampled, conserve=conserve, max_lost=max_lost)
+        result = result.replace(wcs=wcs, zeropoint=zeropoint)
     else:
-        result = _interpolate(exposure, sampled, method, conserve, max_lost)
+        result = _interpolate(exposure, sampled, method, conserve, max_lost, wcs=wcs, zeropoint=zeropoint)
     if not result.usable.any():
         raise NoOverlapError(
             f"No pixel of {exposure.name} falls on the grid of {sampled.shape[1]} x {sampled.shape[0]} "
             "pixels, or all that do are masked. Check the coordinate map (or the WCS) and the mask.",
             name=exposure.name,
         )
-    zeropoint = exposure.zeropoint
-    if zeropoint is not None and conserve == "surface brightness":
-        zeropoint -= 2.5 * np.log10(area)  # a star's sum is smaller by the area
     _log.info(
         "resampled %s to %d x %d pixels by %s; noise correlation %.3f",
         exposure.name,
@@ -115,7 +116,7 @@ def resample(
         method,
         result.correlation,
     )
-    return result.replace(wcs=wcs, zeropoint=zeropoint)
+    return result
 
 
 def _median_area(sampled: SampledMap) -> float:
@@ -127,7 +128,10 @@ def _median_area(sampled: SampledMap) -> float:
     return float(np.median(area)) if len(area) else 1.0
 
 
-def _interpolate(exposure: Exposure, sampled: SampledMap, method: str, conserve: str, max_lost: float) -> Exposure:
+def _interpolate(
+    exposure: Exposure, sampled: SampledMap, method: str, conserve: str, max_lost: float, **fields: Any
+) -> Exposure:
+    """Interpolate all planes; `fields` are those of the result that depend on neither."""
     ny, nx = sampled.shape
     data = np.empty((ny, nx), exposure.data.dtype)
     variance = None if exposure.variance is None else np.empty((ny, nx), exposure.data.dtype)
@@ -142,6 +146,7 @@ def _interpolate(exposure: Exposure, sampled: SampledMap, method: str, conserve:
         xy = pixmap[start - above : stop - above].reshape(-1, 2)
         values, bits = data[start:stop].reshape(-1), mask[start:stop].reshape(-1)
         noise = None if variance is None else variance[start:stop].reshape(-1)
+        area = _band_area(sampled, band, pixmap)
         interpolate(
             exposure.data,
             exposure.variance,
@@ -157,10 +162,8 @@ def _interpolate(exposure: Exposure, sampled: SampledMap, method: str, conserve:
             values,
             noise,
             bits,
+            area if conserve == "flux" else None,
         )
-        area = _band_area(sampled, band, pixmap)
-        if conserve == "flux":
-            _scale(values, noise, bits, area)
         return _noise_gain(xy[::_PROBE], area[::_PROBE], bits[::_PROBE], method)
 
     sums = np.array(map_bands(fill, row_bands(ny)))
@@ -173,6 +176,7 @@ def _interpolate(exposure: Exposure, sampled: SampledMap, method: str, conserve:
         saturation=None,
         # interpolation onto coarse pixels leaves light out and the noise white: never less than the input's
         correlation=exposure.correlation / min(gain, 1.0),
+        **fields,
     )
 
 
@@ -197,19 +201,6 @@ def _band_area(sampled: SampledMap, band: tuple[int, int], pixmap: XYArray) -> n
     first = start - max(start - 1, 0)
     _pixel_area_ratio(pixmap, first, first + stop - start, area)
     return area.reshape(-1)
-
-
-def _scale(
-    values: FloatArray, noise: FloatArray | None, bits: npt.NDArray[np.uint32], area: npt.NDArray[np.float64]
-) -> None:
-    """Multiply data by the pixel area, and variances by its square; without a known area, drop the pixel."""
-    unknown = ~np.isfinite(area)
-    if unknown.any():
-        bits[unknown] |= np.uint32(MaskBit.NO_DATA)
-        area = np.where(unknown, 0.0, area)
-    values *= area.astype(values.dtype)
-    if noise is not None:
-        noise *= (area * area).astype(noise.dtype)
 
 
 @cache
