@@ -13,8 +13,8 @@ import os
 import time
 
 import numpy as np
-from bench_drizzle import pixel_map
 
+from bench_drizzle import pixel_map
 from skyloom import __version__
 from skyloom._kernels import simd_level
 from skyloom.resampling import blot_image

@@ -22,8 +22,8 @@ SKYLOOM_INLINE void put(const Samples<T>& out, std::ptrdiff_t i, T data, T varia
 
 // One position whose stencil holds pixels that are masked or outside of the image.
 template <class T, int Taps>
-void interpolate_masked(const Image<T>& in, const Group<T, Taps>& group, int g, const double* xy, const MaskRules& rules,
-                        const Samples<T>& out, std::ptrdiff_t i) {
+void interpolate_masked(const Image<T>& in, const Group<T, Taps>& group, int g, const double* xy,
+                        const MaskRules& rules, const Samples<T>& out, std::ptrdiff_t i) {
   const std::ptrdiff_t left = group.base[g][0] - group.kBefore, low = group.base[g][1] - group.kBefore;
   const std::ptrdiff_t nearest_x = std::ptrdiff_t(std::floor(xy[0] + 0.5)) - left;
   const std::ptrdiff_t nearest_y = std::ptrdiff_t(std::floor(xy[1] + 0.5)) - low;

@@ -141,8 +141,8 @@ struct Group {
   int base[kWidth][2];   // floor(x), floor(y)
   V wx[Taps], wy[Taps];  // [tap][position]
 
-  // Positions whose stencils lie in an image of (ny, nx), and for which the rest of the last vector of a row does too, or
-  // is the start of the next row.
+  // Positions whose stencils lie in an image of (ny, nx), and for which the rest of the last vector of a row does too,
+  // or is the start of the next row.
   struct Interior {
     Pair low, high;
     Interior(std::ptrdiff_t ny, std::ptrdiff_t nx) {
@@ -170,7 +170,8 @@ struct Group {
           held |= 1u << g;
           some = g;
         }
-      for (int g = 0; g < kWidth; ++g) std::memcpy(chosen + 2 * g, xy + 2 * ((held >> g) & 1 ? g : some), 2 * sizeof(double));
+      for (int g = 0; g < kWidth; ++g)
+        std::memcpy(chosen + 2 * g, xy + 2 * ((held >> g) & 1 ? g : some), 2 * sizeof(double));
       return held;
     }
   };
@@ -203,7 +204,8 @@ struct Group {
   // sum_jk wy[j] wx[k] pixel[j, k] of each position, given the first pixel of its stencil: written as anchor + sum of
   // weight * (pixel - anchor) along each axis, because the weights sum to 1: a flat image comes out exactly, and
   // rounding is relative to the contrast, not to the level.
-  SKYLOOM_INLINE void mean(const T* image, const std::ptrdiff_t (&corners)[kWidth], std::ptrdiff_t stride, V& result) const {
+  SKYLOOM_INLINE void mean(const T* image, const std::ptrdiff_t (&corners)[kWidth], std::ptrdiff_t stride,
+                           V& result) const {
     constexpr int Anchor = kBefore;
     T factor[Taps][kWidth];
     for (int j = 0; j < Taps; ++j) store(factor[j], wy[j]);

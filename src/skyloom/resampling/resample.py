@@ -13,7 +13,7 @@ from skyloom._kernels import clean_windows, interpolate
 from skyloom._kernels import pixel_area_ratio as _pixel_area_ratio
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, NoOverlapError
-from skyloom.exposure import UNUSABLE, Exposure, FloatArray, MaskBit
+from skyloom.exposure import UNUSABLE, Exposure, MaskBit
 from skyloom.resampling.kernels import HALF_WIDTHS, polynomial_table, tap_weights
 from skyloom.resampling.maps import Map, SampledMap, XYArray, area_at
 
@@ -131,7 +131,7 @@ def _median_area(sampled: SampledMap) -> float:
 def _interpolate(
     exposure: Exposure, sampled: SampledMap, method: str, conserve: str, max_lost: float, **fields: Any
 ) -> Exposure:
-    """Interpolate all planes; `fields` are those of the result that depend on neither."""
+    """Interpolate all planes; `fields` are more fields of the result."""
     ny, nx = sampled.shape
     data = np.empty((ny, nx), exposure.data.dtype)
     variance = None if exposure.variance is None else np.empty((ny, nx), exposure.data.dtype)
