@@ -230,6 +230,9 @@ def refine(
                 completed, chance = followed, more
                 # the freedom of the surface is no evidence
                 free = float(n_terms(followed.transform.order)) + _surface_terms(followed.transform)
+        # what holds in less than half of the overlap is not the transform, however sure it is there
+        if unmatched_part(completed, a, b) > 0.5:
+            return None
     llr = log_likelihood_ratio(len(completed.matches), chance, free)
     return Solution(completed, a, b, llr, float(np.log(max(trials, 1))) - llr, method)
 
