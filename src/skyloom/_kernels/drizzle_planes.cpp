@@ -155,8 +155,10 @@ SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, i
     const int32_t bit = out.context_bit;
     if (tile.positive != nullptr) {  // a sum may be negative though some of its parts are not
       const uint8_t* __restrict positive = tile.positive + y * tile.stride + x;
-      for (int k = 0; k < n; ++k)
-        context[k * col] = (kFresh ? 0 : context[k * col]) | ((p.weight[k] != 0) & (positive[k] != 0) ? bit : 0);
+      for (int k = 0; k < n; ++k) {
+        const bool given = (p.weight[k] > 0) | ((p.weight[k] < 0) & (positive[k] != 0));
+        context[k * col] = (kFresh ? 0 : context[k * col]) | (given ? bit : 0);
+      }
     } else if (col == 1) {
       for (int k = 0; k < n; ++k) context[k] = (kFresh ? 0 : context[k]) | (p.weight[k] > 0 ? bit : 0);
     } else {

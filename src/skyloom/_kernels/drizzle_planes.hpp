@@ -61,7 +61,7 @@ struct Tile {
   int64_t plane;        // numbers in one of them
   double* sums;         // cell (y0, x0) of the first
   uint32_t* dq;         // null if not wanted
-  uint8_t* positive;    // 1 where any share is above 0; null if no share is below
+  uint8_t* positive;    // 1 where a sum of weights is below 0 but any part of it above; null if no share is negative
 
   bool reaches(int64_t x, int64_t y, int64_t width, int64_t height) const {
     return x < x0 + nx && y < y0 + ny && x + width > x0 && y + height > y0;

@@ -108,33 +108,61 @@ void scatter_bits(const Batch& b, uint64_t drops, int taps, double least, const 
   }
 }
 
-// Mark the cells that get a share above 0, a row of them at a time: one byte for each cell.
-SKYLOOM_INLINE void mark_positive_body(const Batch& b, uint64_t drops, int taps, const Tile& tile) {
-  constexpr int kWords = kMaxTaps / 8;
-  const int words = (taps + 7) / 8;
-  alignas(64) uint64_t above[kWords][kBatch], below[kWords][kBatch];
-  for (int word = 0; word < words; ++word) {
-    for (int k = 0; k < kBatch; ++k) above[word][k] = below[word][k] = 0;
-    for (int i = 0; i < 8 && 8 * word + i < taps; ++i)
+// Signs of the shares along one axis: one byte, 1 or 0, for each of eight cells, along x; all bits or none along y.
+struct Signs {
+  alignas(64) uint64_t above_x[kMaxTaps / 8][kBatch], below_x[kMaxTaps / 8][kBatch];
+  alignas(64) uint64_t above_y[kMaxTaps][kBatch], below_y[kMaxTaps][kBatch];
+};
+
+SKYLOOM_INLINE void find_signs(const Batch& b, int taps, Signs& __restrict signs) {
+  for (int word = 0; 8 * word < taps; ++word) {
+    uint64_t *__restrict above = signs.above_x[word], *__restrict below = signs.below_x[word];
+    for (int k = 0; k < kBatch; ++k) above[k] = below[k] = 0;
+    for (int i = 0; i < 8 && 8 * word + i < taps; ++i) {
+      const double* __restrict share = b.x.share[8 * word + i];
+      const uint64_t byte = uint64_t(1) << 8 * i;
       for (int k = 0; k < kBatch; ++k) {
-        const double share = b.x.share[8 * word + i][k];
-        above[word][k] |= share > 0 ? uint64_t(1) << 8 * i : 0;
-        below[word][k] |= share < 0 ? uint64_t(1) << 8 * i : 0;
-      }
-  }
-  for (; drops != 0; drops &= drops - 1) {
-    const int k = std::countr_zero(drops);
-    uint8_t* cell = tile.positive + b.cell[k];
-    for (int j = 0; j < taps; ++j, cell += tile.stride) {
-      const double share = b.y.share[j][k];
-      for (int word = 0; word < words; ++word) {
-        const uint64_t marks = share > 0 ? above[word][k] : share < 0 ? below[word][k] : 0;
-        uint64_t held;
-        std::memcpy(&held, cell + 8 * word, sizeof held);
-        held |= marks;
-        std::memcpy(cell + 8 * word, &held, sizeof held);
+        above[k] |= share[k] > 0 ? byte : 0;
+        below[k] |= share[k] < 0 ? byte : 0;
       }
     }
+  }
+  for (int j = 0; j < taps; ++j) {
+    const double* __restrict share = b.y.share[j];
+    uint64_t *__restrict above = signs.above_y[j], *__restrict below = signs.below_y[j];
+    for (int k = 0; k < kBatch; ++k) {
+      above[k] = share[k] > 0 ? ~uint64_t(0) : 0;
+      below[k] = share[k] < 0 ? ~uint64_t(0) : 0;
+    }
+  }
+}
+
+// Mark the cells that get a share above 0: one byte for each cell, eight of them at a time.
+template <int kWords>
+SKYLOOM_INLINE void mark_cells(const Batch& b, const Signs& signs, uint64_t drops, int taps, const Tile& tile) {
+  for (int first = 0; first < kApart; ++first)
+    for (uint64_t rest = drops & (kEveryEighth << first); rest != 0; rest &= rest - 1) {
+      const int k = std::countr_zero(rest);
+      uint8_t* cell = tile.positive + b.cell[k];
+      for (int j = 0; j < taps; ++j, cell += tile.stride) {
+        const uint64_t above = signs.above_y[j][k], below = signs.below_y[j][k];
+        for (int word = 0; word < kWords; ++word) {
+          uint64_t marks;
+          std::memcpy(&marks, cell + 8 * word, sizeof marks);
+          marks |= (signs.above_x[word][k] & above) | (signs.below_x[word][k] & below);
+          std::memcpy(cell + 8 * word, &marks, sizeof marks);
+        }
+      }
+    }
+}
+
+SKYLOOM_INLINE void mark_positive_body(const Batch& b, uint64_t drops, int taps, const Tile& tile) {
+  Signs signs;
+  find_signs(b, taps, signs);
+  if (taps <= 8) {
+    mark_cells<1>(b, signs, drops, taps, tile);
+  } else {
+    mark_cells<2>(b, signs, drops, taps, tile);
   }
 }
 
@@ -192,6 +220,37 @@ double largest_share(const double* share, int64_t step, int64_t first, int64_t t
   return largest;
 }
 
+// The cells of a tile where more is taken than given: in each of its rows those in [first, last] or some of them.
+struct Negative {
+  std::vector<int32_t> first, last;
+
+  bool find(const Tile& t) {
+    first.assign(size_t(t.ny), int32_t(t.nx));
+    last.assign(size_t(t.ny), -1);
+    bool any = false;
+    for (int64_t y = 0; y < t.ny; ++y) {
+      const double* weight = t.sums + 2 * y * t.stride + 1;
+      double least = 0;
+      for (int64_t x = 0; x < t.nx; ++x) least = weight[2 * x] < least ? weight[2 * x] : least;
+      if (!(least < 0)) continue;
+      any = true;
+      int32_t from = 0, to = int32_t(t.nx) - 1;
+      while (!(weight[2 * from] < 0)) ++from;
+      while (!(weight[2 * to] < 0)) --to;
+      first[size_t(y)] = from;
+      last[size_t(y)] = to;
+    }
+    return any;
+  }
+
+  bool meets(const Reach& r, const Tile& t) const {
+    const int64_t y0 = std::max<int64_t>(r.y0 - t.y0, 0), y1 = std::min<int64_t>(r.y1 - t.y0, t.ny);
+    for (int64_t y = y0; y < y1; ++y)
+      if (first[size_t(y)] < r.x1 - t.x0 && last[size_t(y)] >= r.x0 - t.x0) return true;
+    return false;
+  }
+};
+
 // Works through the tiles of one thread.
 class SeparableWorker {
  public:
@@ -214,12 +273,18 @@ class SeparableWorker {
     const int64_t across = (output_.nx + size_.nx - 1) / size_.nx;
     const int64_t x0 = index % across * size_.nx, y0 = index / across * size_.ny;
     tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
-    walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, bool) { drizzle_batch(j, i0, n); });
+    walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach&) { drizzle_batch(j, i0, n); });
+    // The context tells which cells have been given anything. Where the sum is above 0 it is known; the other cells, most
+    // of them beyond the image's edge, take a second look.
+    if (tile_->positive != nullptr && negative_.find(*tile_))
+      walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach& reach) {
+        if (negative_.meets(reach, *tile_)) mark_batch(j, i0, n);
+      });
     merge_tile(*tile_, output_);
   }
 
  private:
-  void drizzle_batch(int64_t j, int64_t i0, int n) {
+  Sorting read_batch(int64_t j, int64_t i0, int n) {
     Batch& b = *batch_;
     read_centres(footprint_.map, j, i0, n, b.centres);
     first_cells(kernel_, b.centres.x, b.x.first);
@@ -227,6 +292,16 @@ class SeparableWorker {
     load_batch(input_, j, i0, n, b.values.data(), b.usable, b.dq);
     Sorting s;
     sort_drops(b, int32_t(kernel_.taps), kernel_.vanishing(), *tile_, {output_.nx, output_.ny}, s);
+    if (s.live != 0 && !wide_ && kernel_.shape != Shape::point) {
+      find_shares(kernel_, b.centres.x, b.x);
+      find_shares(kernel_, b.centres.y, b.y);
+    }
+    return s;
+  }
+
+  void drizzle_batch(int64_t j, int64_t i0, int n) {
+    Batch& b = *batch_;
+    const Sorting s = read_batch(j, i0, n);
     if (s.live == 0) return;
     int hits = s.hits;
     if (wide_) {
@@ -236,10 +311,6 @@ class SeparableWorker {
         hits += hit && (s.unsure >> k & 1) != 0;
       }
     } else {
-      if (kernel_.shape != Shape::point) {
-        find_shares(kernel_, b.centres.x, b.x);
-        find_shares(kernel_, b.centres.y, b.y);
-      }
       for (uint64_t rest = s.unsure; rest != 0; rest &= rest - 1) {
         const int k = std::countr_zero(rest);
         hits += hits_frame(&b.x.share[0][k], &b.y.share[0][k], kBatch, k);
@@ -261,7 +332,11 @@ class SeparableWorker {
     const int taps = int(kernel_.taps);
     scatter_sums(*batch_, drops, taps, *tile_);
     if (tile_->dq != nullptr) scatter_bits(*batch_, drops, taps, least_, *tile_);
-    if (tile_->positive != nullptr) mark_positive(*batch_, drops, taps, *tile_);
+  }
+
+  void mark_batch(int64_t j, int64_t i0, int n) {
+    const Sorting s = read_batch(j, i0, n);
+    if (s.live != 0 && !wide_) mark_positive(*batch_, s.live, int(kernel_.taps), *tile_);
   }
 
   // One drop of any size, cut to the tile. True if it has a share of any cell of the frame.
@@ -299,6 +374,7 @@ class SeparableWorker {
   std::unique_ptr<Batch> batch_;
   const double least_;
   std::vector<double> wide_x_, wide_y_;
+  Negative negative_;
 };
 
 }  // namespace

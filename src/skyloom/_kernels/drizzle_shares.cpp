@@ -22,44 +22,51 @@ SKYLOOM_INLINE double floor_of_sum(double x, double shift) {
   return cell + std::floor((x - cell) + shift);
 }
 
-// exp(v) for v <= 0; 0 below -708. Cody & Waite's reduction to |r| <= log(2) / 2, then the Taylor series, whose first
-// term left out is r^14 / 14! = 4e-18.
-SKYLOOM_INLINE double exp_of_negative(double v) {
+// A polynomial, as two of half the degree that do not wait for one another.
+template <int kTerms>
+SKYLOOM_INLINE double polynomial(const double (&terms)[kTerms], double t) {
+  static_assert(kTerms % 2 == 0);
+  const double square = t * t;
+  double even = terms[kTerms - 2], odd = terms[kTerms - 1];
+#pragma GCC unroll 8
+  for (int i = kTerms - 4; i >= 0; i -= 2) {
+    even = even * square + terms[i];
+    odd = odd * square + terms[i + 1];
+  }
+  return odd * t + even;
+}
+
+// exp(v) for v < 709; 0 below -708. Cody & Waite's reduction to |r| <= log(2) / 2, then the Taylor series, whose first
+// term left out is r^12 / 12! = 6e-15.
+SKYLOOM_INLINE double exp_of(double v) {
   constexpr double shifter = 0x1.8p52;  // moves the integer part of a number into its lowest bits
   const double bounded = v < -708.0 ? -708.0 : v;
   const double shifted = bounded * 1.4426950408889634 + shifter, n = shifted - shifter;
   const double r = (bounded - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
-  double sum = 1.0 / 6227020800.0;
-  constexpr double terms[13] = {1, 1, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
-                                1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600};
-#pragma GCC unroll 13
-  for (int i = 12; i >= 0; --i) sum = sum * r + terms[i];
+  constexpr double terms[12] = {1, 1, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
+                                1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800};
   const double power = std::bit_cast<double>((std::bit_cast<uint64_t>(shifted) << 52) + (uint64_t(1023) << 52));
-  return v < -708.0 ? 0.0 : sum * power;
+  return v < -708.0 ? 0.0 : polynomial(terms, r) * power;
 }
 
 // sinc(u) sinc(u / N), without its zeros at |u| = 1 ... N and a second one at N, as a polynomial in t = u^2 on
-// [0, N^2]: Chebyshev interpolation, with an error of 1e-15 (N = 2) and 4e-15 (N = 3) of the kernel's peak.
+// [0, N^2]: Chebyshev interpolation, with an error of 1e-12 (N = 2) and 3e-12 (N = 3) of the kernel's peak.
 template <int N>
 SKYLOOM_INLINE double lanczos(double t) {
-  constexpr int degree = N == 2 ? 12 : 13;
-  constexpr double terms[2][14] = {
-      {1.0, -0.5561675835602443, 0.14217697259205722, -0.02239221199649997, 0.002455774016105784,
-       -0.00020089640919672273, 1.2819115784839433e-05, -6.585865582485284e-07, 2.789511804235842e-08,
-       -9.910007649217822e-10, 2.9653328968829086e-11, -7.129123607013676e-13, 1.0701297763861739e-14, 0.0},
-      {1.0, -0.35548229649791463, 0.05893688610220235, -0.006100567281386775, 0.0004450739731276451,
-       -2.448816893340555e-05, 1.0614517134416392e-06, -3.7378152075354123e-08, 1.0940674987725318e-09,
-       -2.7074762858453816e-11, 5.715197385413399e-13, -1.014819008299015e-14, 1.3944857732084899e-16,
-       -1.1076329882900846e-18},
+  constexpr double terms[2][12] = {
+      {1.0, -0.5561675835024288, 0.14217697201288296, -0.02239220972998573, 0.002455769458700501,
+       -0.00020089105032173942, 1.2815174132276064e-05, -6.56715039688905e-07, 2.7319353687049766e-08,
+       -8.791994908764091e-10, 1.6912109879411254e-11, 0.0},
+      {1.0, -0.35548229641201995, 0.05893688564637752, -0.006100566332265804,
+       0.00044507294998090945, -2.4487516492064373e-05, 1.061187060644862e-06, -3.7307140309081326e-08,
+       1.0812626328727726e-09, -2.553089211525382e-11, 4.507457302868425e-13, -4.434757472409854e-15},
   };
-  double sum = terms[N - 2][degree];
-#pragma GCC unroll 13
-  for (int i = degree - 1; i >= 0; --i) sum = sum * t + terms[N - 2][i];
   const double end = 1 - t * (1.0 / (N * N));
-  sum *= (1 - t) * (end * end);
-  if (N == 3) sum *= 1 - t * 0.25;
-  const double share = t < double(N * N) ? sum : 0.0;
-  return std::fabs(share) > kNoise ? share : 0.0;
+  double zeros = (1 - t) * (end * end);
+  if (N == 3) zeros *= 1 - t * 0.25;
+  double share = polynomial(terms[N - 2], t) * zeros;
+  share = std::fabs(share) > kNoise ? share : 0.0;
+  return t < double(N * N) ? share : 0.0;
 }
 
 // What a cell at the distance d gets of a drop, before its box is cut out and its shares are normalised.
@@ -70,7 +77,7 @@ SKYLOOM_INLINE double share_at(const Kernel& kernel, double d, double nearest) {
     const double h = kernel.reach, low = d - 0.5 > -h ? d - 0.5 : -h, high = d + 0.5 < h ? d + 0.5 : h;
     return high - low > kNoise ? (high - low) * kernel.factor : 0.0;
   } else if constexpr (shape == Shape::gaussian) {
-    return kernel.factor * exp_of_negative(-kernel.exponent * (d * d - nearest));
+    return kernel.factor * exp_of(-kernel.exponent * (d * d - nearest));
   } else if constexpr (shape == Shape::lanczos2 || shape == Shape::lanczos3) {
     const double u = d * kernel.factor;
     return lanczos<shape == Shape::lanczos2 ? 2 : 3>(u * u);
@@ -85,43 +92,78 @@ SKYLOOM_INLINE double nearest_cell(const Kernel& kernel, double x) {
   return shape == Shape::gaussian && kernel.normalised ? d * d : 0.0;
 }
 
-template <Shape shape>
-SKYLOOM_INLINE void shares_of_batch(const Kernel& kernel, const double* __restrict x, Shares& __restrict out) {
-  const int taps = int(kernel.taps);
-  alignas(64) double sum[kBatch], nearest[kBatch], last[kBatch];
+// Gaussian shares from one cell to the next: exp(-e (d - 1)^2) = exp(-e d^2) q with q = exp(e (2 d - 1)), and the next q is
+// this one times exp(-2 e). Two exponentials for a drop instead of one for each cell; not for values near underflow.
+SKYLOOM_INLINE void gaussian_steps(const Kernel& kernel, const double* __restrict x, const double* __restrict first,
+                                   double (*__restrict share)[kBatch]) {
+  alignas(64) double now[kBatch], step[kBatch], last[kBatch];
+  const double e = kernel.exponent, end = kernel.reach + 0.5, factor = kernel.factor;
+  const double own = kernel.normalised ? e : 0.0;  // relative to the nearest cell
   for (int k = 0; k < kBatch; ++k) {
-    sum[k] = 0;
-    nearest[k] = nearest_cell<shape>(kernel, x[k]);
-    last[k] = floor_of_sum(x[k], kernel.reach + 0.5);
+    const double d = x[k] - first[k], near = x[k] - round_half_up(x[k]);
+    now[k] = factor * exp_of(own * near * near - e * d * d);
   }
-  for (int i = 0; i < taps; ++i)
-#pragma GCC ivdep
+  for (int k = 0; k < kBatch; ++k) step[k] = exp_of(e * (2 * (x[k] - first[k]) - 1));
+  for (int k = 0; k < kBatch; ++k) last[k] = floor_of_sum(x[k], end) - first[k];
+  const double slower = std::exp(-2 * e);
+  for (int i = 0; i < int(kernel.taps); ++i) {
+    double* __restrict out = share[i];
+    const double tap = i;
     for (int k = 0; k < kBatch; ++k) {
-      const double cell = out.first[k] + i;
-      double share = share_at<shape>(kernel, x[k] - cell, nearest[k]);
-      if (shape == Shape::gaussian) share = cell <= last[k] ? share : 0.0;
-      out.share[i][k] = share;
-      sum[k] += share;
+      out[k] = tap <= last[k] ? now[k] : 0.0;
+      now[k] *= step[k];
+      step[k] *= slower;
     }
-  if (!kernel.normalised) return;
-  for (int k = 0; k < kBatch; ++k) sum[k] = 1 / sum[k];
-  for (int i = 0; i < taps; ++i)
-    for (int k = 0; k < kBatch; ++k) out.share[i][k] *= sum[k];
+  }
 }
 
 template <Shape shape>
-SKYLOOM_INLINE void shares_of_one(const Kernel& kernel, double x, double first, double* __restrict share) {
-  const int64_t taps = kernel.taps;
+SKYLOOM_INLINE void shares_of_batch(const Kernel& kernel_, const double* __restrict x, const double* __restrict first,
+                                    double (*__restrict share)[kBatch]) {
+  const Kernel kernel = kernel_;  // a copy that no store can change
+  const int taps = int(kernel.taps);
+  alignas(64) double nearest[kBatch], last[kBatch];
+  if (shape == Shape::gaussian)
+    for (int k = 0; k < kBatch; ++k) {
+      nearest[k] = nearest_cell<shape>(kernel, x[k]);
+      last[k] = floor_of_sum(x[k], kernel.reach + 0.5);
+    }
+  const bool steps = shape == Shape::gaussian && kernel.exponent * (kernel.reach + 1) * (kernel.reach + 1) < 300;
+  if (steps) gaussian_steps(kernel, x, first, share);
+  for (int i = 0; i < (steps ? 0 : taps); ++i) {
+    double* __restrict out = share[i];
+    for (int k = 0; k < kBatch; ++k) {
+      const double cell = first[k] + i;
+      if constexpr (shape == Shape::gaussian) {
+        const double whole = share_at<shape>(kernel, x[k] - cell, nearest[k]);
+        out[k] = cell <= last[k] ? whole : 0.0;
+      } else {
+        out[k] = share_at<shape>(kernel, x[k] - cell, 0.0);
+      }
+    }
+  }
+  if (!kernel.normalised) return;
+  alignas(64) double sum[kBatch];
+  std::fill_n(sum, kBatch, 0.0);
+  for (int i = 0; i < taps; ++i)
+    for (int k = 0; k < kBatch; ++k) sum[k] += share[i][k];
+  for (int k = 0; k < kBatch; ++k) sum[k] = 1 / sum[k];
+  for (int i = 0; i < taps; ++i)
+    for (int k = 0; k < kBatch; ++k) share[i][k] *= sum[k];
+}
+
+template <Shape shape>
+SKYLOOM_INLINE void shares_of_one(const Kernel& kernel_, double x, double first, double* __restrict share) {
+  const Kernel kernel = kernel_;
   const double nearest = nearest_cell<shape>(kernel, x), last = floor_of_sum(x, kernel.reach + 0.5);
-  for (int64_t i = 0; i < taps; ++i) {
-    const double cell = first + double(i);
-    share[i] = share_at<shape>(kernel, x - cell, nearest);
-    if (shape == Shape::gaussian) share[i] = cell <= last ? share[i] : 0.0;
+  for (int i = 0; i < int(kernel.taps); ++i) {
+    const double cell = first + i, whole = share_at<shape>(kernel, x - cell, nearest);
+    share[i] = shape == Shape::gaussian && cell > last ? 0.0 : whole;
   }
   if (!kernel.normalised) return;
   double sum = 0;
-  for (int64_t i = 0; i < taps; ++i) sum += share[i];
-  for (int64_t i = 0; i < taps; ++i) share[i] /= sum;
+  for (int i = 0; i < int(kernel.taps); ++i) sum += share[i];
+  for (int i = 0; i < int(kernel.taps); ++i) share[i] /= sum;
 }
 
 SKYLOOM_INLINE void find_first_cells_body(const Kernel& kernel, const double* __restrict x, double* __restrict first) {
@@ -142,10 +184,17 @@ SKYLOOM_DISPATCH(void, find_first_cells, (const Kernel& kernel, const double* x,
   }
 
 SKYLOOM_INLINE void find_batch_shares_body(const Kernel& kernel, const double* x, Shares& shares) {
-  SKYLOOM_OF_SHAPE(shares_of_batch, (kernel, x, shares))
+  SKYLOOM_OF_SHAPE(shares_of_batch, (kernel, x, shares.first, shares.share))
 }
 
 SKYLOOM_DISPATCH(void, find_batch_shares, (const Kernel& kernel, const double* x, Shares& shares), (kernel, x, shares))
+
+SKYLOOM_INLINE void find_one_drop_body(const Kernel& kernel, double x, double first, double* share) {
+  SKYLOOM_OF_SHAPE(shares_of_one, (kernel, x, first, share))
+}
+
+SKYLOOM_DISPATCH(void, find_one_drop, (const Kernel& kernel, double x, double first, double* share),
+                 (kernel, x, first, share))
 
 }  // namespace
 
@@ -173,7 +222,7 @@ void first_cells(const Kernel& kernel, const double* x, double* first) { find_fi
 void find_shares(const Kernel& kernel, const double* x, Shares& shares) { find_batch_shares(kernel, x, shares); }
 
 void find_wide_shares(const Kernel& kernel, double x, double first, double* share) {
-  SKYLOOM_OF_SHAPE(shares_of_one, (kernel, x, first, share))
+  find_one_drop(kernel, x, first, share);
 }
 
 }  // namespace skyloom::drizzle

@@ -295,10 +295,10 @@ void SquareWorker::drizzle_tile(int64_t index) {
   const int64_t x0 = index % tiles_across * size_.nx, y0 = index / tiles_across * size_.ny;
   tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
   int64_t column = -1;
-  walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, bool inside) {
+  walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach& reach) {
     if (i0 != column) window_.start(i0, n);
     column = i0;
-    drizzle_batch(j, i0, n, inside);
+    drizzle_batch(j, i0, n, lies_within(reach, *tile_));
   });
   for (int span = 2; span <= kMaxSpan; ++span) flush(span);
   merge_tile(*tile_, output_);

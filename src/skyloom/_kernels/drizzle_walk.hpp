@@ -22,14 +22,16 @@ void read_centres(const PixelMap& map, int64_t j, int64_t i0, int n, Centres& c)
 // The extent of those of them that are known, half a pixel up like all extents; false if none is.
 bool known_extent(const PixelMap& map, int64_t j, int64_t i0, int n, Extent& e);
 
-// Call visit(j, i0, n, inside) for each piece of an input row that may reach the tile; inside: it is known to lie within.
+// Does a piece lie within the tile? Reaches are cut at the frame, so that its border tells nothing.
+inline bool lies_within(const Reach& r, const Tile& tile) {
+  return r.x0 > tile.x0 && r.x1 < tile.x0 + tile.nx && r.y0 > tile.y0 && r.y1 < tile.y0 + tile.ny;
+}
+
+// Call visit(j, i0, n, reach) for each piece of an input row that may reach the tile.
 template <class Visit>
 void walk_tile(const Footprint& footprint, const Tile& tile, Visit visit) {
   const auto meets = [&](const Reach& r) {
     return r.x0 < tile.x0 + tile.nx && r.x1 > tile.x0 && r.y0 < tile.y0 + tile.ny && r.y1 > tile.y0;
-  };
-  const auto inside = [&](const Reach& r) {  // reaches are cut at the frame, so that its border tells nothing
-    return r.x0 > tile.x0 && r.x1 < tile.x0 + tile.nx && r.y0 > tile.y0 && r.y1 < tile.y0 + tile.ny;
   };
   const int64_t batches = footprint.across();
   for (int64_t block = 0; block < footprint.block_rows(); ++block)
@@ -40,7 +42,7 @@ void walk_tile(const Footprint& footprint, const Tile& tile, Visit visit) {
       const int64_t stop = std::min(footprint.rows(), (block + 1) * kBlockRows);
       for (int64_t r = block * kBlockRows; r < stop; ++r) {
         const Reach& reach = footprint.batches[footprint.batch_index(r, batch)];
-        if (meets(reach)) visit(footprint.window.y0 + r, i0, n, inside(reach));
+        if (meets(reach)) visit(footprint.window.y0 + r, i0, n, reach);
       }
     }
 }
