@@ -1,4 +1,4 @@
-"""Square-kernel drizzle: this package, drizzle 3.0.0 and a plain memory copy of the same bytes, side by side.
+"""Drizzle: this package, drizzle 3.0.0 and a plain memory copy of the same bytes, side by side.
 
     python benchmarks/bench_drizzle.py --size 2048 --repeat 5
 
@@ -9,6 +9,7 @@ them alike. The limit is the time to copy what has to be moved at least once: in
 import argparse
 import os
 import time
+import warnings
 
 import numpy as np
 
@@ -35,13 +36,20 @@ CASES = {
     "90 deg": {"degrees": 90.0},
     "3 deg, 3 x data2 + dq": {"degrees": 3.0, "extra": True},
     "3 deg, 2 x finer": {"degrees": 3.0, "scale": 2.0},
+    "point": {"degrees": 3.0, "kernel": "point"},
+    "turbo": {"degrees": 3.0, "kernel": "turbo"},
+    "gaussian": {"degrees": 3.0, "kernel": "gaussian"},
+    "lanczos2": {"degrees": 3.0, "kernel": "lanczos2"},
+    "lanczos2, 2 x finer": {"degrees": 3.0, "kernel": "lanczos2", "scale": 2.0},
+    "lanczos3": {"degrees": 3.0, "kernel": "lanczos3"},
+    "lanczos3, 2 x finer": {"degrees": 3.0, "kernel": "lanczos3", "scale": 2.0},
 }
 
 
 def ours(threads):
-    def run(shape, image, options):
+    def run(shape, image, kernel, options):
         os.environ["SKYLOOM_NUM_THREADS"] = str(threads)
-        Drizzle(out_shape=shape).add_image(image, 1.0, **options)
+        Drizzle(kernel, out_shape=shape).add_image(image, 1.0, **options)
 
     return run
 
@@ -51,16 +59,17 @@ def reference():
         from drizzle.resample import Drizzle as Reference
     except ImportError:
         return None
-    return lambda shape, image, options: Reference(out_shape=shape).add_image(image, 1.0, **options)
+    return lambda shape, image, kernel, options: Reference(kernel, out_shape=shape).add_image(image, 1.0, **options)
 
 
-def measure(size, repeat, *, degrees, scale=1.0, pixfrac=1.0, extra=False):
+def measure(size, repeat, *, degrees, scale=1.0, pixfrac=1.0, extra=False, kernel="square"):
     """Return the median seconds of each candidate."""
     rng = np.random.default_rng(1)
     image, weight = rng.normal(100, 10, (2, size, size)).astype(np.float32)
     weight = np.abs(weight) / 100
     shape = (int(size * scale), int(size * scale))
     options = {"pixmap": pixel_map(size, degrees, scale), "weight_map": weight, "pixfrac": pixfrac}
+    options["pixel_scale_ratio"] = 1 / scale
     if extra:
         options |= {"data2": [weight] * 3, "dq": (weight > 1.2).astype(np.uint32)}
     n_outputs = 3 + (4 if extra else 0)
@@ -76,7 +85,7 @@ def measure(size, repeat, *, degrees, scale=1.0, pixfrac=1.0, extra=False):
     for _ in range(repeat):
         for name, values in seconds.items():
             start = time.perf_counter()
-            candidates[name](shape, image, options)
+            candidates[name](shape, image, kernel, options)
             values.append(time.perf_counter() - start)
     return {name: float(np.median(values)) for name, values in seconds.items()}
 
@@ -87,6 +96,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--case", choices=list(CASES), action="append", help="only this case; may be repeated")
     args = parser.parse_args()
+    warnings.filterwarnings("ignore", "Kernel ")  # that some do not conserve flux
     print(
         f"skyloom {__version__} ({simd_level()}), {args.size} x {args.size} float32, medians of {args.repeat}, ns/pixel"
     )
