@@ -56,7 +56,9 @@ class Drizzle:
     Parameters
     ----------
     kernel : {'square', 'point', 'turbo', 'gaussian', 'lanczos2', 'lanczos3'}
-        How the flux of a pixel is spread: see the notes. Upper case is as good.
+        How the flux of a pixel is spread: over the area of a drop (square: its image through the map; turbo: an
+        upright square), into one pixel (point), or by the distance from the drop's centre, which does not conserve flux
+        (see `flux_conserving`). Lanczos weights may be negative. Upper case is as good.
     fillval, fillval2 : float or str, optional
         Value of pixels of `out_img` (`out_img2`) that no image has reached. None, '' and 'INDEF' leave the values of an
         array that was given, and mean NaN in a new one.
