@@ -50,37 +50,39 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
     w[k] = good ? w[k] : 0.0;
     d[k] = good ? d[k] : 0.0;
   }
-  // first all checks, since a bad value in one plane takes the weight of all
+  // w^2 v of a pair of planes at a time. A bad value in one plane takes the weight of all.
   const int n_squares = int(input.squares.size());
-  alignas(64) double v[2][kBatch];
-  for (int s = 0; s < n_squares; ++s) {
-    if (input.squares[size_t(s)].data == nullptr) continue;
-    read_row_body(input.squares[size_t(s)], j, i0, n, v[0]);
-    for (int k = 0; k < n; ++k) {
-      const bool good = std::fabs(w[k] * w[k] * (v[0][k] * input.square_scale)) <= huge;
-      w[k] = good ? w[k] : 0.0;
-      d[k] = good ? d[k] : 0.0;
-    }
-  }
-  for (int k = 0; k < kBatch; ++k) {
-    values[2 * k] = d[k];
-    values[2 * k + 1] = w[k];
-    usable[k] = w[k] > 0;
-  }
   for (int s = 0; s < n_squares; s += 2) {
     double* __restrict pairs = values + (s / 2 + 1) * 2 * kBatch;
+    alignas(64) double v[2][kBatch];
     for (int side = 0; side < 2; ++side) {
       std::fill_n(v[side], kBatch, 0.0);
       if (s + side >= n_squares || input.squares[size_t(s + side)].data == nullptr) continue;
       read_row_body(input.squares[size_t(s + side)], j, i0, n, v[side]);
       for (int k = 0; k < kBatch; ++k) {
-        const double scaled = v[side][k] * input.square_scale;
-        v[side][k] = w[k] > 0 ? w[k] * w[k] * scaled : 0.0;  // 0 * NaN is NaN
+        v[side][k] *= input.square_scale * w[k] * w[k];
+        w[k] = std::fabs(v[side][k]) <= huge ? w[k] : 0.0;
       }
     }
     for (int k = 0; k < kBatch; ++k) {
       pairs[2 * k] = v[0][k];
       pairs[2 * k + 1] = v[1][k];
+    }
+  }
+  int32_t unusable = 0;
+  for (int k = 0; k < kBatch; ++k) {
+    const bool good = w[k] > 0;
+    values[2 * k] = good ? d[k] : 0.0;
+    values[2 * k + 1] = w[k];
+    usable[k] = good;
+    unusable += !good;
+  }
+  if (unusable == 0) return;
+  for (int s = 0; s < n_squares; s += 2) {
+    double* __restrict pairs = values + (s / 2 + 1) * 2 * kBatch;
+    for (int k = 0; k < kBatch; ++k) {
+      pairs[2 * k] = w[k] > 0 ? pairs[2 * k] : 0.0;
+      pairs[2 * k + 1] = w[k] > 0 ? pairs[2 * k + 1] : 0.0;
     }
   }
 }
@@ -109,8 +111,15 @@ SKYLOOM_INLINE void write_row_body(const Plane& plane, int64_t j, int64_t i0, in
 
 // A piece of a row of a tile.
 struct Piece {
-  alignas(64) double sum[kBatch], weight[kBatch], before[kBatch], total[kBatch], mean[kBatch];
+  alignas(64) double sum[kBatch], weight[kBatch], before[kBatch], total[kBatch], inverse[kBatch], mean[kBatch];
 };
+
+SKYLOOM_INLINE void add_weights(Piece& p) {
+  for (int k = 0; k < kBatch; ++k) {
+    p.total[k] = p.before[k] + p.weight[k];
+    p.inverse[k] = 1.0 / p.total[k];
+  }
+}
 
 // mean = (mean W + sum wd) / (W + sum w), or (mean W^2 + sum w^2 v) / (W + sum w)^2 for kPower = 2. With W = 0 the old
 // mean is no number that means anything, and is not looked at.
@@ -119,10 +128,9 @@ SKYLOOM_INLINE void merge_means(Piece& p, bool fills, double fill) {
 #pragma GCC ivdep
   for (int k = 0; k < kBatch; ++k) {
     const double before = kPower == 2 ? p.before[k] * p.before[k] : p.before[k];
-    const double total = kPower == 2 ? p.total[k] * p.total[k] : p.total[k];
+    const double inverse = kPower == 2 ? p.inverse[k] * p.inverse[k] : p.inverse[k];
     const double old = p.mean[k] * before, kept = before == 0.0 ? 0.0 : old;
-    const double fresh = (kept + p.sum[k]) / total;
-    const double mean = p.mean[k], merged = total == 0.0 ? mean : fresh;
+    const double mean = p.mean[k], merged = p.total[k] == 0.0 ? mean : (kept + p.sum[k]) * inverse;
     p.mean[k] = p.weight[k] == 0.0 ? mean : merged;
   }
   if (fills)
@@ -141,7 +149,7 @@ SKYLOOM_INLINE void merge_own_weight(const Plane& plane, const Plane& weight, in
                                      const Piece& common, const Output& out) {
   Piece p = common;
   read_row_body(weight, j, i0, n, p.before);
-  for (int k = 0; k < kBatch; ++k) p.total[k] = p.before[k] + p.weight[k];
+  add_weights(p);
   merge_plane<2, false>(plane, j, i0, n, p, out.fill_squares, out.fill_square_value);
   write_row_body(weight, j, i0, n, p.total);
 }
@@ -190,10 +198,8 @@ SKYLOOM_INLINE void merge_planes(const Tile& tile, const Output& out) {
         p.sum[k] = sums[2 * k];
         p.weight[k] = sums[2 * k + 1];
       }
-      for (int k = 0; k < kBatch; ++k) {
-        p.weight[k] = std::fabs(p.weight[k]) > least ? p.weight[k] : 0.0;
-        p.total[k] = p.before[k] + p.weight[k];
-      }
+      for (int k = 0; k < kBatch; ++k) p.weight[k] = std::fabs(p.weight[k]) > least ? p.weight[k] : 0.0;
+      add_weights(p);
       merge_bits<kFresh>(tile, out, y, x, n, p);
       write_row_body(out.weight, j, i0, n, p.total);
       merge_plane<1, kFresh>(out.mean, j, i0, n, p, out.fill, out.fill_value);
@@ -257,7 +263,11 @@ void load_batch(const Input& input, int64_t j, int64_t i0, int n, double* values
   load_values(input, j, i0, n, values, usable);
   if (input.dq.data == nullptr) return;
   const uint32_t* p = input.dq.data + j * input.dq.row + i0 * input.dq.col;
-  for (int k = 0; k < n; ++k) dq[k] = p[k * input.dq.col];
+  if (input.dq.col == 1) {
+    std::copy_n(p, n, dq);
+  } else {
+    for (int k = 0; k < n; ++k) dq[k] = p[k * input.dq.col];
+  }
   std::fill(dq + n, dq + kBatch, 0u);
 }
 

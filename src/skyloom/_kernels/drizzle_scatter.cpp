@@ -133,6 +133,14 @@ SKYLOOM_INLINE void scatter_sums_body(int n, const double (*share)[kBatch], cons
     }
 }
 
+SKYLOOM_INLINE uint64_t flagged_body(const uint32_t* __restrict dq) {
+  uint32_t half[2] = {0, 0};
+  for (int h = 0; h < 2; ++h)
+    for (int k = 0; k < 32; ++k) half[h] |= dq[32 * h + k] != 0 ? uint32_t(1) << k : 0;
+  return half[0] | uint64_t(half[1]) << 32;
+}
+
+SKYLOOM_DISPATCH(uint64_t, flagged, (const uint32_t* dq), (dq))
 SKYLOOM_DISPATCH(void, scatter_sums,
                  (int n, const double (*share)[kBatch], const Load& load, uint64_t drops, Tile& tile),
                  (n, share, load, drops, tile))
@@ -141,10 +149,9 @@ SKYLOOM_DISPATCH(void, scatter_sums,
 
 void scatter(int n, const double (*share)[kBatch], const Load& load, uint64_t drops, Tile& tile) {
   scatter_sums(n, share, load, drops, tile);
-  if (tile.dq == nullptr || !load.any_dq) return;
-  for (; drops != 0; drops &= drops - 1) {
+  if (tile.dq == nullptr) return;
+  for (drops &= flagged(load.dq); drops != 0; drops &= drops - 1) {
     const int k = std::countr_zero(drops);
-    if (load.dq[k] == 0) continue;
     for (int j = 0; j < n; ++j)
       for (int i = 0; i < n; ++i)
         if (share[j * n + i][k] > 0) tile.dq[load.cell[k] + j * tile.stride + i] |= load.dq[k];

@@ -13,7 +13,6 @@ struct Load {
   alignas(64) int32_t cell[kBatch];   // the first cell of each drop, in the tile
   uint32_t dq[kBatch];
   double* values;                     // pairs as in a tile, kBatch after kBatch
-  bool any_dq = false;
 };
 
 // Add drops, one for each bit that is set, n x n cells each. share[j * n + i][k] is that of drop k in cell (i, j).

@@ -224,7 +224,6 @@ void SquareWorker::enqueue(int span, const Drops& d, int k) {
   }
   to.cell[m] = now_.cell[k];
   to.dq[m] = now_.dq[k];
-  to.any_dq |= now_.dq[k] != 0;
   for (int p = 0; p < pairs_; ++p)
     std::memcpy(to.values + 2 * (p * kBatch + m), now_.values + 2 * (p * kBatch + k), 2 * sizeof(double));
   if (to.count == kBatch) flush(span);
@@ -242,7 +241,6 @@ void SquareWorker::flush(int span) {
   }
   scatter(span, share_, q, q.count == kBatch ? ~uint64_t(0) : (uint64_t(1) << q.count) - 1, *tile_);
   q.count = 0;
-  q.any_dq = false;
 }
 
 // inside: all drops are known to lie within the tile.
@@ -259,7 +257,6 @@ void SquareWorker::drizzle_batch(int64_t j, int64_t i0, int n, bool inside) {
   const Sorting sorted = sort_drops(j, drops, inside);
   const uint64_t all = sorted.within[kMaxSpan + 1];
   if (all == 0) return;
-  now_.any_dq = input_.dq.data != nullptr;
   // The smallest span that serves most drops is worked on in place, the other drops wait for their like.
   const int total = std::popcount(all);
   int dense = 2;
