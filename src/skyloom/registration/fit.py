@@ -32,6 +32,9 @@ _CHANCE = 0.1
 """Largest chance that a star finds a partner by accident: in crowded fields only so many of the brightest take part
 until the matching radius is small enough for all."""
 
+RADII = 9
+"""Matching radii among which the clearest is chosen."""
+
 _STILL = 0.1
 """Part of the matching radius by which a round may move the stars and still count as the last: no pair changes."""
 
@@ -170,7 +173,7 @@ def _clearest_radius(matches: Matches, source: StarList, tolerance: float) -> fl
 
     In crowded fields true pairs are few beyond a fraction of a pixel, however far blends spread some of them.
     """
-    radii = np.geomspace(_LEAST_TOLERANCE, max(tolerance, _LEAST_TOLERANCE), 9)
+    radii = np.geomspace(_LEAST_TOLERANCE, max(tolerance, _LEAST_TOLERANCE), RADII)
     evidence = [
         log_likelihood_ratio(
             int(np.count_nonzero(matches.distance < r)),

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from skyloom.errors import NoMatchError
 from skyloom.registration.asterisms import make_asterisms
-from skyloom.registration.fit import Fit, StarList, add_spline, grow, true_spread
+from skyloom.registration.fit import RADII, Fit, StarList, add_spline, grow, true_spread
 from skyloom.registration.follow import follow, unmatched_part
 from skyloom.registration.transform import Transform, n_terms
 from skyloom.registration.verify import (
@@ -234,7 +234,8 @@ def refine(
         if unmatched_part(completed, a, b) > 0.5:
             return None
     llr = log_likelihood_ratio(len(completed.matches), chance, free)
-    return Solution(completed, a, b, llr, float(np.log(max(trials, 1))) - llr, method)
+    # the matching radius was chosen among several, too
+    return Solution(completed, a, b, llr, float(np.log(max(trials, 1) * RADII)) - llr, method)
 
 
 def _surface_terms(transform: Transform) -> int:
