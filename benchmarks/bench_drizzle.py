@@ -10,6 +10,7 @@ import argparse
 import os
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 
@@ -90,12 +91,33 @@ def measure(size, repeat, *, degrees, scale=1.0, pixfrac=1.0, extra=False, kerne
     return {name: float(np.median(values)) for name, values in seconds.items()}
 
 
+def peak_kib():
+    with Path("/proc/self/status").open() as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
+def memory(size):
+    """Return what one image on two threads takes beyond inputs and outputs, as a fraction of the outputs."""
+    image = np.ones((size, size), np.float32)
+    pixmap = pixel_map(size, 3.0, 1.0)
+    ours(2)((256, 256), image[:256, :256].copy(), "square", {"pixmap": pixmap[:256, :256].copy()})  # threads, modules
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is in use now
+    before = peak_kib()
+    ours(2)(image.shape, image, "square", {"pixmap": pixmap, "weight_map": image})
+    outputs = 3 * 4 * size**2 / 1024
+    return (peak_kib() - before - outputs) / outputs
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=2048, help="pixels on a side of the input")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--case", choices=list(CASES), action="append", help="only this case; may be repeated")
+    parser.add_argument("--memory", action="store_true", help="only the memory that a drizzle takes (Linux)")
     args = parser.parse_args()
+    if args.memory:
+        print(f"{args.size} x {args.size}, two threads: {100 * memory(args.size):.1f} % of the outputs beyond them")
+        return
     warnings.filterwarnings("ignore", "Kernel ")  # that some do not conserve flux
     print(
         f"skyloom {__version__} ({simd_level()}), {args.size} x {args.size} float32, medians of {args.repeat}, ns/pixel"

@@ -113,11 +113,21 @@ def kernels(n: int) -> None:
     rows = []
     for method in ("bilinear", "cubic", "lanczos3", "lanczos4"):
         result = resample(plain, out_to_in, (n, n), method=method)
-        rows.append((f"skyloom {method}", best(lambda m=method: resample(plain, out_to_in, (n, n), method=m)),
-                     photometry(result.data, stars)))
+        rows.append(
+            (
+                f"skyloom {method}",
+                best(lambda m=method: resample(plain, out_to_in, (n, n), method=m)),
+                photometry(result.data, stars),
+            )
+        )
     rows.append(("skyloom lanczos3 +variance+mask", best(lambda: resample(full, out_to_in, (n, n))), ""))
-    rows.append(("skyloom area overlap", best(lambda: resample(plain, out_to_in, (n, n), method="area"), 2),
-                 photometry(resample(plain, out_to_in, (n, n), method="area").data, stars)))
+    rows.append(
+        (
+            "skyloom area overlap",
+            best(lambda: resample(plain, out_to_in, (n, n), method="area"), 2),
+            photometry(resample(plain, out_to_in, (n, n), method="area").data, stars),
+        )
+    )
     positions = np.ascontiguousarray(pixmap[..., ::-1].transpose(2, 0, 1))
     for order, name in ((1, "bilinear"), (3, "spline 3")):
         run = lambda o=order: ndimage.map_coordinates(data, positions, order=o)  # noqa: E731

@@ -114,9 +114,19 @@ class SpreadImage:
 
 # convolve
 def convolve_varying(
-    data: Any, variance: Any, usable: Any, kernel: Any, order: int, centre: tuple[float, float],
-    scale: tuple[float, float], out: Any, out_variance: Any, out_lost: Any, out_kept: Any,
-    columns: int, rows: tuple[int, int],
+    data: Any,
+    variance: Any,
+    usable: Any,
+    kernel: Any,
+    order: int,
+    centre: tuple[float, float],
+    scale: tuple[float, float],
+    out: Any,
+    out_variance: Any,
+    out_lost: Any,
+    out_kept: Any,
+    columns: int,
+    rows: tuple[int, int],
 ) -> None: ...
 
 # interpolate

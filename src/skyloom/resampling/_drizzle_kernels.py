@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,14 +56,12 @@ class Placing:
     def tile_edge(self) -> int:
         """Edge of the tiles in which the output is worked on.
 
-        It depends on the problem only. The sums of a tile shall be small next to the output, and stay in the cache.
+        It depends on the problem only. The sums of a tile take at most 3 % of the memory of the output planes (for
+        images of some 300 x 300 and more), and are not much larger than a cache.
         """
-        cells = self.frame[0] * self.frame[1]
-        if cells < 1 << 20:
-            return 128
-        if self.n_squares > 0:
-            return 192
-        return 256 if cells < 1 << 24 else 384
+        cells, planes, pairs = self.frame[0] * self.frame[1], 3 + self.n_squares, 1 + (self.n_squares + 1) // 2
+        edge = math.isqrt(int(0.03 * cells * 4 * planes / (16 * pairs)))
+        return max(64, min(edge // 16 * 16, 384 if self.n_squares == 0 else 256))
 
 
 Runner = Callable[[_kernels.DrizzleInput, _kernels.DrizzleOutput, Placing], npt.NDArray[np.int32]]
