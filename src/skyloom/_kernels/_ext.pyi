@@ -53,7 +53,6 @@ class DrizzleOutput:
 
 class DrizzleKernel:
     reach: float
-    taps: int
     def __init__(self, name: str, *, pixfrac: float, scale_ratio: float, normalised: bool) -> None: ...
 
 def drizzle_separable(

@@ -188,8 +188,7 @@ void bind_drizzle(nb::module_& m) {
            "fresh"_a = false);
   nb::class_<Kernel>(m, "DrizzleKernel", "A kernel that shares out drops by their distance from a cell along each axis.")
       .def("__init__", &make_kernel, "name"_a, nb::kw_only(), "pixfrac"_a, "scale_ratio"_a, "normalised"_a)
-      .def_ro("reach", &Kernel::reach, "Cells with their centre farther than this, plus 1/2, get nothing.")
-      .def_ro("taps", &Kernel::taps, "Cells along one axis that a drop can reach.");
+      .def_ro("reach", &Kernel::reach, "Cells with their centre farther than this, plus 1/2, get nothing.");
   m.def("drizzle_separable", &separable, "kernel"_a, "footprint"_a, "image"_a, "output"_a, "tile_edge"_a, "row_hits"_a,
         "queue"_a, "Drizzle, with a separable kernel, the output tiles that the queue hands out.");
   m.def("drizzle_square", &square, "footprint"_a, "image"_a, "output"_a, "tile_edge"_a, "row_hits"_a, "queue"_a,

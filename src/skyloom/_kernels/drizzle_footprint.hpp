@@ -32,7 +32,7 @@ struct Footprint {
   PixelMap map;
   Window window;
   double half;                  // half of a drop's size, in input pixels; 0 for drops placed by their centres alone
-  double margin;                // what a kernel reaches beyond its drop, in output pixels
+  double margin;                // what a kernel reaches beyond the corners, or the centre, of its drop, in output pixels
   int64_t frame_ny, frame_nx;
   std::vector<Reach> batches;   // of each batch, at batch_index
   std::vector<Reach> blocks;    // of each block: [block of rows][batch]

@@ -108,8 +108,9 @@ SKYLOOM_INLINE bool place_turned_body(const Drops& d, TurnedDrops& t, Placement&
   return improper == 0;
 }
 
-// The parts of an edge that goes up from (u, v) beneath the lines, seen from the corner of the first cell: integrals of
-// (Y - y) |dx| below y = j + 1, of (X - x) dy left of x = i + 1, and of (X - x) dy below and left of both.
+// The parts of an edge that goes up, to the right or to the left, by |dx| and dy. Its lower end lies u left of the line
+// x = 1 and v below y = 1, from the corner of the drop's first cell. Integrals of (Y - y) |dx| below Y = j + 1, of
+// (X - x) dy left of X = i + 1, and of (X - x) dy below and left of both.
 template <int M>
 struct EdgeParts {
   double below[M], left[M], both[M * M];

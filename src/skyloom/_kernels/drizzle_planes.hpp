@@ -51,9 +51,9 @@ struct Output {
 
 constexpr int kMargin = 4;  // cells that a drop of the vectorised paths can stick out of a tile
 
-// Sums over the drops that reach one tile, in planes of pairs: the first holds {sum(w d), sum(w)} of each cell, the others
-// {sum(w^2 v), sum(w^2 v)} of two square planes each. A margin around the tile takes the cells of drops that stick out, so
-// that nothing needs clipping.
+// Sums over the drops that reach one tile, in planes of pairs: with shares a, the first holds {sum(a w d), sum(a w)} of
+// each cell, the others {sum(a^2 w^2 v), sum(a^2 w^2 v)} of two square planes each. A margin around the tile takes the
+// cells of drops that stick out, so that nothing needs clipping.
 struct Tile {
   int64_t x0, y0, nx, ny;
   int64_t stride;       // cells in a row, with margins
@@ -61,11 +61,8 @@ struct Tile {
   int64_t plane;        // numbers in one of them
   double* sums;         // cell (y0, x0) of the first
   uint32_t* dq;         // null if not wanted
-  uint8_t* positive;    // 1 where a sum of weights is below 0 but any part of it above; null if no share is negative
-
-  bool reaches(int64_t x, int64_t y, int64_t width, int64_t height) const {
-    return x < x0 + nx && y < y0 + ny && x + width > x0 && y + height > y0;
-  }
+  uint8_t* positive;    // 1 where a part of the sum of weights is above 0; complete only where the sum is below 0.
+                        // Null if no share is negative, or no context is wanted
 };
 
 inline int pair_planes(std::size_t squares) { return 1 + int((squares + 1) / 2); }

@@ -95,7 +95,7 @@ SKYLOOM_INLINE void scatter_runs(const double (*__restrict share)[kBatch], const
 }
 
 // Bit k: the first cell of drop k is next to that of drop k - 1.
-SKYLOOM_INLINE uint64_t next_to_last(const int32_t* __restrict cells) {
+SKYLOOM_INLINE uint64_t beside_previous(const int32_t* __restrict cells) {
   uint32_t half[2] = {0, 0};
   for (int k = 1; k < 32; ++k) half[0] |= uint32_t(cells[k] == cells[k - 1] + 1) << k;
   for (int k = 0; k < 32; ++k) half[1] |= uint32_t(cells[k + 32] == cells[k + 31] + 1) << k;
@@ -117,7 +117,7 @@ SKYLOOM_INLINE void scatter_sums_body(int n, const double (*share)[kBatch], cons
   constexpr uint64_t kEven = 0x5555555555555555;
   if (n == 2) {
     const int64_t row = 2 * tile.stride;
-    const uint64_t goes_on = drops & (drops << 1) & next_to_last(load.cell);
+    const uint64_t goes_on = drops & (drops << 1) & beside_previous(load.cell);
     if (std::popcount(drops & ~goes_on) <= kFewRuns) {
       scatter_runs<1>(share, load.cell, load.values, drops, goes_on, tile.sums, row);
       for (int p = 1; p < tile.pairs; ++p)

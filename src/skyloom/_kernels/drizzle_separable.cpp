@@ -31,7 +31,7 @@ struct Batch {
   Shares x, y;
   alignas(64) int32_t cell[kBatch];    // first cell in the tile
   alignas(64) int32_t usable[kBatch];  // 1 if the pixel has a weight
-  alignas(64) int32_t live[kBatch];    // 1 if the drop reaches the tile
+  alignas(64) int32_t live[kBatch];    // bit 0: the drop reaches the tile; bit 1: see Sorting::unsure
   uint32_t dq[kBatch];
   std::vector<double> values;          // pairs, as in a tile
 };
@@ -275,8 +275,8 @@ class SeparableWorker {
     tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
     walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach&) { drizzle_batch(j, i0, n); });
     // The context tells which cells have been given anything. Where the sum is above 0 it is known; the other cells, most
-    // of them beyond the image's edge, take a second look.
-    if (tile_->positive != nullptr && negative_.find(*tile_))
+    // of them beyond the image's edge, take a second look. Wide drops have marked theirs on the way.
+    if (tile_->positive != nullptr && !wide_ && negative_.find(*tile_))
       walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach& reach) {
         if (negative_.meets(reach, *tile_)) mark_batch(j, i0, n);
       });
@@ -336,7 +336,7 @@ class SeparableWorker {
 
   void mark_batch(int64_t j, int64_t i0, int n) {
     const Sorting s = read_batch(j, i0, n);
-    if (s.live != 0 && !wide_) mark_positive(*batch_, s.live, int(kernel_.taps), *tile_);
+    if (s.live != 0) mark_positive(*batch_, s.live, int(kernel_.taps), *tile_);
   }
 
   // One drop of any size, cut to the tile. True if it has a share of any cell of the frame.

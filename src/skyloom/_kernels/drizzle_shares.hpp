@@ -9,7 +9,8 @@
 //   lanczosN  sinc(u) sinc(u / N) for |u| < N;  u = s d
 //
 // The shares of a point or turbo drop add up to 1 (turbo: if s is the map's scale; the drop's size is taken from s).
-// Those of the other two do so only if they are divided by their sum, over all cells of the infinite grid.
+// Those of the others do so only if they are divided by their sum, over all cells of the infinite grid; the s of a
+// Lanczos kernel is then at most 1.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ struct Kernel {
   Shape shape;
   bool normalised;   // divide the shares by their sum
   double reach;      // cells whose centre is farther than this (+ 1/2: point, turbo, gaussian) get nothing
-  double factor;     // turbo: 1 / 2h; gaussian: sqrt(e / pi); Lanczos: s
+  double factor;     // turbo: 1 / 2h; gaussian: sqrt(e / pi), or 1 if normalised; Lanczos: s, or min(s, 1)
   double exponent;   // gaussian: e
   int64_t taps;      // cells along one axis that a drop can reach
 

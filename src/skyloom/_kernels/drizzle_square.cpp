@@ -182,7 +182,7 @@ class SquareWorker {
   alignas(64) double share_[kMaxSpan * kMaxSpan][kBatch];
   uint8_t lost_[kBatch];
   alignas(64) int32_t usable_[kBatch];              // 1 if the pixel has a weight
-  alignas(64) int32_t span_[kBatch];                // of the drops that reach the tile
+  alignas(64) int32_t span_[kBatch];  // cells, kMaxSpan + 1 if more; 255: does not reach the tile. Bit 8: at_border
 };
 
 SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size)

@@ -171,8 +171,8 @@ def estimate_scale_ratio(pixmap: npt.NDArray[np.float64]) -> float:
     """Return the side of an output pixel in units of an input pixel, as a pixel map has it.
 
     This is 1 / sqrt(abs(det D)), with D the derivative of output positions by input pixels: the median over the finite
-    and regular places of a grid of about 64 x 64 pixels. An image of one row or column gives the distance of its
-    pixels, a single pixel (or a map without any such place) gives 1.
+    and regular places of a grid of about 64 x 64 pixels. An image of one row or column gives the inverse of
+    its pixels' distance, a single pixel (or a map without any such place) gives 1.
 
     Parameters
     ----------

@@ -19,21 +19,21 @@ def add_images(
     signature = inspect.signature(add_image)
     results: list[tuple[int, int]] = []
     for k, image in enumerate(images):
-        found_by = f"Image {k} (counted from 0; those before it have been added)"
+        which = f"Image {k} (counted from 0; those before it have been added)"
         if not isinstance(image, Mapping):
             raise InputError(
-                f"{found_by} is a {type(image).__name__}; a mapping of the arguments of add_image is needed.", image=k
+                f"{which} is a {type(image).__name__}; a mapping of the arguments of add_image is needed.", image=k
             )
         try:
             signature.bind(**image)
         except TypeError as error:
-            raise InputError(f"{found_by}: {error}. Give the arguments of add_image.", image=k) from None
+            raise InputError(f"{which}: {error}. Give the arguments of add_image.", image=k) from None
         try:
             results.append(add_image(**image))
         except SkyloomError as error:
-            raise type(error)(f"{found_by}: {error}", **{**error.details, "image": k}) from error
+            raise type(error)(f"{which}: {error}", **{**error.details, "image": k}) from error
         except Exception as error:
-            error.add_note(f"{found_by}.")
+            error.add_note(f"{which}.")
             raise
         if progress is not None:
             progress(k + 1, total)

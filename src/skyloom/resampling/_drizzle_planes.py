@@ -45,8 +45,7 @@ def fill_number(text: str) -> float | None:
 def real_plane(array: Any, what: str) -> FloatArray:
     """Return `array` as float32 or float64, without a copy where it is one of these already.
 
-    float64 and integers that float32 cannot hold become float64. A row stride is kept; all else that is not
-    plain memory order is copied.
+    Wider floats and integers that float32 cannot hold become float64. Strides of whole elements are kept.
     """
     array = np.asarray(array)
     if array.dtype.kind not in "fiub":
@@ -103,7 +102,7 @@ def window_bounds(
 ) -> tuple[int, int, int, int]:
     """Return the part of the image to use as half-open bounds (x0, x1, y0, y1).
 
-    The arguments are inclusive pixel indices; a maximum of None or 0 means no limit.
+    The arguments are inclusive pixel indices; a maximum of None, 0 or less means no limit.
     """
     bounds: list[int] = []
     for axis, size, low, high in (("x", shape[1], xmin, xmax), ("y", shape[0], ymin, ymax)):

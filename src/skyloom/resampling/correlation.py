@@ -165,7 +165,7 @@ class CovarianceMap:
     ----------
     covariance : ndarray of float64, shape (blocks in y, blocks in x, reach_y + 1, 2 reach_x + 1)
         ``covariance[j, i, dy, dx + reach_x]`` is Cov((x, y), (x + dx, y + dy)), the average over the pixels (x, y) of a
-        block. In units of the variances squared weights were multiplied with. 0 where there are no data.
+        block. In the units of the variances. 0 where there are no data.
     block : int
         Side of a block in output pixels; 1: every pixel has its own covariances, and results are exact.
     shape : tuple of int
