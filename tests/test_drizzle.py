@@ -301,9 +301,33 @@ def test_bounds_select_pixels():
 
 def test_scale_is_deprecated():
     drizzle = Drizzle(out_shape=(6, 6))
-    with pytest.warns(DeprecationWarning, match="scale"):
+    with pytest.warns(DeprecationWarning, match="^Argument 'scale' has been deprecated"):
         drizzle.add_image(**good_arguments(scale=2.0))
     assert drizzle.out_img[0, 0] == 4
+
+
+def test_a_pixmap_of_one_coordinate_is_no_pixmap():
+    for pixmap in (np.zeros((4, 5)), np.zeros((4, 5, 3)), np.zeros((4, 5, 2, 1)), np.zeros(5)):
+        with pytest.raises(ShapeError, match="'pixmap'"):
+            Drizzle(out_shape=(6, 6)).add_image(**good_arguments(pixmap=pixmap))
+
+
+def test_no_planes_are_not_an_empty_list_of_planes():
+    drizzle = Drizzle(out_shape=(6, 6))
+    with pytest.raises(ValueError, match="'data2' is empty"):
+        drizzle.add_image(**good_arguments(data2=[]))
+    assert drizzle.ctx_id == 0
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "<i2", ">u2", "<i4", ">i4", "u4", "<i8", ">u8"])
+def test_a_context_of_any_integer_type_has_its_bits(dtype):
+    n = 8 * np.dtype(dtype).itemsize
+    images = [0, n - 2, n - 1, 2 * n - 1]
+    context = np.zeros((2, 3, 4), f"u{n // 8}")
+    for image in images:
+        context[image // n, 2, 1] |= context.dtype.type(1 << image % n)
+    found = decode_context(context.astype(dtype), [1, 0], [2, 0])
+    assert [pixel.tolist() for pixel in found] == [images, []]
 
 
 def test_no_overlap_is_counted():

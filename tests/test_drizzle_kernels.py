@@ -104,7 +104,9 @@ def test_warnings_are_those_of_the_reference(kernel, pixfrac, conserving):
         assert all(w.filename == __file__ for w in found)
         for mine, other in zip(found, needed, strict=True):
             same_words = set(str(mine.message).split()) & set(str(other.message).split())
-            assert len(same_words) > 2 or "ignored" in str(mine.message)
+            assert len(same_words) > 2
+    if kernel.startswith("lanczos") and pixfrac == 0.5:  # programs filter on these words
+        assert str(found[-1].message).startswith("In lanczos kernel, pixel_fraction is ignored")
     if pixfrac <= 1e-3:
         point = Drizzle(kernel="point", out_shape=(6, 6), fillval=0)
         for _ in range(2):

@@ -9,10 +9,22 @@ from skyloom.exposure import FloatArray
 def simd_level() -> str: ...
 
 # drizzle
+class MapGrid:
+    def __init__(
+        self,
+        nodes: npt.NDArray[np.float64],
+        first_x: npt.NDArray[np.int32],
+        weight_x: npt.NDArray[np.float64],
+        first_y: npt.NDArray[np.int32],
+        weight_y: npt.NDArray[np.float64],
+        exact_index: npt.NDArray[np.int64],
+        exact_xy: npt.NDArray[np.float64],
+    ) -> None: ...
+
 class DrizzleFootprint:
     def __init__(
         self,
-        pixmap: npt.NDArray[np.float64],
+        pixmap: npt.NDArray[np.float64] | MapGrid,
         window: Sequence[int],
         frame: Sequence[int],
         *,

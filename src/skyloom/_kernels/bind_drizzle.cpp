@@ -46,11 +46,40 @@ IntPlane<T> bits_of(Array& a, size_t ny, size_t nx) {
   return {a.data(), a.stride(0), a.stride(1)};
 }
 
+using Indices = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Positions = nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Nodes = nb::ndarray<const double, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Stencils = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
 // The arrays stay alive as long as these objects: Python hands them to every thread.
 struct BoundFootprint : Footprint {
   Map array;
-  BoundFootprint(Map pixmap, const PixelMap& map, const Window& window, double half, double margin, int64_t ny, int64_t nx)
-      : Footprint(map, window, half, margin, ny, nx), array(std::move(pixmap)) {}
+  BoundFootprint(const PixelMap& map, const Window& window, double half, double margin, int64_t ny, int64_t nx)
+      : Footprint(map, window, half, margin, ny, nx) {}
+};
+
+struct BoundGrid : skyloom::MapGrid {
+  int64_t ny;
+  Nodes node_array;
+  Stencils first_x, first_y;
+  Positions weight_x, weight_y, exact_positions;
+  Indices exact_indices;
+  std::vector<int32_t> run_ends;
+  std::vector<double> pair_weights;
+
+  // Arrange the weights along x for expand_piece.
+  void arrange() {
+    const size_t n = size_t(nx), length = 2 * n + kPadding;
+    run_ends.resize(n);
+    pair_weights.resize(4 * length);
+    for (size_t i = n; i-- > 0;) {
+      run_ends[i] = i + 1 < n && x.first[i + 1] == x.first[i] ? run_ends[i + 1] : int32_t(i + 1);
+      for (size_t k = 0; k < 4; ++k)
+        pair_weights[k * length + 2 * i] = pair_weights[k * length + 2 * i + 1] = x.weight[4 * i + k];
+    }
+    run_end = run_ends.data();
+    for (size_t k = 0; k < 4; ++k) pair_weight[k] = pair_weights.data() + k * length;
+  }
 };
 
 struct BoundInput : Input {
@@ -64,15 +93,54 @@ struct BoundOutput : Output {
   std::optional<Context> context_plane;
 };
 
-void make_footprint(BoundFootprint* self, Map pixmap, std::array<int64_t, 4> window, std::array<int64_t, 2> frame,
-                    double half, double margin, double unit) {
-  need(pixmap.shape(2) == 2, "a pixel map has the shape (ny, nx, 2)");
-  const int64_t ny = int64_t(pixmap.shape(0)), nx = int64_t(pixmap.shape(1));
+void check_stencils(const Stencils& first, const Positions& weight, size_t nodes) {
+  need(weight.shape(0) == first.shape(0) && weight.shape(1) == 4, "a stencil has four weights");
+  for (size_t i = 0; i < first.shape(0); ++i) {
+    const int32_t f = first.data()[i];
+    need(f >= 0 && size_t(f) + 4 <= nodes && (i == 0 || f >= first.data()[i - 1]), "stencils must lie on the grid and rise");
+  }
+}
+
+void make_grid(BoundGrid* self, Nodes nodes, Stencils first_x, Positions weight_x, Stencils first_y, Positions weight_y,
+               Indices exact_index, Positions exact_xy) {
+  need(nodes.shape(2) == 2, "the nodes of a map have the shape (my, mx, 2)");
+  check_stencils(first_x, weight_x, nodes.shape(1));
+  check_stencils(first_y, weight_y, nodes.shape(0));
+  const int64_t ny = int64_t(first_y.shape(0)), nx = int64_t(first_x.shape(0));
+  const size_t count = exact_index.shape(0);
+  need(exact_xy.shape(0) == count && exact_xy.shape(1) == 2, "each exact pixel has one position");
+  for (size_t i = 0; i < count; ++i)
+    need(exact_index.data()[i] < ny * nx && exact_index.data()[i] > (i == 0 ? -1 : exact_index.data()[i - 1]),
+         "exact pixels must lie in the image and rise");
+  const skyloom::GridAxis x{first_x.data(), weight_x.data()}, y{first_y.data(), weight_y.data()};
+  const skyloom::MapGrid grid{nodes.data(), std::ptrdiff_t(nodes.shape(1)), x, y, nullptr, {}, std::ptrdiff_t(nx),
+                              exact_index.data(), exact_xy.data(), std::ptrdiff_t(count)};
+  new (self) BoundGrid{grid, ny, std::move(nodes), std::move(first_x), std::move(first_y), std::move(weight_x),
+                       std::move(weight_y), std::move(exact_xy), std::move(exact_index), {}, {}};
+  self->arrange();
+}
+
+void start_footprint(BoundFootprint* self, const PixelMap& map, std::array<int64_t, 4> window,
+                     std::array<int64_t, 2> frame, double half, double margin) {
+  const int64_t ny = map.ny, nx = map.nx;
   const Window w{window[0], window[1], window[2], window[3]};
   need(w.x0 >= 0 && w.x0 < w.x1 && w.x1 <= nx && w.y0 >= 0 && w.y0 < w.y1 && w.y1 <= ny, "the window leaves the image");
   need(frame[0] > 0 && frame[1] > 0 && frame[0] < (1 << 28) && frame[1] < (1 << 28), "the frame has no usable size");
-  const PixelMap map{pixmap.data(), ny, nx, pixmap.stride(0), pixmap.stride(1), pixmap.stride(2), unit};
-  new (self) BoundFootprint(std::move(pixmap), map, w, half, margin, frame[0], frame[1]);
+  new (self) BoundFootprint(map, w, half, margin, frame[0], frame[1]);
+}
+
+void make_footprint(BoundFootprint* self, Map pixmap, std::array<int64_t, 4> window, std::array<int64_t, 2> frame,
+                    double half, double margin, double unit) {
+  need(pixmap.shape(2) == 2, "a pixel map has the shape (ny, nx, 2)");
+  const PixelMap map{pixmap.data(), int64_t(pixmap.shape(0)), int64_t(pixmap.shape(1)), pixmap.stride(0),
+                     pixmap.stride(1), pixmap.stride(2), unit};
+  start_footprint(self, map, window, frame, half, margin);
+  self->array = std::move(pixmap);
+}
+
+void make_footprint_of_grid(BoundFootprint* self, const BoundGrid& grid, std::array<int64_t, 4> window,
+                            std::array<int64_t, 2> frame, double half, double margin, double unit) {
+  start_footprint(self, {nullptr, grid.ny, grid.nx, 0, 2, 1, unit, &grid}, window, frame, half, margin);
 }
 
 void find(BoundFootprint& self, Queue queue) {
@@ -176,8 +244,13 @@ void separable(const Kernel& kernel, const BoundFootprint& footprint, const Boun
 }  // namespace
 
 void bind_drizzle(nb::module_& m) {
+  nb::class_<BoundGrid>(m, "MapGrid", "A coordinate map on a grid of nodes, and pixels whose positions are exact.")
+      .def("__init__", &make_grid, "nodes"_a, "first_x"_a, "weight_x"_a, "first_y"_a, "weight_y"_a, "exact_index"_a,
+           "exact_xy"_a);
   nb::class_<BoundFootprint>(m, "DrizzleFootprint", "Which output cells each piece of an image may reach.")
       .def("__init__", &make_footprint, "pixmap"_a, "window"_a, "frame"_a, nb::kw_only(), "half"_a, "margin"_a, "unit"_a)
+      .def("__init__", &make_footprint_of_grid, nb::keep_alive<1, 2>(), "pixmap"_a, "window"_a, "frame"_a, nb::kw_only(),
+           "half"_a, "margin"_a, "unit"_a)
       .def("find", &find, "queue"_a, "Find the reach of the rows of blocks that the queue hands out.");
   nb::class_<BoundInput>(m, "DrizzleInput", "The planes of one image that are drizzled together.")
       .def("__init__", &make_input, "data"_a, "weight"_a.none(), "squares"_a, "dq"_a.none(), nb::kw_only(),

@@ -20,17 +20,22 @@ SKYLOOM_INLINE double defined(double v) { return std::fabs(v) < kFarAway ? v : k
 
 Point value(const PixelMap& map, int64_t j, int64_t i) {
   if (j < 0 || j >= map.ny || i < 0 || i >= map.nx) return {kNaN, kNaN};
-  const double* p = map.xy + j * map.row + i * map.col;
+  double own[2 + MapGrid::kPadding];
+  const double* p = own;
+  if (map.grid != nullptr) {
+    expand_piece(*map.grid, j, i, 1, own);
+  } else {
+    p = map.xy + j * map.row + i * map.col;
+  }
   const Point v{defined(p[0]), defined(p[map.axis])};
   return std::isnan(v.x) || std::isnan(v.y) ? Point{kNaN, kNaN} : v;
 }
 
 bool finite(Point p) { return !std::isnan(p.x); }
 
-// Columns i0-1 ... i0+n of one row of the map; beyond the image it is continued linearly.
-SKYLOOM_INLINE void read_row_body(const PixelMap& map, int64_t j, int64_t i0, int n, double* __restrict x,
-                                  double* __restrict y) {
-  const double* p = map.xy + j * map.row + i0 * map.col;
+// Columns i0-1 ... i0+n of one row of the map, of which p is column i0; beyond the image it is continued linearly.
+SKYLOOM_INLINE void read_row_body(const PixelMap& map, const double* p, int64_t j, int64_t i0, int n,
+                                  double* __restrict x, double* __restrict y) {
   if (map.col == 2 && map.axis == 1) {
 #pragma GCC ivdep
     for (int k = 0; k < n; ++k) {
@@ -61,8 +66,9 @@ SKYLOOM_INLINE void read_row_body(const PixelMap& map, int64_t j, int64_t i0, in
   }
 }
 
-SKYLOOM_DISPATCH(void, read_row, (const PixelMap& map, int64_t j, int64_t i0, int n, double* x, double* y),
-                 (map, j, i0, n, x, y))
+SKYLOOM_DISPATCH(void, read_row,
+                 (const PixelMap& map, const double* p, int64_t j, int64_t i0, int n, double* x, double* y),
+                 (map, p, j, i0, n, x, y))
 
 struct RawRow {
   alignas(64) double x[kBatch + 8], y[kBatch + 8];
@@ -307,22 +313,24 @@ void RowWindow::start(int64_t i0, int n) {
 
 // The rows are far apart in memory: the processor does not guess the next one.
 void prefetch_row(const PixelMap& map, int64_t j, int64_t i0, int n) {
-  if (j >= map.ny) return;
+  if (j >= map.ny || map.grid != nullptr) return;
   const double* p = map.xy + j * map.row + i0 * map.col;
   for (int64_t k = 0; k < n * map.col; k += 8) __builtin_prefetch(p + k);
 }
 
 // Columns i0-1 ... i0+n of row j; rows beyond the image continue it linearly.
 void read_any_row(const PixelMap& map, int64_t j, int64_t i0, int n, RawRow& raw) {
+  RowPiece piece;
+  const auto read = [&](int64_t row, RawRow& to) { read_row(map, piece.read(map, row, i0, n), row, i0, n, to.x, to.y); };
   if (j >= 0 && j < map.ny) {
-    read_row(map, j, i0, n, raw.x, raw.y);
+    read(j, raw);
   } else if (map.ny == 1) {
     std::fill_n(raw.x, n + 2, kNaN);
     std::fill_n(raw.y, n + 2, kNaN);
   } else {
     RawRow next;
-    read_row(map, j < 0 ? 0 : map.ny - 1, i0, n, raw.x, raw.y);
-    read_row(map, j < 0 ? 1 : map.ny - 2, i0, n, next.x, next.y);
+    read(j < 0 ? 0 : map.ny - 1, raw);
+    read(j < 0 ? 1 : map.ny - 2, next);
     for (int k = 0; k < n + 2; ++k) {
       raw.x[k] = 2 * raw.x[k] - next.x[k];
       raw.y[k] = 2 * raw.y[k] - next.y[k];
@@ -340,7 +348,7 @@ const MapRow& RowWindow::row(int64_t j) {
   if (held_[slot] == j) return rows_[slot];
   held_[slot] = j;
   prefetch_row(map_, j + 2, i0_, n_);
-  if (inside(j) && interpolate_inside(pixel(j, i0_), half_, rows_[slot])) return rows_[slot];
+  if (inside(j) && interpolate_inside(piece_.read(map_, j, i0_, n_), half_, rows_[slot])) return rows_[slot];
   RawRow raw;
   read_any_row(map_, j, i0_, n_, raw);
   interpolate_sides(raw, half_, rows_[slot]);
@@ -350,7 +358,8 @@ const MapRow& RowWindow::row(int64_t j) {
 bool row_extent(const PixelMap& map, int64_t j, int64_t i0, int n, Extent& e) {
   const bool ordinary = map.col == 2 && map.axis == 1;
   const bool inside = n == kBatch && i0 > 0 && i0 + n < map.nx && j >= 0 && j < map.ny;
-  bool known = ordinary && inside && find_extent_inside(map.xy + j * map.row + (i0 - 1) * 2, n + 2, &e.x0);
+  RowPiece piece;
+  bool known = ordinary && inside && find_extent_inside(piece.read(map, j, i0, n) - 2, n + 2, &e.x0);
   if (!known) {
     RawRow raw;
     read_any_row(map, j, i0, n, raw);
@@ -365,7 +374,7 @@ const HalfRow& RowWindow::half_row(int64_t j) {
   if (held_half_[slot] == j) return halves_[slot];
   held_half_[slot] = j;
   prefetch_row(map_, j + 2, i0_, n_);
-  halve(pixel(j, i0_), halves_[slot]);
+  halve(piece_.read(map_, j, i0_, n_), halves_[slot]);
   return halves_[slot];
 }
 

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "pixmap.hpp"
+
 namespace skyloom::drizzle {
 
 constexpr int kBatch = 64;                   // drops that are worked on together: a piece of one input row
@@ -18,6 +20,23 @@ struct PixelMap {
   int64_t ny, nx;                            // of the input image
   int64_t row, col, axis;                    // strides, in elements
   double unit;                               // output pixels per input pixel where a lone pixel tells nothing
+  const MapGrid* grid = nullptr;             // instead of xy: the map is expanded piece by piece; col = 2, axis = 1
+};
+
+// Makes a piece of one row of a map readable, whether the map lies in memory or is known on a grid.
+class RowPiece {
+ public:
+  // The position of (j, i0). Its n - 1 followers and one pixel on both sides, as far as they are in the image, lie
+  // map.col apart; they are good until the next call.
+  const double* read(const PixelMap& map, int64_t j, int64_t i0, int n) {
+    if (map.grid == nullptr) return map.xy + j * map.row + i0 * map.col;
+    const int64_t first = i0 > 0 ? i0 - 1 : 0, stop = i0 + n < map.nx ? i0 + n + 1 : map.nx;
+    expand_piece(*map.grid, j, first, stop - first, positions_);
+    return positions_ + 2 * (i0 - first);
+  }
+
+ private:
+  alignas(64) double positions_[2 * (kBatch + 2) + MapGrid::kPadding];
 };
 
 // One row of the map for the columns of one batch, with the values interpolated half a drop to either side.
@@ -67,7 +86,6 @@ class RowWindow {
   bool extent(int64_t j, Extent& e);
 
  private:
-  const double* pixel(int64_t j, int64_t i) const { return map_.xy + j * map_.row + i * map_.col; }
   // a full batch with neighbours on all sides, in a map of ordinary layout
   bool inside(int64_t j) const {
     return map_.col == 2 && map_.axis == 1 && n_ == kBatch && i0_ > 0 && i0_ + n_ < map_.nx && j >= 0 && j < map_.ny;
@@ -85,6 +103,7 @@ class RowWindow {
   HalfRow halves_[3], between_[2];           // of rows j, and between rows j - 1 and j
   int64_t held_half_[3] = {-9, -9, -9}, held_between_[2] = {-9, -9};
   Corners corners_;
+  RowPiece piece_;
 };
 
 // Corners of one drop from whatever finite map values are near. False if its own is not finite.

@@ -7,8 +7,8 @@
 namespace skyloom::drizzle {
 namespace {
 
-SKYLOOM_INLINE void read_positions_body(const PixelMap& map, int64_t j, int64_t i0, int n, Centres& __restrict c) {
-  const double* __restrict p = map.xy + j * map.row + i0 * map.col;
+// p: the position of (j, i0)
+SKYLOOM_INLINE void read_positions_body(const PixelMap& map, const double* __restrict p, int n, Centres& __restrict c) {
   // the next row of the batch is far away in memory; a prefetch beyond the map does no harm
   for (int64_t k = 0; k < n * map.col; k += 8) __builtin_prefetch(p + map.row + k);
   if (map.col == 2 && map.axis == 1) {
@@ -32,12 +32,14 @@ SKYLOOM_INLINE void read_positions_body(const PixelMap& map, int64_t j, int64_t 
   }
 }
 
-SKYLOOM_DISPATCH(void, read_positions, (const PixelMap& map, int64_t j, int64_t i0, int n, Centres& c),
-                 (map, j, i0, n, c))
+SKYLOOM_DISPATCH(void, read_positions, (const PixelMap& map, const double* p, int n, Centres& c), (map, p, n, c))
 
 }  // namespace
 
-void read_centres(const PixelMap& map, int64_t j, int64_t i0, int n, Centres& c) { read_positions(map, j, i0, n, c); }
+void read_centres(const PixelMap& map, int64_t j, int64_t i0, int n, Centres& c) {
+  RowPiece piece;
+  read_positions(map, piece.read(map, j, i0, n), n, c);
+}
 
 bool known_extent(const PixelMap& map, int64_t j, int64_t i0, int n, Extent& e) {
   Centres c;

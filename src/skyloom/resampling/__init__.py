@@ -2,9 +2,10 @@
 
 from skyloom.resampling.blot import blot_image
 from skyloom.resampling.coadd import Coadd, CoaddOptions, coadd
+from skyloom.resampling.context import decode_context
 from skyloom.resampling.correlation import CovarianceMap, aperture_error, circle_weights, noise_ratio
 from skyloom.resampling.covariance import CovarianceSums, Spreading
-from skyloom.resampling.drizzle import Drizzle, decode_context
+from skyloom.resampling.drizzle import Drizzle
 from skyloom.resampling.maps import SampledMap, compose, invert_map, pixel_area_ratio, sample_map, wcs_map
 from skyloom.resampling.outliers import RejectionOptions
 from skyloom.resampling.output_wcs import output_wcs_from

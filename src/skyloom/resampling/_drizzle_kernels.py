@@ -14,6 +14,7 @@ import numpy.typing as npt
 from skyloom import _kernels
 from skyloom._threads import map_bands, num_threads
 from skyloom.errors import InputError
+from skyloom.resampling._drizzle_map import Positions, rows_of
 
 # A drop of 4096 x 4096 output pixels for every input pixel: no image is drizzled with that on purpose.
 WIDEST_DROP = 4096
@@ -28,7 +29,7 @@ class Placing:
 
     Parameters
     ----------
-    pixmap : ndarray of float64, shape (ny, nx, 2)
+    pixmap : ndarray of float64, shape (ny, nx, 2), or MapGrid
         Output position of the centre of each input pixel.
     window : tuple of int
         Part of the image that is used, half open: (x0, x1, y0, y1).
@@ -44,7 +45,7 @@ class Placing:
         Whether the shares of a drop are divided by their sum (gaussian and Lanczos kernels only).
     """
 
-    pixmap: npt.NDArray[np.float64]
+    pixmap: npt.NDArray[np.float64] | _kernels.MapGrid
     window: tuple[int, int, int, int]
     frame: tuple[int, ...]
     pixfrac: float
@@ -140,12 +141,16 @@ def kernel_in_use(name: str, pixfrac: float, flux_conserving: bool) -> str:
         warnings.warn("Kernel reset to 'point' due to input 'pixfrac' being too small.", Warning, stacklevel=level)
         return "point"
     if name.startswith("lanczos") and pixfrac != 1:
-        warnings.warn(f"Kernel '{name}' has a fixed size: 'pixfrac' is ignored.", Warning, stacklevel=level)
+        warnings.warn(
+            "In lanczos kernel, pixel_fraction is ignored: 'pixfrac' has no effect.", Warning, stacklevel=level
+        )
     return name
 
 
-def drop_scale(name: str, pixfrac: float, scale_ratio: float | None, pixmap: npt.NDArray[np.float64]) -> float:
-    """Return the side of an output pixel in input pixels, from `pixmap` if `scale_ratio` is None.
+def drop_scale(
+    name: str, pixfrac: float, scale_ratio: float | None, pixmap: Positions, window: tuple[int, int, int, int]
+) -> float:
+    """Return the side of an output pixel in input pixels, from `pixmap` in the window if `scale_ratio` is None.
 
     Raises
     ------
@@ -154,7 +159,7 @@ def drop_scale(name: str, pixfrac: float, scale_ratio: float | None, pixmap: npt
     """
     if name in ("square", "point"):
         return scale_ratio or 1.0
-    scale = estimate_scale_ratio(pixmap) if scale_ratio is None else scale_ratio
+    scale = estimate_scale_ratio(pixmap, window) if scale_ratio is None else scale_ratio
     width = 2 * _separable_kernel(name, pixfrac, scale, normalised=False).reach
     if not width <= WIDEST_DROP:
         raise InputError(
@@ -167,7 +172,7 @@ def drop_scale(name: str, pixfrac: float, scale_ratio: float | None, pixmap: npt
     return scale
 
 
-def estimate_scale_ratio(pixmap: npt.NDArray[np.float64]) -> float:
+def estimate_scale_ratio(pixmap: Positions, window: tuple[int, int, int, int]) -> float:
     """Return the side of an output pixel in units of an input pixel, as a pixel map has it.
 
     This is 1 / sqrt(abs(det D)), with D the derivative of output positions by input pixels: the median over the finite
@@ -176,16 +181,20 @@ def estimate_scale_ratio(pixmap: npt.NDArray[np.float64]) -> float:
 
     Parameters
     ----------
-    pixmap : ndarray of float64, shape (ny, nx, 2)
+    pixmap : ndarray of float64, shape (ny, nx, 2), or SampledMap
         Output position of the centre of each input pixel.
+    window : tuple of int
+        Part of the image that is used, half open: (x0, x1, y0, y1).
     """
-    ny, nx = pixmap.shape[:2]
-    rows = np.arange(0, max(ny - 1, 1), max(1, ny // 64))[:, None]
-    columns = np.arange(0, max(nx - 1, 1), max(1, nx // 64))
-    own = pixmap[rows, columns]
+    x0, x1, y0, y1 = window
+    nx, ny = x1 - x0, y1 - y0
+    rows = np.arange(y0, max(y1 - 1, y0 + 1), max(1, ny // 64))
+    columns = np.arange(x0, max(x1 - 1, x0 + 1), max(1, nx // 64))
+    lines = rows_of(pixmap, rows)
+    own = lines[:, columns]
     with np.errstate(invalid="ignore", over="ignore"):
-        along_x = pixmap[rows, columns + 1] - own if nx > 1 else None
-        along_y = pixmap[rows + 1, columns] - own if ny > 1 else None
+        along_x = lines[:, columns + 1] - own if nx > 1 else None
+        along_y = rows_of(pixmap, rows + 1)[:, columns] - own if ny > 1 else None
         if along_x is None or along_y is None:
             step = along_x if along_x is not None else along_y
             area = np.zeros(1) if step is None else (step**2).sum(axis=-1)

@@ -97,12 +97,16 @@ def blot_image(  # noqa: PLR0917  the reference's signature
     method = _method(interp)
     iscale = _scale(iscale, pix_ratio, exptime)
     if sinscl is not _NOT_GIVEN:
-        _deprecated("'sinscl' has no effect: it belonged to interp='sinc'. Leave it out.", 3)
+        _deprecated(
+            "Argument 'sinscl' has been deprecated, without effect: it belonged to interp='sinc'. Leave it out.", 3
+        )
     fillval = _number(fillval, "fillval")
     positions = _pixmap(pixmap)
     shape = positions.shape[:2]
     if output_pixel_shape is not _NOT_GIVEN:
-        _deprecated("'output_pixel_shape' is deprecated: 'pixmap' has the shape of the output. Leave it out.", 3)
+        _deprecated(
+            "Argument 'output_pixel_shape' has been deprecated: 'pixmap' has the shape of the output. Leave it out.", 3
+        )
         if tuple(output_pixel_shape)[::-1] != shape:
             raise ShapeError(
                 f"'output_pixel_shape' is {output_pixel_shape}, but 'pixmap' is for {shape[::-1]} (nx, ny).",
@@ -137,7 +141,7 @@ def _deprecated(message: str, stacklevel: int = 4) -> None:
 def _method(interp: str) -> str | None:
     """Return the name of the interpolation in `skyloom.resampling.kernels`, None for 'nearest'."""
     if interp in _OLD_NAMES:
-        _deprecated(f"interp='{interp}' is deprecated: give '{_OLD_NAMES[interp]}'.")
+        _deprecated(f"Interpolation method '{interp}' has been deprecated: give '{_OLD_NAMES[interp]}'.")
         interp = _OLD_NAMES[interp]
     if interp not in _METHODS:
         sinc = " 'sinc' is no longer there: a sinc that is cut off does not keep a constant; use 'lanczos5'."
@@ -160,13 +164,15 @@ def _scale(iscale: Any, pix_ratio: Any, exptime: Any) -> float:
     """Return the factor on all values, with those that the deprecated arguments stand for."""
     factor = _number(iscale, "iscale")
     if pix_ratio is not _NOT_GIVEN:
-        _deprecated("'pix_ratio' is deprecated: give iscale=1 / pix_ratio**2 instead.")
+        _deprecated("Argument 'pix_ratio' has been deprecated: give iscale=1 / pix_ratio**2 instead.")
         factor /= positive(pix_ratio, "pix_ratio") ** 2
     if exptime is not _NOT_GIVEN:
-        _deprecated("'exptime' is deprecated: give iscale=exptime instead.")
+        _deprecated("Argument 'exptime' has been deprecated: give iscale=exptime instead.")
         factor *= _number(exptime, "exptime")
-    if not math.isfinite(factor):
-        raise InputError(f"The factor on the image is {factor}; 'iscale' must be a finite number.", iscale=iscale)
+    if not (math.isfinite(factor) and factor > 0):
+        raise InputError(
+            f"The factor on the image is {factor}; 'iscale' must be a finite number above 0.", iscale=iscale
+        )
     return factor
 
 

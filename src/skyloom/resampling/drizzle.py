@@ -12,7 +12,6 @@ The sums over one image are kept in float64 and merged once into the running mea
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -23,8 +22,10 @@ import numpy.typing as npt
 from skyloom import _kernels
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
+from skyloom.resampling._drizzle_checks import check_exptime, check_options, output_dtype, weights_of
 from skyloom.resampling._drizzle_kernels import KERNELS, Placing, drop_scale, kernel_in_use
 from skyloom.resampling._drizzle_many import Progress, add_images
+from skyloom.resampling._drizzle_map import Positions, any_finite, for_kernels, output_range, positions_of
 from skyloom.resampling._drizzle_planes import (
     bit_plane,
     fill_number,
@@ -33,15 +34,14 @@ from skyloom.resampling._drizzle_planes import (
     positive,
     real_plane,
     same_shape,
-    strided,
     unshared,
     window_bounds,
 )
+from skyloom.resampling.context import CTX_PLANE_BITS
 from skyloom.resampling.correlation import CovarianceMap
 from skyloom.resampling.covariance import CovarianceSums, Spreading, total_variance
 
 SUPPORTED_DRIZZLE_KERNELS = ["square", "gaussian", "point", "turbo", "lanczos2", "lanczos3"]
-CTX_PLANE_BITS = 32
 
 _NOT_GIVEN: Final = object()
 _MIXED_SHAPES = (
@@ -123,7 +123,7 @@ class Drizzle:
                 raise InputError("Invalid context image ID", begin_ctx_id=begin_ctx_id)
             if max_ctx_id is not None and max_ctx_id < begin_ctx_id:
                 raise InputError("'max_ctx_id' cannot be smaller than 'begin_ctx_id'.", max_ctx_id=max_ctx_id)
-        _check_exptime(exptime, out_img, out_wht, out_ctx)
+        check_exptime(exptime, out_img, out_wht, out_ctx)
 
         if covariance is not None and exptime > 0:
             raise InputError(
@@ -143,7 +143,7 @@ class Drizzle:
         self._covariance: CovarianceSums | None = None
         self._origin = (0, 0)
         self._blank = False  # the arrays are there, but nothing has been written to them yet
-        self._dtype: npt.DTypeLike = _output_dtype(out_img, out_wht)
+        self._dtype: npt.DTypeLike = output_dtype(out_img, out_wht)
 
         self._out_img: FloatArray | None = None if out_img is None else output_plane(out_img, self._dtype)
         self._out_wht: FloatArray | None = None if out_wht is None else output_plane(out_wht, self._dtype)
@@ -284,8 +284,10 @@ class Drizzle:
             The image.
         exptime : float
             Its exposure time, s.
-        pixmap : array_like of float, shape (ny, nx, 2)
-            Output position (X, Y) of the centre of each input pixel.
+        pixmap : array_like of float, shape (ny, nx, 2), or SampledMap
+            Output position (X, Y) of the centre of each input pixel. A `SampledMap` is interpolated where it is needed:
+            the same numbers without the memory for all pixels. (An output without `out_shape`, and `covariance`,
+            need that memory for a while.)
         data2 : array_like or sequence of (array_like or None), optional
             Planes in squared units of `data` (variances) to be averaged with squared weights: one for each of
             `out_img2`. A plane that is None leaves its output as it is: this then is averaged, and normed, over those
@@ -325,7 +327,7 @@ class Drizzle:
         """
         if scale is not _NOT_GIVEN:
             warnings.warn(
-                "'scale' is deprecated: give iscale=scale**2 and pixel_scale_ratio=scale instead.",
+                "Argument 'scale' has been deprecated: give iscale=scale**2 and pixel_scale_ratio=scale instead.",
                 DeprecationWarning,
                 stacklevel=2,
             )
@@ -334,25 +336,19 @@ class Drizzle:
         if image.ndim != 2 or 0 in image.shape:
             raise ShapeError(f"'data' has the shape {image.shape}; a 2D image is needed.", found=image.shape)
         squares = self._check_squares(data2, image.shape)
-        weight = _weights(data, weight_map, image.shape)
-        positions = strided(np.asarray(pixmap, dtype=np.float64))
-        same_shape(positions[..., 0] if positions.ndim == 3 else positions, image.shape, "pixmap")
-        if positions.shape[2] != 2:
-            raise ShapeError("'pixmap' must have the shape (ny, nx, 2).", found=positions.shape)
+        weight = weights_of(data, weight_map, image.shape)
+        # the shape of the output, a shifted frame and covariances need all positions
+        expand = self._shape is None or self._origin != (0, 0) or self._covariance_block is not None
+        positions = positions_of(pixmap, image.shape, expand=expand)
         bits = None if dq is None else bit_plane(dq, "dq")
         if bits is not None:
             same_shape(bits, image.shape, "dq")
         window = window_bounds((image.shape[0], image.shape[1]), xmin, xmax, ymin, ymax)
         ratio = None if pixel_scale_ratio is None else positive(pixel_scale_ratio, "pixel_scale_ratio")
         iscale, wht_scale = positive(iscale, "iscale"), positive(wht_scale, "wht_scale")
-        if not (math.isfinite(exptime) and exptime > 0):
-            raise InputError("'exptime' *must* be a strictly positive number.", exptime=exptime)
-        if in_units not in ("cps", "counts"):
-            raise InputError(f"Unknown unit type '{in_units}'; 'cps' or 'counts' is needed.", in_units=in_units)
-        if not math.isfinite(pixfrac):
-            raise InputError(f"'pixfrac' is {pixfrac}; a finite number is needed.", pixfrac=pixfrac)
+        check_options(exptime, in_units, pixfrac)
         kernel = kernel_in_use(self._kernel, pixfrac, self._flux_conserving)
-        ratio = drop_scale(kernel, pixfrac, ratio, positions[window[2] : window[3], window[0] : window[1]])
+        ratio = drop_scale(kernel, pixfrac, ratio, positions, window)
         if in_units == "counts":
             iscale = iscale / exptime
 
@@ -387,13 +383,10 @@ class Drizzle:
             fresh=self._blank,
         )
         normalised = self._flux_conserving and kernel not in ("square", "point", "turbo")
-        placing = Placing(positions, window, self._out_img.shape, pixfrac, ratio, len(squares), normalised)
+        placing = Placing(for_kernels(positions), window, self._out_img.shape, pixfrac, ratio, len(squares), normalised)
         hits = KERNELS[kernel](source, target, placing)
         self._blank = False
-        if (
-            not hits.any()
-            and not np.isfinite(positions[window[2] : window[3], window[0] : window[1]]).all(axis=2).any()
-        ):
+        if not hits.any() and not any_finite(positions, window):
             raise InputError("No or too few valid pixels in the pixel map: none within the bounds is finite.")
         self._texptime += exptime
         self._n_images += 1
@@ -435,6 +428,8 @@ class Drizzle:
             squares = [real_plane(data2, "data2")]
             same_shape(squares[0], shape, "data2")  # type: ignore[arg-type]
         else:
+            if len(data2) == 0:
+                raise InputError("'data2' is empty: give one plane for each of 'out_img2', or None.")
             squares = [None if p is None or np.size(p) == 0 else real_plane(p, "data2") for p in data2]
             for square in squares:
                 if square is not None:
@@ -449,22 +444,11 @@ class Drizzle:
             )
         return squares
 
-    def _prepare_output(
-        self, pixmap: npt.NDArray[np.float64], squares: list[FloatArray | None], with_dq: bool
-    ) -> npt.NDArray[np.float64]:
+    def _prepare_output(self, pixmap: Positions, squares: list[FloatArray | None], with_dq: bool) -> Positions:
         """Allocate what is missing; return the map in the frame of the output."""
-        if self._shape is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # an all-NaN map is an error below
-                low = np.floor(np.nanmin(pixmap, axis=(0, 1)))
-                high = np.ceil(np.nanmax(pixmap, axis=(0, 1)))
-            if not (np.isfinite(low).all() and np.isfinite(high).all()):
-                raise InputError(
-                    "No or too few valid pixels in the pixel map: it has no finite range that could give the output "
-                    "shape. Give 'out_shape', and positions that are finite."
-                )
-            self._origin = (int(low[0]), int(low[1]))
-            self._shape = (int(high[1] - low[1]) + 1, int(high[0] - low[0]) + 1)
+        if self._shape is None and isinstance(pixmap, np.ndarray):
+            self._origin, self._shape = output_range(pixmap)
+        assert self._shape is not None  # `add_image` has expanded the map where it was
         if self._out_img is None or self._out_wht is None:
             self._allocate(check_context=False)
         shape = self._shape
@@ -476,7 +460,7 @@ class Drizzle:
             missing = self._ctx_id // CTX_PLANE_BITS + 1 - len(self._out_ctx)
             if missing > 0:
                 self._out_ctx = np.concatenate([self._out_ctx, np.zeros((missing, *shape), np.int32)])
-        return pixmap if self._origin == (0, 0) else pixmap - self._origin
+        return pixmap - self._origin if self._origin != (0, 0) and isinstance(pixmap, np.ndarray) else pixmap
 
     def _prepare_squares(self, squares: list[FloatArray | None]) -> None:
         """Allocate planes, and weights for those that do not have the weights of all images."""
@@ -538,75 +522,3 @@ class Drizzle:
                 self._out_ctx[...] = 0
             self._out_img2 = self._out_dq = None  # of a first image that failed
             self._blank = False
-
-
-def decode_context(context: npt.ArrayLike, x: npt.ArrayLike, y: npt.ArrayLike) -> list[npt.NDArray[np.intp]]:
-    """List the images that have contributed to given pixels.
-
-    Parameters
-    ----------
-    context : array_like of int, shape (planes, ny, nx)
-        A context image, as `Drizzle.out_ctx`.
-    x, y : int or array_like of int, shape (n,)
-        Pixel indices.
-
-    Returns
-    -------
-    list of ndarray of int
-        For each pixel the numbers (from 0) of the images, in rising order.
-
-    Raises
-    ------
-    InputError
-        The context is not three-dimensional, or `x` and `y` are not integers of one shape.
-    """
-    bits = np.asarray(context)
-    if bits.ndim != 3 or bits.dtype.kind not in "iu" or bits.dtype.itemsize != 4:
-        raise InputError(
-            f"'context' must be a 3D array of 32-bit integers; found {bits.ndim}D of {bits.dtype}.", found=bits.shape
-        )
-    xs, ys = np.atleast_1d(x), np.atleast_1d(y)
-    if xs.shape != ys.shape or xs.ndim != 1 or xs.dtype.kind not in "iu" or ys.dtype.kind not in "iu":
-        raise InputError("'x' and 'y' must be integers, or 1D arrays of integers of equal length.")
-    shifts = np.arange(CTX_PLANE_BITS, dtype=np.uint32)
-    is_set = (bits.view(bits.dtype.str.replace("i", "u"))[:, ys, xs].T[..., None] >> shifts) & 1
-    return [np.flatnonzero(pixel) for pixel in is_set.reshape(len(xs), -1)]
-
-
-def _check_exptime(exptime: float, out_img: Any, out_wht: Any, out_ctx: Any) -> None:
-    """Earlier results and their exposure time come together or not at all."""
-    if not (math.isfinite(exptime) and exptime >= 0):
-        raise InputError("Exposure time must be non-negative.", exptime=exptime)
-    if exptime > 0 and out_img is None and out_ctx is None and out_wht is None:
-        raise InputError(
-            "Exposure time must be 0.0 for the first resampling: no earlier output arrays are given.", exptime=exptime
-        )
-    if exptime == 0 and (np.any(0 if out_ctx is None else out_ctx) or np.any(0 if out_wht is None else out_wht)):
-        raise InputError(
-            "Inconsistent exposure time and context and/or weight images: these are not 0, so 'exptime' must be the "
-            "exposure time that went into them."
-        )
-
-
-def _output_dtype(out_img: Any, out_wht: Any) -> npt.DTypeLike:
-    """Return float64 if the caller gave a float64 image (or weights), else float32."""
-    first = out_img if out_img is not None else out_wht
-    wide = isinstance(first, np.ndarray) and first.dtype.kind == "f" and first.dtype.itemsize == 8
-    return np.float64 if wide else np.float32
-
-
-def _weights(data: Any, weight_map: Any, shape: tuple[int, ...]) -> FloatArray | None:
-    """Return the weights, 0 where `data` is a masked array and masked."""
-    weight = None
-    if weight_map is not None:
-        weight = real_plane(weight_map, "weight_map")
-        same_shape(weight, shape, "weight_map")
-        if np.fmin.reduce(weight, axis=None) < 0:
-            raise InputError(
-                f"The smallest value of 'weight_map' is {np.nanmin(weight)}; weights must not be negative.",
-                smallest=float(np.nanmin(weight)),
-            )
-    if np.ma.is_masked(data):
-        used = ~np.ma.getmaskarray(data)
-        weight = used.astype(np.float32) if weight is None else np.where(used, weight, weight.dtype.type(0))
-    return weight

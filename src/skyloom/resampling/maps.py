@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skyloom._kernels import expand_grid
+from skyloom._kernels import MapGrid, expand_grid
 from skyloom._kernels import pixel_area_ratio as _pixel_area_ratio
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, ShapeError, WcsError
@@ -162,6 +162,23 @@ class SampledMap:
         out.reshape(-1, 2)[self._exact_index[low:high] - start * nx] = self._exact_xy[low:high]
         return out
 
+    def pixmap(self) -> XYArray:
+        """Return the map on all pixels, shape (ny, nx, 2)."""
+        pixmap = np.empty((*self.shape, 2))
+
+        def fill(band: tuple[int, int]) -> None:
+            pixmap[slice(*band)] = self.rows(*band)
+
+        map_bands(fill, row_bands(self.shape[0]))
+        return pixmap
+
+    def grid(self) -> MapGrid | None:
+        """Return the map for kernels that expand it themselves; None if there is no grid, but every pixel is known."""
+        if self._nodes is None:
+            return None
+        x, y = self._x, self._y
+        return MapGrid(self._nodes, x.first, x.weight, y.first, y.weight, self._exact_index, self._exact_xy)
+
     def _call(self, xy: XYArray) -> XYArray:
         self.evaluations += len(xy)
         parts = [evaluate(self.map, xy[i : i + _CHUNK]) for i in range(0, len(xy), _CHUNK)]
@@ -253,14 +270,7 @@ def sample_map(map_: Map, shape: tuple[int, int], *, tolerance: float = 1e-3) ->
     InputError, ShapeError
         See `SampledMap`.
     """
-    sampled = SampledMap(map_, shape, tolerance=tolerance)
-    pixmap = np.empty((*sampled.shape, 2))
-
-    def fill(band: tuple[int, int]) -> None:
-        pixmap[slice(*band)] = sampled.rows(*band)
-
-    map_bands(fill, row_bands(sampled.shape[0]))
-    return pixmap
+    return SampledMap(map_, shape, tolerance=tolerance).pixmap()
 
 
 def area_at(map_: Map, xy: XYArray) -> npt.NDArray[np.float64]:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from skyloom.compat.drizzle._polygon import clip_polygon
 from skyloom.errors import InputError
 from skyloom.resampling.blot import blot_image
-from skyloom.resampling.drizzle import CTX_PLANE_BITS, Drizzle
+from skyloom.resampling.context import CTX_PLANE_BITS
+from skyloom.resampling.drizzle import Drizzle
 from skyloom.resampling.maps import XYArray, invert_map
 
 __all__ = ["clip_polygon", "invert_pixmap", "tblot", "tdriz"]

@@ -1,0 +1,62 @@
+"""What goes together in the arguments of a drizzle."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.errors import InputError
+from skyloom.exposure import FloatArray
+from skyloom.resampling._drizzle_planes import real_plane, same_shape
+
+
+def check_exptime(exptime: float, out_img: Any, out_wht: Any, out_ctx: Any) -> None:
+    """Earlier results and their exposure time come together or not at all."""
+    if not (math.isfinite(exptime) and exptime >= 0):
+        raise InputError("Exposure time must be non-negative.", exptime=exptime)
+    if exptime > 0 and out_img is None and out_ctx is None and out_wht is None:
+        raise InputError(
+            "Exposure time must be 0.0 for the first resampling: no earlier output arrays are given.", exptime=exptime
+        )
+    if exptime == 0 and (np.any(0 if out_ctx is None else out_ctx) or np.any(0 if out_wht is None else out_wht)):
+        raise InputError(
+            "Inconsistent exposure time and context and/or weight images: these are not 0, so 'exptime' must be the "
+            "exposure time that went into them."
+        )
+
+
+def check_options(exptime: float, in_units: str, pixfrac: float) -> None:
+    """Raise if an image has no exposure time, or its units or the size of drops make no sense."""
+    if not (math.isfinite(exptime) and exptime > 0):
+        raise InputError("'exptime' *must* be a strictly positive number.", exptime=exptime)
+    if in_units not in ("cps", "counts"):
+        raise InputError(f"Unknown unit type '{in_units}'; 'cps' or 'counts' is needed.", in_units=in_units)
+    if not math.isfinite(pixfrac):
+        raise InputError(f"'pixfrac' is {pixfrac}; a finite number is needed.", pixfrac=pixfrac)
+
+
+def output_dtype(out_img: Any, out_wht: Any) -> npt.DTypeLike:
+    """Return float64 if the caller gave a float64 image (or weights), else float32."""
+    first = out_img if out_img is not None else out_wht
+    wide = isinstance(first, np.ndarray) and first.dtype.kind == "f" and first.dtype.itemsize == 8
+    return np.float64 if wide else np.float32
+
+
+def weights_of(data: Any, weight_map: Any, shape: tuple[int, ...]) -> FloatArray | None:
+    """Return the weights, 0 where `data` is a masked array and masked."""
+    weight = None
+    if weight_map is not None:
+        weight = real_plane(weight_map, "weight_map")
+        same_shape(weight, shape, "weight_map")
+        if np.fmin.reduce(weight, axis=None) < 0:
+            raise InputError(
+                f"The smallest value of 'weight_map' is {np.nanmin(weight)}; weights must not be negative.",
+                smallest=float(np.nanmin(weight)),
+            )
+    if np.ma.is_masked(data):
+        used = ~np.ma.getmaskarray(data)
+        weight = used.astype(np.float32) if weight is None else np.where(used, weight, weight.dtype.type(0))
+    return weight

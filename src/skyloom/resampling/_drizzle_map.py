@@ -1,0 +1,97 @@
+"""The pixel map of an image that is drizzled: an array, or a sparse map that the kernels expand piece by piece."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom import _kernels
+from skyloom._threads import row_bands
+from skyloom.errors import InputError, ShapeError
+from skyloom.resampling._drizzle_planes import same_shape, strided
+from skyloom.resampling.maps import SampledMap, XYArray
+
+Positions = XYArray | SampledMap
+
+
+def positions_of(pixmap: Any, shape: tuple[int, ...], *, expand: bool) -> Positions:
+    """Return the positions of the pixels of an image, as the kernels can use them.
+
+    Parameters
+    ----------
+    pixmap : array_like of float, shape (ny, nx, 2), or SampledMap
+        Output position (X, Y) of the centre of each input pixel.
+    shape : tuple of int
+        Shape (ny, nx) of the image.
+    expand : bool
+        Whether all positions are needed as an array.
+
+    Returns
+    -------
+    ndarray of float64, or SampledMap
+        A sampled map stays what it is, unless it has no grid or is to be expanded.
+
+    Raises
+    ------
+    ShapeError
+        The map is that of an image of another shape.
+    """
+    if isinstance(pixmap, SampledMap):
+        if pixmap.shape != shape:
+            raise ShapeError("'pixmap' shape is not consistent with 'data' shape.", found=pixmap.shape, needed=shape)
+        return pixmap.pixmap() if expand or pixmap.grid() is None else pixmap
+    positions = strided(np.asarray(pixmap, dtype=np.float64))
+    if positions.ndim != 3 or positions.shape[2] != 2:
+        raise ShapeError(
+            f"'pixmap' has the shape {positions.shape}; it must have the shape (ny, nx, 2).",
+            found=positions.shape,
+            needed=(*shape, 2),
+        )
+    same_shape(positions[..., 0], shape, "pixmap")
+    return positions
+
+
+def for_kernels(positions: Positions) -> XYArray | _kernels.MapGrid:
+    """Return what `_kernels.DrizzleFootprint` takes."""
+    grid = positions.grid() if isinstance(positions, SampledMap) else positions
+    assert grid is not None  # `positions_of` has seen to it
+    return grid
+
+
+def rows_of(positions: Positions, rows: npt.NDArray[np.int64]) -> XYArray:
+    """Return some rows of the map, shape (len(rows), nx, 2)."""
+    if isinstance(positions, SampledMap):
+        return np.concatenate([positions.rows(row, row + 1) for row in rows])
+    return positions[rows]
+
+
+def any_finite(positions: Positions, window: tuple[int, int, int, int]) -> bool:
+    """Return whether any position within a window (x0, x1, y0, y1) is finite."""
+    x0, x1, y0, y1 = window
+    return any(
+        bool(np.isfinite(rows_of(positions, np.arange(y0 + start, y0 + stop))[:, x0:x1]).all(axis=2).any())
+        for start, stop in row_bands(y1 - y0)
+    )
+
+
+def output_range(pixmap: XYArray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the first output pixel (x, y) that a map reaches, and the shape (ny, nx) that holds all of them.
+
+    Raises
+    ------
+    InputError
+        The map is finite nowhere.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # an all-NaN map is an error below
+        low = np.floor(np.nanmin(pixmap, axis=(0, 1)))
+        high = np.ceil(np.nanmax(pixmap, axis=(0, 1)))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise InputError(
+            "No or too few valid pixels in the pixel map: it has no finite range that could give the output "
+            "shape. Give 'out_shape', and positions that are finite."
+        )
+    return (int(low[0]), int(low[1])), (int(high[1] - low[1]) + 1, int(high[0] - low[0]) + 1)
