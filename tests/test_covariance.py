@@ -427,7 +427,7 @@ def test_errors_say_what_is_wrong(call, words):
 # as a part of Drizzle ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:Kernel")
+@pytest.mark.filterwarnings("ignore:Kernel", "ignore:In lanczos kernel")
 @pytest.mark.parametrize("conserving", [False, True])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_drizzle_keeps_covariances_that_agree_with_its_variance(kernel, conserving):

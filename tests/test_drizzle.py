@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skyloom.errors import InputError
+from skyloom.errors import InputError, ShapeError
 from skyloom.resampling import Drizzle, decode_context
 
 reference = pytest.importorskip("drizzle.resample")

@@ -13,7 +13,7 @@ VARIANTS = [*((kernel, False) for kernel in KERNELS), ("gaussian", True), ("lanc
 CONSERVING = [("square", False), ("point", False), ("turbo", False), *((k, c) for k, c in VARIANTS if c)]
 
 # the reference's warnings about kernels that do not conserve flux are tested elsewhere
-pytestmark = pytest.mark.filterwarnings("ignore:Kernel '")
+pytestmark = pytest.mark.filterwarnings("ignore:Kernel '", "ignore:In lanczos kernel")
 
 
 @pytest.fixture(scope="module", autouse=True)

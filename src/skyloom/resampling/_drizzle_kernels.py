@@ -172,7 +172,7 @@ def drop_scale(
     return scale
 
 
-def estimate_scale_ratio(pixmap: Positions, window: tuple[int, int, int, int]) -> float:
+def estimate_scale_ratio(pixmap: Positions, window: tuple[int, int, int, int] | None = None) -> float:
     """Return the side of an output pixel in units of an input pixel, as a pixel map has it.
 
     This is 1 / sqrt(abs(det D)), with D the derivative of output positions by input pixels: the median over the finite
@@ -183,10 +183,10 @@ def estimate_scale_ratio(pixmap: Positions, window: tuple[int, int, int, int]) -
     ----------
     pixmap : ndarray of float64, shape (ny, nx, 2), or SampledMap
         Output position of the centre of each input pixel.
-    window : tuple of int
+    window : tuple of int, optional
         Part of the image that is used, half open: (x0, x1, y0, y1).
     """
-    x0, x1, y0, y1 = window
+    x0, x1, y0, y1 = window or (0, pixmap.shape[1], 0, pixmap.shape[0])
     nx, ny = x1 - x0, y1 - y0
     rows = np.arange(y0, max(y1 - 1, y0 + 1), max(1, ny // 64))
     columns = np.arange(x0, max(x1 - 1, x0 + 1), max(1, nx // 64))

@@ -77,7 +77,7 @@ def blot_image(  # noqa: PLR0917  the reference's signature
         Value of output pixels without data: their position is outside of the image or not finite, or a missing pixel
         has a weight other than 0.
     iscale : float
-        Factor on all values of the image.
+        Factor on all values of the image, above 0.
     interp : {'nearest', 'linear', 'poly3', 'poly5', 'lanczos3', 'lanczos5'}
         'nearest' rounds halves up. 'lan3' and 'lan5' are deprecated names of the Lanczos kernels.
     sinscl : float, optional
