@@ -93,7 +93,7 @@ def register_group(
     reference : int, or an image as above, optional
         Whose pixels are the frame; the default is the image with the most sources.
     joint : bool
-        Fit all transforms and all star positions together, which minimises
+        Fit all transforms and all star positions together, which minimises::
 
             sum_i sum_s |x_is - T_i(c_s)|^2 / sigma_is^2
 
