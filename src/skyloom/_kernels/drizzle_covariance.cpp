@@ -19,7 +19,7 @@ struct BatchShares {
   alignas(64) double share[kMaxSpan * kMaxSpan][kBatch];
 };
 
-// The shares of one drop: ny rows of nx cells from cell (x0, y0), all of it within the columns of the output.
+// The shares of one drop: ny rows of nx cells from cell (x0, y0), the part of it that matters to the rows in work.
 struct Drop {
   int64_t x0 = 0, y0 = 0, nx = 0, ny = 0;
   int64_t row_step = 0, step = 1;        // between rows, and between cells of a row
@@ -28,20 +28,20 @@ struct Drop {
 
   const double* row(int64_t y) const { return first + (y - y0) * row_step; }
 
-  void of_batch(const BatchShares& batch, const Placement& p, int k, int64_t frame_nx) {
-    cut(p.x[k], p.width[k], p.y[k], p.height[k], frame_nx);
+  void of_batch(const BatchShares& batch, const Placement& p, int k, const Products& out) {
+    cut(p.x[k], p.width[k], p.y[k], p.height[k], out);
     step = kBatch;
     row_step = batch.n * kBatch;
-    first = &batch.share[x0 - p.x[k]][k];
+    first = &batch.share[(y0 - p.y[k]) * batch.n + x0 - p.x[k]][k];
   }
 
   // A quadrilateral of any size.
-  void wide(const Corners& c, const Placement& p, int k, int64_t frame_nx) {
-    cut(p.x[k], p.width[k], p.y[k], p.height[k], frame_nx);
+  void wide(const Corners& c, const Placement& p, int k, const Products& out) {
+    cut(p.x[k], p.width[k], p.y[k], p.height[k], out);
     double cx[4], cy[4];
     for (int v = 0; v < 4; ++v) {
       cx[v] = c.x[v][k] - double(x0 - p.x[k]);
-      cy[v] = c.y[v][k];
+      cy[v] = c.y[v][k] - double(y0 - p.y[k]);
     }
     const double scale = 1.0 / p.area[k];
     const double noise = 1e-15 * std::max(p.width[k], p.height[k]) * std::fabs(scale) * p.height[k];
@@ -58,20 +58,20 @@ struct Drop {
 
   // The product of the factors along both axes, given the first cells.
   void product(const std::vector<double>& along_x, const std::vector<double>& along_y, int64_t x, int64_t y,
-               int64_t frame_nx) {
-    cut(x, int64_t(along_x.size()), y, int64_t(along_y.size()), frame_nx);
+               const Products& out) {
+    cut(x, int64_t(along_x.size()), y, int64_t(along_y.size()), out);
     use_memory();
     const double* factor = along_x.data() + (x0 - x);
     for (int64_t j = 0; j < ny; ++j)
-      for (int64_t i = 0; i < nx; ++i) memory[size_t(j * nx + i)] = along_y[size_t(j)] * factor[i];
+      for (int64_t i = 0; i < nx; ++i) memory[size_t(j * nx + i)] = along_y[size_t(j + y0 - y)] * factor[i];
   }
 
  private:
-  void cut(int64_t x, int64_t width, int64_t y, int64_t height, int64_t frame_nx) {
+  void cut(int64_t x, int64_t width, int64_t y, int64_t height, const Products& out) {
     x0 = std::max<int64_t>(x, 0);
-    nx = std::max<int64_t>(std::min(x + width, frame_nx) - x0, 0);
-    y0 = y;
-    ny = height;
+    nx = std::max<int64_t>(std::min(x + width, out.nx) - x0, 0);
+    y0 = std::max(y, out.first);
+    ny = std::max<int64_t>(std::min({y + height, out.ny, out.stop + out.reach_y}) - y0, 0);
   }
   void use_memory() {
     memory.resize(size_t(nx * ny));
@@ -259,7 +259,7 @@ class ProductSummer {
         find_wide_shares(kernel, centres.x[k], drops.first_x[k], line_x_.data());
         find_wide_shares(kernel, centres.y[k], drops.first_y[k], line_y_.data());
       }
-      drop_.product(line_x_, line_y_, x, y, out_.nx);
+      drop_.product(line_x_, line_y_, x, y, out_);
       add_drop(drop_, noise, lattice_, out_);
     }
   }
@@ -277,9 +277,9 @@ class ProductSummer {
       const double noise = noise_of(image_, j, drops.i0() + k);
       if (noise == 0) continue;
       if (fits(k)) {
-        drop_.of_batch(shares_, place_, k, out_.nx);
+        drop_.of_batch(shares_, place_, k, out_);
       } else {
-        drop_.wide(relative_, place_, k, out_.nx);
+        drop_.wide(relative_, place_, k, out_);
       }
       add_drop(drop_, noise, lattice_, out_);
     }

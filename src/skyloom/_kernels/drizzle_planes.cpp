@@ -114,10 +114,11 @@ struct Piece {
   alignas(64) double sum[kBatch], weight[kBatch], before[kBatch], total[kBatch], inverse[kBatch], mean[kBatch];
 };
 
-SKYLOOM_INLINE void add_weights(Piece& p) {
+SKYLOOM_INLINE void add_weights(Piece& p, double most) {
   for (int k = 0; k < kBatch; ++k) {
-    p.total[k] = p.before[k] + p.weight[k];
-    p.inverse[k] = 1.0 / p.total[k];
+    const double total = p.before[k] + p.weight[k];
+    p.inverse[k] = 1.0 / total;
+    p.total[k] = total > most ? most : total;
   }
 }
 
@@ -149,7 +150,7 @@ SKYLOOM_INLINE void merge_own_weight(const Plane& plane, const Plane& weight, in
                                      const Piece& common, const Output& out) {
   Piece p = common;
   read_row_body(weight, j, i0, n, p.before);
-  add_weights(p);
+  add_weights(p, out.most_weight());
   merge_plane<2, false>(plane, j, i0, n, p, out.fill_squares, out.fill_square_value);
   write_row_body(weight, j, i0, n, p.total);
 }
@@ -186,7 +187,7 @@ SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, i
 
 template <bool kFresh>
 SKYLOOM_INLINE void merge_planes(const Tile& tile, const Output& out) {
-  const double least = out.least_weight();
+  const double least = out.least_weight(), most = out.most_weight();
   Piece p{};
   for (int64_t y = 0; y < tile.ny; ++y)
     for (int64_t x = 0; x < tile.nx; x += kBatch) {
@@ -199,7 +200,7 @@ SKYLOOM_INLINE void merge_planes(const Tile& tile, const Output& out) {
         p.weight[k] = sums[2 * k + 1];
       }
       for (int k = 0; k < kBatch; ++k) p.weight[k] = std::fabs(p.weight[k]) > least ? p.weight[k] : 0.0;
-      add_weights(p);
+      add_weights(p, most);
       merge_bits<kFresh>(tile, out, y, x, n, p);
       write_row_body(out.weight, j, i0, n, p.total);
       merge_plane<1, kFresh>(out.mean, j, i0, n, p, out.fill, out.fill_value);

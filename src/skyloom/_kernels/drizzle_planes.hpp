@@ -45,8 +45,10 @@ struct Output {
   bool fill = false, fill_squares = false;   // set pixels without weight to these values
   double fill_value = 0, fill_square_value = 0;
 
-  // Weights up to this are 0: float32 rounds them to it, and doubles lose their digits near 2^-1022.
-  double least_weight() const { return weight.is_double ? 0x1p-960 : 0x1p-150; }
+  // Weights up to this are 0: float32 rounds them to it, and squares of doubles lose their digits near 2^-1022.
+  double least_weight() const { return weight.is_double ? 0x1p-510 : 0x1p-150; }
+  // Sums of weights stop here: beyond it they would be infinite, and the next mean not a number.
+  double most_weight() const { return weight.is_double ? 0x1p510 : 0x1.fffffep127; }
 };
 
 constexpr int kMargin = 4;  // cells that a drop of the vectorised paths can stick out of a tile

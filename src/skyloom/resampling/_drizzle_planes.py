@@ -46,13 +46,15 @@ def real_plane(array: Any, what: str) -> FloatArray:
     """Return `array` as float32 or float64, without a copy where it is one of these already.
 
     Wider floats and integers that float32 cannot hold become float64. Strides of whole elements are kept.
+    Pixels that a masked array hides are NaN.
     """
+    hidden = np.ma.getmaskarray(array) if np.ma.is_masked(array) else None
     array = np.asarray(array)
     if array.dtype.kind not in "fiub":
         raise InputError(f"'{what}' is of type {array.dtype}; real numbers are needed.", dtype=str(array.dtype))
     wide = array.dtype.itemsize > (4 if array.dtype.kind == "f" else 2)
     array = array.astype(np.float64 if wide else np.float32, copy=False)
-    return strided(array)
+    return strided(array if hidden is None else np.where(hidden, array.dtype.type(np.nan), array))
 
 
 def strided(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -91,7 +93,10 @@ def output_plane(array: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 
 def positive(value: Any, what: str) -> float:
     """Return a finite number above 0."""
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
     if not (math.isfinite(number) and number > 0):
         raise InputError(f"'{what}' is {value}; it must be a finite number above 0.", **{what: value})
     return number
@@ -106,8 +111,11 @@ def window_bounds(
     """
     bounds: list[int] = []
     for axis, size, low, high in (("x", shape[1], xmin, xmax), ("y", shape[0], ymin, ymax)):
-        first = 0 if low is None else max(0, math.ceil(low))
-        last = size - 1 if high is None or high <= 0 else min(size - 1, math.floor(high))
+        try:
+            first = 0 if low is None else math.ceil(min(max(low, 0), size))
+            last = size - 1 if high is None or high <= 0 else math.floor(min(high, size - 1))
+        except (TypeError, ValueError):  # no numbers, or NaN
+            first, last = 1, 0
         if first > last:
             raise InputError(
                 f"No pixel lies between {axis}min = {low} and {axis}max = {high} in an image of {size} pixels along "

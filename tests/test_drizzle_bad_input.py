@@ -1,0 +1,99 @@
+"""Drizzle and blot with input that makes no sense, or is at the limits of floating-point numbers."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from skyloom.errors import InputError
+from skyloom.resampling import Drizzle, blot_image
+from skyloom.resampling.covariance import CovarianceSums, Spreading
+
+SHAPE = (6, 7)
+
+
+def identity(shape=SHAPE):
+    y, x = np.indices(shape, dtype=float)
+    return np.dstack([x, y])
+
+
+@pytest.mark.parametrize("what", ["weight_map", "data2"])
+def test_masks_of_all_planes_count(what):
+    mask = np.zeros(SHAPE, bool)
+    mask[2, 3] = True
+    drizzle = Drizzle(out_shape=SHAPE)
+    drizzle.add_image(np.ones(SHAPE), 1, identity(), **{what: np.ma.array(np.full(SHAPE, 5), mask=mask)})
+    assert_array_equal(drizzle.out_wht == 0, mask)
+
+
+@pytest.mark.parametrize("bounds", [{"xmin": math.nan}, {"xmax": math.nan}, {"ymin": "a"}, {"ymin": math.inf}])
+def test_bounds_that_are_no_numbers(bounds):
+    with pytest.raises(InputError, match="No pixel lies between"):
+        Drizzle(out_shape=SHAPE).add_image(np.ones(SHAPE), 1, identity(), **bounds)
+
+
+def test_infinite_bounds_are_no_bounds():
+    drizzle = Drizzle(out_shape=SHAPE)
+    drizzle.add_image(np.ones(SHAPE), 1, identity(), xmin=-math.inf, xmax=math.inf, ymax=2)
+    assert_array_equal(drizzle.out_wht[:3], 1)
+    assert_array_equal(drizzle.out_wht[3:], 0)
+
+
+@pytest.mark.parametrize("name", ["iscale", "wht_scale", "pixel_scale_ratio"])
+def test_factors_that_are_no_numbers(name):
+    with pytest.raises(InputError, match=name):
+        Drizzle(out_shape=SHAPE).add_image(np.ones(SHAPE), 1, identity(), **{name: "x"})
+
+
+@pytest.mark.parametrize(("dtype", "weight"), [(np.float32, 3e38), (np.float64, 1e150)])
+def test_weights_near_the_largest_number(dtype, weight):
+    drizzle = Drizzle(out_img=np.zeros(SHAPE, dtype), out_wht=np.zeros(SHAPE, dtype))
+    for _ in range(4):  # the sum is more than float32 holds
+        drizzle.add_image(np.full(SHAPE, 5.0), 1, identity(), weight_map=np.full(SHAPE, weight), data2=np.ones(SHAPE))
+    assert np.all(np.isfinite(drizzle.out_wht))
+    assert np.all(drizzle.out_wht >= weight)
+    # a few roundings in the type of the planes
+    assert_allclose(drizzle.out_img, 5, rtol=4 * np.finfo(dtype).eps)
+    assert np.all(np.isfinite(drizzle.out_img2[0]))
+
+
+@pytest.mark.parametrize("weight", [1e-150, 1e-160, 1e-250])
+def test_variances_have_no_nan_where_there_is_weight(weight):
+    """The square of a weight below 1e-154 is no normal number: such weights, in the wings of kernels, are 0."""
+    drizzle = Drizzle(fillval=np.nan, out_img=np.zeros(SHAPE), out_wht=np.zeros(SHAPE))
+    for _ in range(2):
+        drizzle.add_image(np.full(SHAPE, 7.0), 1, identity(), weight_map=np.full(SHAPE, weight), data2=np.ones(SHAPE))
+    assert (drizzle.out_wht > 0).all() == (weight > 1e-153)
+    weighted = drizzle.out_wht > 0
+    assert_allclose(drizzle.out_img2[0][weighted], 0.5, rtol=1e-12)
+    assert_array_equal(np.isfinite(drizzle.out_img), weighted)
+
+
+@pytest.mark.parametrize("kernel", ["square", "turbo"])
+def test_covariances_of_drops_much_larger_than_the_frame(kernel):
+    """The part of a drop within the frame is the same as in a frame that is large enough."""
+    large, low, high = (70, 60), 30, 42
+    image, sizes = np.ones((3, 4)), {"kernel": kernel, "pixfrac": 1.0, "pixel_scale_ratio": 0.05}
+    shift = np.array([20.3, 24.6])
+    sums = []
+    for shape, origin in ((large, 0), ((high - low, high - low), low)):
+        total = CovarianceSums(shape, block=1)
+        total.add_image(image, identity((3, 4)) * 20 - 20 + shift - origin, spreading=Spreading(**sizes))
+        sums.append(total.finish(np.ones(shape)).covariance)
+    whole, part = sums
+    reach_y, reach_x = part.shape[2] - 1, part.shape[3] // 2
+    assert part.max() > 0
+    middle = whole.shape[3] // 2
+    for dy in range(reach_y + 1):
+        for dx in range(-reach_x if dy else 0, reach_x + 1):
+            y, x = np.ogrid[: high - low, : high - low]
+            inside = (y + dy < high - low) & (x + dx >= 0) & (x + dx < high - low)
+            expected = np.where(inside, whole[low:high, low:high, dy, middle + dx], 0)
+            # areas are differences of numbers of the size of a drop, some 400 cells
+            assert_allclose(part[:, :, dy, reach_x + dx], expected, atol=1e-12 * whole.max())
+
+
+def test_masked_data_of_blot_are_missing():
+    data = np.ma.array(np.ones(SHAPE), mask=np.eye(*SHAPE, dtype=bool))
+    assert_array_equal(blot_image(data, identity(), fillval=-9) == -9, np.eye(*SHAPE, dtype=bool))
