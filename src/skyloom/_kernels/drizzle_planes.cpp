@@ -129,9 +129,10 @@ SKYLOOM_INLINE void merge_means(Piece& p, bool fills, double fill) {
 #pragma GCC ivdep
   for (int k = 0; k < kBatch; ++k) {
     const double before = kPower == 2 ? p.before[k] * p.before[k] : p.before[k];
-    const double inverse = kPower == 2 ? p.inverse[k] * p.inverse[k] : p.inverse[k];
     const double old = p.mean[k] * before, kept = before == 0.0 ? 0.0 : old;
-    const double mean = p.mean[k], merged = p.total[k] == 0.0 ? mean : (kept + p.sum[k]) * inverse;
+    const double once = (kept + p.sum[k]) * p.inverse[k];  // the square of 1 / W may be beyond the largest number
+    const double fresh = kPower == 2 ? once * p.inverse[k] : once;
+    const double mean = p.mean[k], merged = p.total[k] == 0.0 ? mean : fresh;
     p.mean[k] = p.weight[k] == 0.0 ? mean : merged;
   }
   if (fills)
