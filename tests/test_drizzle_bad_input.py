@@ -97,3 +97,84 @@ def test_covariances_of_drops_much_larger_than_the_frame(kernel):
 def test_masked_data_of_blot_are_missing():
     data = np.ma.array(np.ones(SHAPE), mask=np.eye(*SHAPE, dtype=bool))
     assert_array_equal(blot_image(data, identity(), fillval=-9) == -9, np.eye(*SHAPE, dtype=bool))
+
+
+FLAGS = np.full(SHAPE, 3, np.uint32)
+
+
+def test_a_failed_first_call_leaves_no_garbage():
+    drizzle = Drizzle(out_shape=SHAPE, covariance=1)
+    with pytest.raises(InputError, match="negative"):
+        drizzle.add_image(np.ones(SHAPE), 1, identity(), data2=[-np.ones(SHAPE)], dq=FLAGS)
+    drizzle.add_image(np.ones(SHAPE), 1, identity(), data2=[np.ones(SHAPE)])
+    assert drizzle.out_dq is None
+    assert_allclose(drizzle.out_img2[0], 1)
+
+
+def test_a_map_without_any_position_leaves_no_trace():
+    nowhere = np.full((*SHAPE, 2), np.nan)
+    drizzle = Drizzle(out_shape=SHAPE)
+    with pytest.raises(InputError, match="pixel map"):
+        drizzle.add_image(np.ones(SHAPE), 1, nowhere, data2=[np.ones(SHAPE)] * 2, dq=FLAGS)
+    assert (drizzle.out_img2, drizzle.out_dq, drizzle.ctx_id, drizzle.total_exptime) == (None, None, 0, 0)
+    drizzle.add_image(np.ones(SHAPE), 1, identity())
+    given = np.full(SHAPE, 7, np.float32)
+    drizzle = Drizzle(out_img=given, fillval=-1)
+    with pytest.raises(InputError, match="pixel map"):
+        drizzle.add_image(np.ones(SHAPE), 1, nowhere)
+    assert_array_equal(given, 7)
+
+
+@pytest.mark.parametrize("factor", [1e30, 1e9, 1e6])
+def test_a_map_without_bounds_gives_no_shape(factor):
+    drizzle = Drizzle()
+    with pytest.raises(InputError, match="span"):
+        drizzle.add_image(np.ones(SHAPE), 1, identity() * factor)
+    drizzle.add_image(np.ones(SHAPE), 1, identity())
+    assert drizzle.out_img.shape == SHAPE
+
+
+def test_pixels_without_any_position_are_masked_in_the_map():
+    positions = np.ma.array(identity(), mask=False)
+    positions[2, 3] = np.ma.masked
+    drizzle = Drizzle(out_shape=SHAPE)
+    drizzle.add_image(np.ones(SHAPE), 1, positions)
+    assert_array_equal(drizzle.out_wht == 0, positions.mask[..., 0])
+
+
+def test_a_map_and_flags_that_share_memory_with_the_output():
+    both = identity()
+    drizzle = Drizzle(kernel="point", out_img=both[..., 0])
+    drizzle.add_image(np.ones(SHAPE), 1, both)
+    assert_array_equal(drizzle.out_img, 1)
+    flags = np.arange(np.prod(SHAPE), dtype=np.uint32).reshape(SHAPE)
+    drizzle = Drizzle(kernel="point", out_shape=SHAPE, out_dq=flags)
+    drizzle.add_image(np.ones(SHAPE), 1, identity() + np.array([1, 0]), dq=flags)
+    expected = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    expected[:, 1:] = expected[:, :-1].copy()
+    assert_array_equal(drizzle.out_dq, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel": None},
+        {"out_shape": (-3, 5)},
+        {"out_shape": (3.5, 5)},
+        {"out_shape": 5},
+        {"out_shape": (2**40, 5)},
+        {"out_shape": SHAPE, "begin_ctx_id": 1.5},
+        {"out_shape": SHAPE, "max_ctx_id": "x"},
+        {"out_shape": SHAPE, "exptime": "x"},
+    ],
+)
+def test_options_that_make_no_sense(options):
+    with pytest.raises(InputError):
+        Drizzle(**options)
+
+
+@pytest.mark.parametrize("options", [{"exptime": "x"}, {"in_units": ["cps"]}, {"pixfrac": None}])
+def test_arguments_that_make_no_sense(options):
+    arguments = {"data": np.ones(SHAPE), "exptime": 1, "pixmap": identity()} | options
+    with pytest.raises(InputError, match="exptime|unit|pixfrac"):
+        Drizzle(out_shape=SHAPE).add_image(**arguments)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.errors import InputError
+from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
 from skyloom.resampling._drizzle_planes import real_plane, same_shape
+
+LARGEST_FRAME = 2**28 - 1  # pixels along one axis: the kernels' limit
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except TypeError:
+        return False
 
 
 def check_exptime(exptime: float, out_img: Any, out_wht: Any, out_ctx: Any) -> None:
     """Earlier results and their exposure time come together or not at all."""
-    if not (math.isfinite(exptime) and exptime >= 0):
+    if not (_is_finite(exptime) and exptime >= 0):
         raise InputError("Exposure time must be non-negative.", exptime=exptime)
     if exptime > 0 and out_img is None and out_ctx is None and out_wht is None:
         raise InputError(
@@ -28,13 +38,27 @@ def check_exptime(exptime: float, out_img: Any, out_wht: Any, out_ctx: Any) -> N
         )
 
 
+def output_shape(shape: Any) -> tuple[int, int]:
+    """Return the shape (ny, nx) that the caller wants."""
+    try:
+        ny, nx = (int(n) if isinstance(n, float) and n.is_integer() else operator.index(n) for n in shape)
+    except (TypeError, ValueError):
+        raise ShapeError(
+            f"Inconsistent data shapes specified: 'out_shape' is {shape!r}; two whole numbers (ny, nx) are needed.",
+            found=shape,
+        ) from None
+    if not (0 < ny <= LARGEST_FRAME and 0 < nx <= LARGEST_FRAME):
+        raise ShapeError(f"'out_shape' is ({ny}, {nx}); numbers from 1 to {LARGEST_FRAME} are needed.", found=shape)
+    return ny, nx
+
+
 def check_options(exptime: float, in_units: str, pixfrac: float) -> None:
     """Raise if an image has no exposure time, or its units or the size of drops make no sense."""
-    if not (math.isfinite(exptime) and exptime > 0):
+    if not (_is_finite(exptime) and exptime > 0):
         raise InputError("'exptime' *must* be a strictly positive number.", exptime=exptime)
-    if in_units not in ("cps", "counts"):
+    if not isinstance(in_units, str) or in_units not in ("cps", "counts"):
         raise InputError(f"Unknown unit type '{in_units}'; 'cps' or 'counts' is needed.", in_units=in_units)
-    if not math.isfinite(pixfrac):
+    if not _is_finite(pixfrac):
         raise InputError(f"'pixfrac' is {pixfrac}; a finite number is needed.", pixfrac=pixfrac)
 
 

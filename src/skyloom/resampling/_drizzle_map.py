@@ -11,6 +11,7 @@ import numpy.typing as npt
 from skyloom import _kernels
 from skyloom._threads import row_bands
 from skyloom.errors import InputError, ShapeError
+from skyloom.resampling._drizzle_checks import LARGEST_FRAME
 from skyloom.resampling._drizzle_planes import same_shape, strided
 from skyloom.resampling.maps import SampledMap, XYArray
 
@@ -43,6 +44,8 @@ def positions_of(pixmap: Any, shape: tuple[int, ...], *, expand: bool) -> Positi
         if pixmap.shape != shape:
             raise ShapeError("'pixmap' shape is not consistent with 'data' shape.", found=pixmap.shape, needed=shape)
         return pixmap.pixmap() if expand or pixmap.grid() is None else pixmap
+    if np.ma.is_masked(pixmap):
+        pixmap = np.ma.filled(np.ma.asarray(pixmap, dtype=np.float64), np.nan)
     positions = strided(np.asarray(pixmap, dtype=np.float64))
     if positions.ndim != 3 or positions.shape[2] != 2:
         raise ShapeError(
@@ -73,7 +76,7 @@ def any_finite(positions: Positions, window: tuple[int, int, int, int]) -> bool:
     x0, x1, y0, y1 = window
     return any(
         bool(np.isfinite(rows_of(positions, np.arange(y0 + start, y0 + stop))[:, x0:x1]).all(axis=2).any())
-        for start, stop in row_bands(y1 - y0)
+        for start, stop in row_bands(y1 - y0, 8)
     )
 
 
@@ -94,4 +97,11 @@ def output_range(pixmap: XYArray) -> tuple[tuple[int, int], tuple[int, int]]:
             "No or too few valid pixels in the pixel map: it has no finite range that could give the output "
             "shape. Give 'out_shape', and positions that are finite."
         )
-    return (int(low[0]), int(low[1])), (int(high[1] - low[1]) + 1, int(high[0] - low[0]) + 1)
+    size = high - low + 1
+    if size.max() > LARGEST_FRAME:
+        raise InputError(
+            f"The positions in the pixel map span {size[0]:.4g} x {size[1]:.4g} output pixels, more than an output can "
+            f"have. Give 'out_shape', or set positions that mean nothing to NaN.",
+            size=(float(size[0]), float(size[1])),
+        )
+    return (int(low[0]), int(low[1])), (int(size[1]), int(size[0]))

@@ -22,7 +22,13 @@ import numpy.typing as npt
 from skyloom import _kernels
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
-from skyloom.resampling._drizzle_checks import check_exptime, check_options, output_dtype, weights_of
+from skyloom.resampling._drizzle_checks import (
+    check_exptime,
+    check_options,
+    output_dtype,
+    output_shape,
+    weights_of,
+)
 from skyloom.resampling._drizzle_kernels import KERNELS, Placing, drop_scale, kernel_in_use
 from skyloom.resampling._drizzle_many import Progress, add_images
 from skyloom.resampling._drizzle_map import Positions, any_finite, for_kernels, output_range, positions_of
@@ -114,13 +120,14 @@ class Drizzle:
         out_wht2: Any = None,
         covariance: int | None = None,
     ) -> None:
-        if kernel.lower() not in SUPPORTED_DRIZZLE_KERNELS:
+        if not isinstance(kernel, str) or kernel.lower() not in SUPPORTED_DRIZZLE_KERNELS:
             raise InputError(f"Kernel '{kernel}' is not supported.", kernel=kernel, known=SUPPORTED_DRIZZLE_KERNELS)
         if disable_ctx:
             out_ctx = None
         else:
-            if begin_ctx_id < 0:
-                raise InputError("Invalid context image ID", begin_ctx_id=begin_ctx_id)
+            ids = (begin_ctx_id, 0 if max_ctx_id is None else max_ctx_id)
+            if not all(isinstance(n, (int, np.integer)) for n in ids) or begin_ctx_id < 0:
+                raise InputError("Invalid context image ID", begin_ctx_id=begin_ctx_id, max_ctx_id=max_ctx_id)
             if max_ctx_id is not None and max_ctx_id < begin_ctx_id:
                 raise InputError("'max_ctx_id' cannot be smaller than 'begin_ctx_id'.", max_ctx_id=max_ctx_id)
         check_exptime(exptime, out_img, out_wht, out_ctx)
@@ -172,7 +179,7 @@ class Drizzle:
                     needed=needed,
                 )
 
-        shapes = {tuple(int(n) for n in out_shape)} if out_shape is not None else set()
+        shapes = {output_shape(out_shape)} if out_shape is not None else set()
         shapes |= {a.shape for a in (self._out_img, self._out_wht, self._out_dq) if a is not None}
         shapes |= {a.shape for a in (*(self._out_img2 or ()), *self._out_wht2) if a is not None}
         if self._out_ctx is not None:
@@ -351,23 +358,30 @@ class Drizzle:
         ratio = drop_scale(kernel, pixfrac, ratio, positions, window)
         if in_units == "counts":
             iscale = iscale / exptime
+        if not any_finite(positions, window):
+            raise InputError("No or too few valid pixels in the pixel map: none within the bounds is finite.")
+        noise = None if self._covariance_block is None else total_variance(squares)
+        if noise is not None and np.fmin.reduce(noise, axis=None) < 0:
+            raise InputError("Variances in 'data2' are negative: covariances cannot be computed from them.")
 
         positions = self._prepare_output(positions, squares, bits is not None)
         assert self._out_img is not None
         assert self._out_wht is not None
-        outputs = [a for a in (self._out_img, self._out_wht, *(self._out_img2 or ()), *self._out_wht2) if a is not None]
+        planes = (self._out_img, self._out_wht, self._out_dq, *(self._out_img2 or ()), *self._out_wht2)
+        outputs = [plane for plane in planes if plane is not None]
+        if isinstance(positions, np.ndarray):
+            positions = unshared(positions, outputs)
         source = _kernels.DrizzleInput(
             unshared(image, outputs),
             None if weight is None else unshared(weight, outputs),
             [None if s is None else unshared(s, outputs) for s in squares],
-            bits,
+            None if bits is None else unshared(bits, outputs),
             data_scale=iscale,
             square_scale=iscale * iscale,
             weight_scale=wht_scale,
         )
         if self._covariance is not None:
             spreading = Spreading(kernel, pixfrac, ratio, iscale, wht_scale, window, self._flux_conserving)
-            noise = total_variance(squares)
             self._covariance.add_image(noise, positions, data=image, weight_map=weight, spreading=spreading)
         plane, bit = divmod(self._ctx_id or 0, CTX_PLANE_BITS)
         target = _kernels.DrizzleOutput(
@@ -386,8 +400,6 @@ class Drizzle:
         placing = Placing(for_kernels(positions), window, self._out_img.shape, pixfrac, ratio, len(squares), normalised)
         hits = KERNELS[kernel](source, target, placing)
         self._blank = False
-        if not hits.any() and not any_finite(positions, window):
-            raise InputError("No or too few valid pixels in the pixel map: none within the bounds is finite.")
         self._texptime += exptime
         self._n_images += 1
         if self._ctx_id is not None:
@@ -446,16 +458,25 @@ class Drizzle:
 
     def _prepare_output(self, pixmap: Positions, squares: list[FloatArray | None], with_dq: bool) -> Positions:
         """Allocate what is missing; return the map in the frame of the output."""
-        if self._shape is None and isinstance(pixmap, np.ndarray):
+        if self._shape is None:
+            assert isinstance(pixmap, np.ndarray)  # `add_image` has expanded it
             self._origin, self._shape = output_range(pixmap)
-        assert self._shape is not None  # `add_image` has expanded the map where it was
-        if self._out_img is None or self._out_wht is None:
+            try:
+                self._allocate(check_context=False)
+            except MemoryError:
+                (ny, nx), self._shape, self._origin = self._shape, None, (0, 0)
+                raise InputError(
+                    f"The positions in the pixel map span {nx} x {ny} output pixels, more than the memory holds. Give "
+                    "'out_shape', or set positions that mean nothing to NaN.",
+                    size=(nx, ny),
+                ) from None
+        elif self._out_img is None or self._out_wht is None:
             self._allocate(check_context=False)
         shape = self._shape
         if squares:
             self._prepare_squares(squares)
         if with_dq and self._out_dq is None:
-            self._out_dq = np.empty(shape, np.uint32) if self._blank else np.zeros(shape, np.uint32)
+            self._out_dq = np.zeros(shape, np.uint32)
         if self._out_ctx is not None and self._ctx_id is not None:
             missing = self._ctx_id // CTX_PLANE_BITS + 1 - len(self._out_ctx)
             if missing > 0:
