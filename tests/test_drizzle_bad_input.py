@@ -176,5 +176,5 @@ def test_options_that_make_no_sense(options):
 @pytest.mark.parametrize("options", [{"exptime": "x"}, {"in_units": ["cps"]}, {"pixfrac": None}])
 def test_arguments_that_make_no_sense(options):
     arguments = {"data": np.ones(SHAPE), "exptime": 1, "pixmap": identity()} | options
-    with pytest.raises(InputError, match="exptime|unit|pixfrac"):
+    with pytest.raises(InputError, match=r"exptime|unit|pixfrac"):
         Drizzle(out_shape=SHAPE).add_image(**arguments)
