@@ -214,10 +214,12 @@ def test_aperture_variance_is_the_quadratic_form(aperture, centre):
     h[y0 + 40 : y0 + 40 + values.shape[0], x0 + 40 : x0 + 40 + values.shape[1]] = values
     h = h[40 : 40 + shape[0], 40 : 40 + shape[1]]
     want = np.einsum("ab,abcd,cd", h, expected, h)
-    assert result.aperture_variance(*centre, aperture) == pytest.approx(want, rel=1e-9)
-    # the variance plane of the drizzle itself changes nothing, four times that doubles the error
     variance = np.einsum("abab->ab", expected).copy()
-    assert result.aperture_variance(*centre, aperture, 4 * variance) == pytest.approx(4 * want, rel=1e-9)
+    if not np.any(h[variance > 0]):  # two of the centres lie in corners that no image reaches
+        want = np.nan
+    assert result.aperture_variance(*centre, aperture) == pytest.approx(want, rel=1e-9, nan_ok=True)
+    # the variance plane of the drizzle itself changes nothing, four times that doubles the error
+    assert result.aperture_variance(*centre, aperture, 4 * variance) == pytest.approx(4 * want, rel=1e-9, nan_ok=True)
 
 
 def test_kernels_of_single_pixels_are_rows_of_the_matrix():

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skyloom.errors import InputError
-from skyloom.resampling import Drizzle, blot_image
+from skyloom.resampling import Drizzle, SampledMap, blot_image
 from skyloom.resampling.covariance import CovarianceSums, Spreading
 
 SHAPE = (6, 7)
@@ -178,3 +178,31 @@ def test_arguments_that_make_no_sense(options):
     arguments = {"data": np.ones(SHAPE), "exptime": 1, "pixmap": identity()} | options
     with pytest.raises(InputError, match=r"exptime|unit|pixfrac"):
         Drizzle(out_shape=SHAPE).add_image(**arguments)
+
+
+@pytest.mark.parametrize("block", [True, 0, -1, 1.5, "64", math.nan])
+def test_blocks_of_covariances_that_make_no_sense(block):
+    with pytest.raises(InputError, match="'covariance' is"):
+        Drizzle(out_shape=SHAPE, covariance=block)
+
+
+def test_covariances_of_images_with_and_without_variances_do_not_mix():
+    drizzle = Drizzle(out_shape=SHAPE, covariance=1)
+    drizzle.add_image(np.ones(SHAPE), 1, identity(), data2=[np.full(SHAPE, 9.0)])
+    with pytest.raises(InputError, match="do not add up"):
+        drizzle.add_image(np.ones(SHAPE), 1, identity(), data2=[None])
+    # the call that failed has left nothing: still one image of variance 9
+    assert_allclose(drizzle.covariance.aperture_variance(3, 3, np.ones((1, 1))), 9)
+
+
+def test_an_aperture_without_data_has_no_variance():
+    drizzle = Drizzle(out_shape=(40, 40), covariance=1)
+    drizzle.add_image(np.ones(SHAPE), 1, identity(), data2=[np.ones(SHAPE)])
+    assert math.isnan(drizzle.covariance.aperture_variance(30, 30, 3.0))
+    assert drizzle.covariance.aperture_variance(3, 3, 2.0) > 0
+
+
+def test_blot_takes_a_sparse_map():
+    sparse = SampledMap(lambda xy: xy * 0.9 + 1, (30, 40))
+    image = np.arange(50 * 50, dtype=np.float32).reshape(50, 50)
+    assert_array_equal(blot_image(image, sparse), blot_image(image, sparse.pixmap()))

@@ -24,6 +24,7 @@ from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
 from skyloom.resampling._drizzle_planes import output_plane, positive, real_plane, unshared
 from skyloom.resampling.kernels import polynomial_table
+from skyloom.resampling.maps import SampledMap
 
 _NOT_GIVEN: Final = object()
 _METHODS = {
@@ -62,7 +63,7 @@ def blot_image(  # noqa: PLR0917  the reference's signature
     ----------
     data : array_like, shape (ny, nx)
         The image. Pixels that are NaN, infinite, or masked in a masked array are missing.
-    pixmap : array_like of float, shape (my, mx, 2)
+    pixmap : array_like of float, shape (my, mx, 2), or SampledMap
         Position (x, y) in `data` of each output pixel, 0 at the centre of the first pixel. Used in double precision.
     pix_ratio : float, optional
         Deprecated: divides `iscale` by its square.
@@ -177,6 +178,8 @@ def _scale(iscale: Any, pix_ratio: Any, exptime: Any) -> float:
 
 
 def _pixmap(pixmap: Any) -> npt.NDArray[Any]:
+    if isinstance(pixmap, SampledMap):
+        pixmap = pixmap.pixmap()
     positions = np.asarray(pixmap)
     if positions.ndim != 3 or positions.shape[2] != 2:
         raise ShapeError(

@@ -13,7 +13,7 @@ AJ 120, 2747, appendix) give the limit of large apertures for many dithers, the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -172,7 +172,7 @@ class CovarianceMap:
         Shape (ny, nx) of the drizzled image.
     """
 
-    covariance: npt.NDArray[np.float64]
+    covariance: npt.NDArray[np.float64] = field(repr=False)
     block: int
     shape: tuple[int, int]
 
@@ -241,8 +241,8 @@ class CovarianceMap:
         Returns
         -------
         float
-            In the units of the variances. Pixels outside of the image add nothing, nor do those without data. In a
-            block that has any data, single pixels without are known by their `variance` only.
+            In the units of the variances. Pixels outside of the image add nothing, nor do those without data: NaN if
+            none has. In a block that has any data, single pixels without are known by their `variance` only.
 
         Raises
         ------
@@ -263,6 +263,8 @@ class CovarianceMap:
         columns = max(0, x0) + np.arange(weights.shape[1])
         cells = self.covariance[(rows // self.block)[:, None], (columns // self.block)[None, :]]
         ry, rx = self.reach
+        if not np.any((weights != 0) & (cells[:, :, 0, rx] > 0)):
+            return math.nan
         scale = np.ones(weights.shape)
         if variance is not None:
             plane = np.asarray(variance)

@@ -132,6 +132,14 @@ class Drizzle:
                 raise InputError("'max_ctx_id' cannot be smaller than 'begin_ctx_id'.", max_ctx_id=max_ctx_id)
         check_exptime(exptime, out_img, out_wht, out_ctx)
 
+        if covariance is not None and not (
+            isinstance(covariance, (int, np.integer)) and not isinstance(covariance, bool) and covariance >= 1
+        ):
+            raise InputError(
+                f"'covariance' is {covariance!r}; the number of output pixels on a side of the blocks over which "
+                "covariances are averaged is needed, a whole number (64, say; 1 for every pixel by itself).",
+                covariance=covariance,
+            )
         if covariance is not None and exptime > 0:
             raise InputError(
                 "The covariances of earlier results are not known, so they cannot be continued: start with the first "
@@ -148,6 +156,7 @@ class Drizzle:
         self._n_images = 0
         self._covariance_block = covariance
         self._covariance: CovarianceSums | None = None
+        self._with_variances = False
         self._origin = (0, 0)
         self._blank = False  # the arrays are there, but nothing has been written to them yet
         self._dtype: npt.DTypeLike = output_dtype(out_img, out_wht)
@@ -363,6 +372,11 @@ class Drizzle:
         noise = None if self._covariance_block is None else total_variance(squares)
         if noise is not None and np.fmin.reduce(noise, axis=None) < 0:
             raise InputError("Variances in 'data2' are negative: covariances cannot be computed from them.")
+        if self._covariance_block is not None and self._n_images and self._with_variances != (noise is not None):
+            raise InputError(
+                "Some images have variances in 'data2' and others have none, so their covariances do not add up: give "
+                "variances with every image, or with none of them (each pixel then counts as a variance of 1)."
+            )
 
         positions = self._prepare_output(positions, squares, bits is not None)
         assert self._out_img is not None
@@ -402,6 +416,7 @@ class Drizzle:
         self._blank = False
         self._texptime += exptime
         self._n_images += 1
+        self._with_variances = noise is not None
         if self._ctx_id is not None:
             self._ctx_id += 1
         pixels = (window[1] - window[0]) * (window[3] - window[2])
