@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from skyloom.errors import InputError
+from skyloom.errors import InputError, ShapeError
 from skyloom.resampling import Drizzle, SampledMap, blot_image
 from skyloom.resampling.covariance import CovarianceSums, Spreading
 
@@ -206,3 +206,25 @@ def test_blot_takes_a_sparse_map():
     sparse = SampledMap(lambda xy: xy * 0.9 + 1, (30, 40))
     image = np.arange(50 * 50, dtype=np.float32).reshape(50, 50)
     assert_array_equal(blot_image(image, sparse), blot_image(image, sparse.pixmap()))
+
+
+@pytest.mark.parametrize("bad", [[[1, 2], [3]], "abc"], ids=["ragged", "text"])
+@pytest.mark.parametrize("name", ["data", "pixmap", "weight_map", "dq", "data2", "out_img", "out_wht", "out_img2"])
+def test_what_is_no_array_is_named(name, bad):
+    arguments = {"data": np.ones((4, 4), "f4"), "exptime": 1.0, "pixmap": identity((4, 4))}
+    outputs = {"out_shape": (4, 4), "kernel": "square"}
+    (outputs if name.startswith("out") else arguments)[name] = [bad] if name == "out_img2" else bad
+    with pytest.raises(InputError, match=name):
+        Drizzle(**outputs).add_image(**arguments)
+    if name in ("data", "pixmap"):
+        with pytest.raises(InputError, match=name):
+            blot_image(arguments["data"], arguments["pixmap"])
+
+
+def test_shapes_that_differ_are_named():
+    drizzle = Drizzle(out_shape=(4, 4))
+    with pytest.raises(ShapeError, match=r"'weight_map' .* \(3, 4\), needed \(4, 4\)"):
+        drizzle.add_image(np.ones((4, 4)), 1.0, identity((4, 4)), weight_map=np.ones((3, 4)))
+    with pytest.raises(ShapeError) as caught:
+        drizzle.add_image(np.ones((3, 4)), 1.0, identity((4, 4)))
+    assert caught.value.__notes__ == ["The map is for (4, 4), the image is (3, 4)."]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
-from skyloom.resampling._drizzle_planes import real_plane, same_shape
+from skyloom.resampling._drizzle_planes import as_array, real_plane, same_shape
 
 LARGEST_FRAME = 2**28 - 1  # pixels along one axis: the kernels' limit
 
@@ -31,7 +31,8 @@ def check_exptime(exptime: float, out_img: Any, out_wht: Any, out_ctx: Any) -> N
         raise InputError(
             "Exposure time must be 0.0 for the first resampling: no earlier output arrays are given.", exptime=exptime
         )
-    if exptime == 0 and (np.any(0 if out_ctx is None else out_ctx) or np.any(0 if out_wht is None else out_wht)):
+    earlier = [(out_ctx, "out_ctx"), (out_wht, "out_wht")]
+    if exptime == 0 and any(as_array(plane, what).any() for plane, what in earlier if plane is not None):
         raise InputError(
             "Inconsistent exposure time and context and/or weight images: these are not 0, so 'exptime' must be the "
             "exposure time that went into them."

@@ -12,7 +12,7 @@ from skyloom import _kernels
 from skyloom._threads import row_bands
 from skyloom.errors import InputError, ShapeError
 from skyloom.resampling._drizzle_checks import LARGEST_FRAME
-from skyloom.resampling._drizzle_planes import same_shape, strided
+from skyloom.resampling._drizzle_planes import as_array, strided
 from skyloom.resampling.maps import SampledMap, XYArray
 
 Positions = XYArray | SampledMap
@@ -41,20 +41,26 @@ def positions_of(pixmap: Any, shape: tuple[int, ...], *, expand: bool) -> Positi
         The map is that of an image of another shape.
     """
     if isinstance(pixmap, SampledMap):
-        if pixmap.shape != shape:
-            raise ShapeError("'pixmap' shape is not consistent with 'data' shape.", found=pixmap.shape, needed=shape)
+        _same_shape(pixmap.shape, shape)
         return pixmap.pixmap() if expand or pixmap.grid() is None else pixmap
     if np.ma.is_masked(pixmap):
         pixmap = np.ma.filled(np.ma.asarray(pixmap, dtype=np.float64), np.nan)
-    positions = strided(np.asarray(pixmap, dtype=np.float64))
+    positions = strided(as_array(pixmap, "pixmap", np.float64))
     if positions.ndim != 3 or positions.shape[2] != 2:
         raise ShapeError(
             f"'pixmap' has the shape {positions.shape}; it must have the shape (ny, nx, 2).",
             found=positions.shape,
             needed=(*shape, 2),
         )
-    same_shape(positions[..., 0], shape, "pixmap")
+    _same_shape(positions.shape[:2], shape)
     return positions
+
+
+def _same_shape(found: tuple[int, ...], needed: tuple[int, ...]) -> None:
+    if found != needed:
+        error = ShapeError("'pixmap' shape is not consistent with 'data' shape.", found=found, needed=needed)
+        error.add_note(f"The map is for {found}, the image is {needed}.")  # drizzle 3.0 has exactly this text
+        raise error
 
 
 def for_kernels(positions: Positions) -> XYArray | _kernels.MapGrid:

@@ -42,6 +42,23 @@ def fill_number(text: str) -> float | None:
     return None if text == "INDEF" else float(text)
 
 
+def as_array(array: Any, what: str, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+    """Return `array` as an array, of a given type if one is given, without a copy where it is one already.
+
+    Raises
+    ------
+    InputError
+        This is no array: text, or rows of different lengths.
+    """
+    try:
+        array = np.asarray(array, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"'{what}' is no array of numbers: {error}.", type=type(array).__name__) from None
+    if array.dtype.kind not in "fiubc":
+        raise InputError(f"'{what}' is of type {array.dtype}; real numbers are needed.", dtype=str(array.dtype))
+    return array
+
+
 def real_plane(array: Any, what: str) -> FloatArray:
     """Return `array` as float32 or float64, without a copy where it is one of these already.
 
@@ -49,7 +66,7 @@ def real_plane(array: Any, what: str) -> FloatArray:
     Pixels that a masked array hides are NaN.
     """
     hidden = np.ma.getmaskarray(array) if np.ma.is_masked(array) else None
-    array = np.asarray(array)
+    array = as_array(array, what)
     if array.dtype.kind not in "fiub":
         raise InputError(f"'{what}' is of type {array.dtype}; real numbers are needed.", dtype=str(array.dtype))
     wide = array.dtype.itemsize > (4 if array.dtype.kind == "f" else 2)
@@ -67,7 +84,7 @@ def strided(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def bit_plane(array: Any, what: str) -> npt.NDArray[np.uint32]:
     """Return `array` as uint32 bits; signed values keep their bits."""
-    array = np.asarray(array)
+    array = as_array(array, what)
     if array.dtype.kind not in "iu" or array.dtype.itemsize > 4:
         raise DtypeError(
             f"'{what}' must be of an unsigned integer type with itemsize of 4 bytes or less. Found {array.dtype}: "
@@ -80,12 +97,16 @@ def bit_plane(array: Any, what: str) -> npt.NDArray[np.uint32]:
 def same_shape(array: npt.NDArray[Any], shape: tuple[int, ...], what: str, noun: str = "shape") -> None:
     """Raise if a plane of the input image differs in shape from its data."""
     if array.shape != shape:
-        raise ShapeError(f"'{what}' {noun} is not consistent with 'data' shape.", found=array.shape, needed=shape)
+        raise ShapeError(
+            f"'{what}' {noun} is not consistent with 'data' shape. Found {array.shape}, needed {shape}.",
+            found=array.shape,
+            needed=shape,
+        )
 
 
-def output_plane(array: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+def output_plane(array: Any, dtype: npt.DTypeLike, what: str) -> npt.NDArray[Any]:
     """Return a plane that can be written in place: the caller's own array if it is of this type and writeable."""
-    array = np.asarray(array, dtype=dtype)
+    array = as_array(array, what, dtype)
     usable = array.flags.writeable and array.flags.aligned and array.dtype.isnative
     usable = usable and all(stride % array.dtype.itemsize == 0 for stride in array.strides)
     return array if usable else np.array(array, dtype=dtype, order="C")

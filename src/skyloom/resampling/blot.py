@@ -22,7 +22,7 @@ from skyloom import _kernels
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
-from skyloom.resampling._drizzle_planes import output_plane, positive, real_plane, unshared
+from skyloom.resampling._drizzle_planes import as_array, output_plane, positive, real_plane, unshared
 from skyloom.resampling.kernels import polynomial_table
 from skyloom.resampling.maps import SampledMap
 
@@ -180,7 +180,7 @@ def _scale(iscale: Any, pix_ratio: Any, exptime: Any) -> float:
 def _pixmap(pixmap: Any) -> npt.NDArray[Any]:
     if isinstance(pixmap, SampledMap):
         pixmap = pixmap.pixmap()
-    positions = np.asarray(pixmap)
+    positions = as_array(pixmap, "pixmap")
     if positions.ndim != 3 or positions.shape[2] != 2:
         raise ShapeError(
             f"'pixmap' has the shape {positions.shape}; (ny, nx, 2) is needed, x and y of each output pixel.",
@@ -193,7 +193,7 @@ def _pixmap(pixmap: Any) -> npt.NDArray[Any]:
 
 def _image(data: Any, at_least: npt.DTypeLike) -> FloatArray:
     """Return the image, contiguous, in double precision if it has it or shall; masked pixels are NaN."""
-    image = real_plane(np.ma.getdata(data), "data")
+    image = real_plane(data.data if isinstance(data, np.ma.MaskedArray) else data, "data")
     if image.ndim != 2 or image.size == 0:
         raise ShapeError(
             f"'data' has the shape {image.shape}; a 2D image with at least one pixel is needed.", found=image.shape
@@ -214,4 +214,4 @@ def _output(out_img: Any, shape: tuple[int, ...]) -> FloatArray:
             needed=shape,
         )
     wide = isinstance(out_img, np.ndarray) and out_img.dtype.kind == "f" and out_img.dtype.itemsize == 8
-    return output_plane(out_img, np.float64 if wide else np.float32)
+    return output_plane(out_img, np.float64 if wide else np.float32, "out_img")

@@ -13,7 +13,7 @@ from skyloom import _kernels
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
-from skyloom.resampling._drizzle_planes import positive, real_plane, same_shape, strided, window_bounds
+from skyloom.resampling._drizzle_planes import as_array, positive, real_plane, same_shape, strided, window_bounds
 from skyloom.resampling.correlation import CovarianceMap
 
 _KERNELS = ("square", "point", "turbo", "gaussian", "lanczos2", "lanczos3")  # in the order of C++
@@ -134,7 +134,7 @@ class CovarianceSums:
             An argument cannot be used; `ShapeError` if planes differ in shape.
         """
         spreading = spreading or Spreading()
-        positions = strided(np.asarray(pixmap, dtype=np.float64))
+        positions = strided(as_array(pixmap, "pixmap", np.float64))
         if positions.ndim != 3 or positions.shape[2] != 2 or 0 in positions.shape:
             raise ShapeError("'pixmap' must have the shape (ny, nx, 2).", found=positions.shape)
         ny, nx = positions.shape[:2]

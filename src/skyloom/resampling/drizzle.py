@@ -161,25 +161,25 @@ class Drizzle:
         self._blank = False  # the arrays are there, but nothing has been written to them yet
         self._dtype: npt.DTypeLike = output_dtype(out_img, out_wht)
 
-        self._out_img: FloatArray | None = None if out_img is None else output_plane(out_img, self._dtype)
-        self._out_wht: FloatArray | None = None if out_wht is None else output_plane(out_wht, self._dtype)
+        self._out_img: FloatArray | None = None if out_img is None else output_plane(out_img, self._dtype, "out_img")
+        self._out_wht: FloatArray | None = None if out_wht is None else output_plane(out_wht, self._dtype, "out_wht")
         self._out_ctx: npt.NDArray[np.int32] | None = None
         if out_ctx is not None:
             if np.ndim(out_ctx) not in (2, 3):
                 raise InputError("'out_ctx' must be either a 2D or 3D array.", found=np.shape(out_ctx))
-            ctx = output_plane(out_ctx, np.int32)
+            ctx = output_plane(out_ctx, np.int32, "out_ctx")
             self._out_ctx = ctx[None] if ctx.ndim == 2 else ctx
         self._out_dq: npt.NDArray[np.uint32] | None = None
         if out_dq is not None:
             bit_plane(out_dq, "out_dq")
-            self._out_dq = output_plane(out_dq, np.uint32)
+            self._out_dq = output_plane(out_dq, np.uint32, "out_dq")
         self._out_img2: list[Any] | None = None
         if out_img2 is not None:
             planes = [out_img2] if isinstance(out_img2, np.ndarray) else list(out_img2)
-            self._out_img2 = [None if p is None else output_plane(p, self._dtype) for p in planes]
+            self._out_img2 = [None if p is None else output_plane(p, self._dtype, "out_img2") for p in planes]
         self._out_wht2: list[FloatArray | None] = []
         if out_wht2 is not None:
-            self._out_wht2 = [None if p is None else output_plane(p, self._dtype) for p in out_wht2]
+            self._out_wht2 = [None if p is None else output_plane(p, self._dtype, "out_wht2") for p in out_wht2]
             found, needed = len(self._out_wht2), len(self._out_img2 or ())
             if found != needed:
                 raise InputError(
@@ -348,7 +348,7 @@ class Drizzle:
                 stacklevel=2,
             )
             iscale, pixel_scale_ratio = scale * scale, scale
-        image = real_plane(np.ma.getdata(data), "data")
+        image = real_plane(data.data if isinstance(data, np.ma.MaskedArray) else data, "data")
         if image.ndim != 2 or 0 in image.shape:
             raise ShapeError(f"'data' has the shape {image.shape}; a 2D image is needed.", found=image.shape)
         squares = self._check_squares(data2, image.shape)
@@ -455,9 +455,13 @@ class Drizzle:
             squares = [real_plane(data2, "data2")]
             same_shape(squares[0], shape, "data2")  # type: ignore[arg-type]
         else:
-            if len(data2) == 0:
+            try:
+                planes = list(data2)
+            except TypeError:
+                raise InputError(f"'data2' is {data2!r}; a plane is needed, or a list of them.") from None
+            if not planes:
                 raise InputError("'data2' is empty: give one plane for each of 'out_img2', or None.")
-            squares = [None if p is None or np.size(p) == 0 else real_plane(p, "data2") for p in data2]
+            squares = [None if p is None or np.size(p) == 0 else real_plane(p, "data2") for p in planes]
             for square in squares:
                 if square is not None:
                     same_shape(square, shape, "data2", "shape(s)")

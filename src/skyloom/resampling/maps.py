@@ -149,6 +149,12 @@ class SampledMap:
             self._evaluate_exactly(bad)
         _log.debug("coordinate map of %d x %d pixels known from %d evaluations", nx, ny, self.evaluations)
 
+    def __repr__(self) -> str:
+        ny, nx = self.shape
+        nodes = "no grid" if self._nodes is None else f"a grid of {self._nodes.shape[1]} x {self._nodes.shape[0]} nodes"
+        exact = f" and {len(self._exact_index)} single pixels" if len(self._exact_index) else ""
+        return f"SampledMap of {nx} x {ny} pixels: {nodes}{exact}"
+
     def rows(self, start: int, stop: int) -> XYArray:
         """Return the map on rows start ... stop - 1, shape (stop - start, nx, 2)."""
         nx = self.shape[1]
