@@ -21,11 +21,13 @@ _FINEST_TABLE = 64.0  # pixels; `sample_map` looks at least every 32 pixels, so 
 _POSITIONS = 1 << 16  # per call of a map
 
 
-def calc_pixmap(
+def calc_pixmap(  # noqa: PLR0917  the signature of stcal
     wcs_from: Any,
     wcs_to: Any,
     shape: tuple[int, int] | None = None,
     disable_bbox: Literal["to", "from", "both", "none"] = "to",
+    stepsize: int = 1,
+    order: int = 1,
     *,
     tolerance: float | None = 1e-5,
 ) -> XYArray:
@@ -34,7 +36,7 @@ def calc_pixmap(
     The two systems are evaluated on a sparse grid, and local cubics, whose error is tested against the systems
     themselves, give all pixels in between (see `SampledMap`). Where the test fails every pixel is evaluated, as it is
     for systems with a structure that such a grid could miss: look-up tables finer than 64 pixels, and gwcs models with
-    tables or with several regions.
+    tables or with several regions. A `stepsize` above 1 lets these, too, be evaluated on a sparse grid.
 
     Parameters
     ----------
@@ -46,6 +48,11 @@ def calc_pixmap(
         ``wcs_from.bounding_box``.
     disable_bbox : {'to', 'from', 'both', 'none'}
         Of which systems the bounding box is ignored. Pixels outside a box that counts are NaN.
+    stepsize : int
+        Above 1: systems for which no error can be promised are evaluated every `stepsize` pixels, but at 10 positions
+        along each axis at least, and interpolated. If one of these is not finite, every pixel is evaluated.
+    order : {1, 3}
+        Splines for that: linear or cubic.
     tolerance : float or None
         Largest error of either coordinate, pixels of the output. 0 or None: every pixel is evaluated.
 
@@ -58,7 +65,7 @@ def calc_pixmap(
     Raises
     ------
     InputError
-        `disable_bbox` or `tolerance` cannot be used, or nothing tells the shape.
+        `disable_bbox`, `stepsize`, `order` or `tolerance` cannot be used, or nothing tells the shape.
     WcsError
         One of the systems is no two-dimensional WCS.
     """
@@ -68,6 +75,10 @@ def calc_pixmap(
         )
     if tolerance is not None and not tolerance >= 0:
         raise InputError(f"tolerance is {tolerance}; it must be at least 0 (pixels), or None.", tolerance=tolerance)
+    if not (isinstance(stepsize, (int, np.integer)) and stepsize >= 1):
+        raise InputError(f"stepsize is {stepsize!r}; it must be a whole number from 1 (pixels).", stepsize=stepsize)
+    if stepsize > 1 and order not in (1, 3):
+        raise InputError(f"Interpolation order should be either 1 or 3; found {order!r}.", order=order)
     size = _pixmap_shape(wcs_from, shape)
     source, source_box = _without_box(wcs_from, disable_bbox in ("from", "both"))
     target, target_box = _without_box(wcs_to, disable_bbox in ("to", "both"))
@@ -76,7 +87,8 @@ def calc_pixmap(
         kinks = math.isfinite(pitch)  # between two of the points where the error is tested it may be twice as large
         pixmap = sample_map(map_between(source, target), size, tolerance=tolerance / 4 if kinks else tolerance)
     else:
-        pixmap = _evaluate_all(source, target, size)
+        sparse = _spline(source, target, size, stepsize, order) if stepsize > 1 else None
+        pixmap = _evaluate_all(source, target, size) if sparse is None else sparse
     if source_box is not None:
         ny, nx = size
         pixmap[:, _outside(np.arange(nx), source_box[0])] = np.nan
@@ -176,6 +188,22 @@ def _submodels(model: Any) -> list[Any]:
     """Return the simple models that an astropy.modeling model is made of."""
     parts = [part for part in (getattr(model, "left", None), getattr(model, "right", None)) if part is not None]
     return [simple for part in parts for simple in _submodels(part)] if parts else [model]
+
+
+def _spline(source: Any, target: Any, shape: tuple[int, int], stepsize: int, order: int) -> XYArray | None:
+    """Return the map interpolated between positions every `stepsize` pixels; None if it is not finite at all these."""
+    from scipy.interpolate import RectBivariateSpline
+
+    y, x = (np.linspace(0, n - 1, max(math.ceil(n / stepsize), min(10, n))) for n in shape)
+    if min(len(y), len(x)) <= order:
+        return None
+    xy = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    nodes = evaluate(map_between(source, target), xy).reshape(len(y), len(x), 2)
+    if not np.isfinite(nodes).all():
+        return None
+    rows, columns = (np.arange(n) for n in shape)
+    splines = [RectBivariateSpline(y, x, nodes[..., k], kx=order, ky=order) for k in range(2)]
+    return np.stack([spline(rows, columns) for spline in splines], axis=-1)
 
 
 def _evaluate_all(source: Any, target: Any, shape: tuple[int, int]) -> XYArray:
