@@ -1,7 +1,7 @@
 """Weights, masks and ranges of the exposures that mission pipelines describe by dictionaries.
 
-These are the helpers of `skyloom.resampling.resample_models.Resample`, with the names of `stcal.resample.utils`. A *model*
-is a dictionary of planes and numbers of one exposure.
+These are the helpers of `skyloom.resampling.resample_models.Resample`, named as in `stcal.resample.utils`. A *model* is
+a dictionary of planes and numbers of one exposure.
 """
 
 from __future__ import annotations
