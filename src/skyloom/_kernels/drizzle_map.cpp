@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
-#include "isa.hpp"
+#include "vectors.hpp"
 
 namespace skyloom::drizzle {
 namespace {
@@ -125,18 +124,12 @@ SKYLOOM_INLINE void add_halves_body(const HalfRow& __restrict low, const HalfRow
 
 SKYLOOM_DISPATCH(void, add_halves, (const HalfRow& low, const HalfRow& high, HalfRow& between), (low, high, between))
 
-typedef double Octet __attribute__((vector_size(64)));
-
 // The extent of the n pixels at p, an even number, whose positions are interleaved. False as above.
 SKYLOOM_INLINE bool find_extent_inside_body(const double* __restrict p, int n, double* extent) {
-  Octet low, high, sum;
-  std::memcpy(&low, p, sizeof low);
-  high = low;
-  sum = low - low;
+  Octet low = load_vector<Octet>(p), high = low, sum = low - low;
   const int last = 2 * n - 8;
   for (int i = 0; i < 2 * n; i += 8) {
-    Octet v;
-    std::memcpy(&v, p + (i < last ? i : last), sizeof v);
+    const Octet v = load_vector<Octet>(p + (i < last ? i : last));
     low = v < low ? v : low;
     high = v > high ? v : high;
     sum += v;

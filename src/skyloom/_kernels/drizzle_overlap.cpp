@@ -152,6 +152,26 @@ SKYLOOM_INLINE EdgeParts<M> edge_parts(double u, double v, double dx, double dy,
   return e;
 }
 
+// The shares of drop k: second differences of area{x < i + 1, y < j + 1}; beyond the last line everything is inside.
+template <int N>
+SKYLOOM_INLINE void store_shares(const double* in_x, const double* in_y, const double* in_xy, double area, double scale,
+                                 double noise, int k, double (*__restrict share)[kBatch]) {
+  constexpr int M = N - 1;
+#pragma GCC unroll 5
+  for (int j = 0; j < N; ++j) {
+    double before = 0;
+#pragma GCC unroll 5
+    for (int i = 0; i < N; ++i) {
+      const double high = j < M ? (i < M ? in_xy[j * M + i] : in_y[j]) : (i < M ? in_x[i] : area);
+      const double low = j == 0 ? 0.0 : (i < M ? in_xy[(j - 1) * M + i] : in_y[j - 1]);
+      const double strip = high - low;
+      const double s = (strip - before) * scale;
+      before = strip;
+      share[j * N + i][k] = s > noise ? s : 0.0;
+    }
+  }
+}
+
 template <int N>
 SKYLOOM_INLINE void share_turned_in(const Drops& d, const TurnedDrops& t, double (*__restrict share)[kBatch]) {
   constexpr int M = N - 1;
@@ -175,20 +195,7 @@ SKYLOOM_INLINE void share_turned_in(const Drops& d, const TurnedDrops& t, double
     for (int i = 0; i < M * M; ++i) in_xy[i] = (c.both[i] - a.both[i]) + (e.both[i] - b.both[i]);
     const double area = 0.5 * ((u0 - u2) * (v1 - v3) - (u1 - u3) * (v0 - v2));
     const double scale = t.span[k] <= N ? t.inverse_area[k] : 0.0, noise = scale * kAreaNoise;
-    // second differences, as below
-#pragma GCC unroll 5
-    for (int j = 0; j < N; ++j) {
-      double before = 0;
-#pragma GCC unroll 5
-      for (int i = 0; i < N; ++i) {
-        const double high = j < M ? (i < M ? in_xy[j * M + i] : in_y[j]) : (i < M ? in_x[i] : area);
-        const double low = j == 0 ? 0.0 : (i < M ? in_xy[(j - 1) * M + i] : in_y[j - 1]);
-        const double strip = high - low;
-        const double s = (strip - before) * scale;
-        before = strip;
-        share[j * N + i][k] = s > noise ? s : 0.0;
-      }
-    }
+    store_shares<N>(in_x, in_y, in_xy, area, scale, noise, k, share);
   }
 }
 
@@ -249,20 +256,7 @@ SKYLOOM_INLINE void shares(const Corners& c, const double* __restrict area, doub
     }
     const double a = area[k], scale = a == 0.0 ? 0.0 : 1.0 / a;
     const double noise = std::fabs(scale) * kAreaNoise;
-    // second differences of area{x < i + 1, y < j + 1}; beyond the last line everything is inside
-#pragma GCC unroll 5
-    for (int j = 0; j < N; ++j) {
-      double before = 0;
-#pragma GCC unroll 5
-      for (int i = 0; i < N; ++i) {
-        const double high = j < M ? (i < M ? in_xy[j * M + i] : in_y[j]) : (i < M ? in_x[i] : a);
-        const double low = j == 0 ? 0.0 : (i < M ? in_xy[(j - 1) * M + i] : in_y[j - 1]);
-        const double strip = high - low;
-        const double s = (strip - before) * scale;
-        before = strip;
-        share[j * N + i][k] = s > noise ? s : 0.0;
-      }
-    }
+    store_shares<N>(in_x, in_y, in_xy, a, scale, noise, k, share);
   }
 }
 

@@ -1,29 +1,11 @@
 #include "drizzle_scatter.hpp"
 
 #include <bit>
-#include <cstring>
 
-#include "isa.hpp"
+#include "vectors.hpp"
 
 namespace skyloom::drizzle {
 namespace {
-
-typedef double Pair __attribute__((vector_size(16)));
-typedef double Quad __attribute__((vector_size(32)));
-typedef double Octet __attribute__((vector_size(64)));
-
-template <class Vector>
-SKYLOOM_INLINE Vector load(const double* p) {
-  Vector v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-template <class Vector>
-SKYLOOM_INLINE void add_to(double* sum, const Vector& part) {
-  const Vector total = load<Vector>(sum) + part;
-  std::memcpy(sum, &total, sizeof total);
-}
 
 template <int kPower, class Vector>
 SKYLOOM_INLINE Vector power(const Vector& share) {
@@ -45,7 +27,7 @@ SKYLOOM_INLINE void scatter_pairs(const double (*__restrict share)[kBatch], cons
   for (; drops != 0; drops &= drops - 1) {
     const int k = std::countr_zero(drops);
     double* cell = sums + int64_t(cells[k]) * 2;
-    const Pair value = load<Pair>(values + 2 * k);
+    const Pair value = load_vector<Pair>(values + 2 * k);
     const Quad twice = {value[0], value[1], value[0], value[1]};
     for (int j = 0; j < N; ++j, cell += row) {
       int i = 0;
@@ -68,14 +50,14 @@ SKYLOOM_INLINE void add_run(const double* __restrict near, const double* __restr
                             const double* __restrict values, int n, double* sums, int64_t ahead) {
   const auto alone = [&](const double* share, int k) {
     const double s = power<kPower>(share[k]);
-    return load<Pair>(values + 2 * k) * Pair{s, s};
+    return load_vector<Pair>(values + 2 * k) * Pair{s, s};
   };
   add_to(sums, alone(near, 0));
   int k = 1;
   for (; k + 4 <= n; k += 4) {
     __builtin_prefetch(sums + ahead + 2 * k);
-    add_to(sums + 2 * k, twice_each(power<kPower>(load<Quad>(near + k))) * load<Octet>(values + 2 * k) +
-                             twice_each(power<kPower>(load<Quad>(far + k - 1))) * load<Octet>(values + 2 * k - 2));
+    add_to(sums + 2 * k, twice_each(power<kPower>(load_vector<Quad>(near + k))) * load_vector<Octet>(values + 2 * k) +
+                             twice_each(power<kPower>(load_vector<Quad>(far + k - 1))) * load_vector<Octet>(values + 2 * k - 2));
   }
   __builtin_prefetch(sums + ahead + 2 * n);
   for (; k < n; ++k) add_to(sums + 2 * k, alone(near, k) + alone(far, k - 1));

@@ -8,22 +8,10 @@
 #include <vector>
 
 #include "drizzle_walk.hpp"
-#include "isa.hpp"
+#include "vectors.hpp"
 
 namespace skyloom::drizzle {
 namespace {
-
-typedef double Pair __attribute__((vector_size(16)));
-typedef double Quad __attribute__((vector_size(32)));
-typedef double Oct __attribute__((vector_size(64)));
-
-template <class Vector>
-SKYLOOM_INLINE void add_to(double* sum, const Vector& part) {
-  Vector total;
-  std::memcpy(&total, sum, sizeof total);
-  total += part;
-  std::memcpy(sum, &total, sizeof total);
-}
 
 // The drops of one batch.
 struct Batch {
@@ -45,11 +33,11 @@ SKYLOOM_INLINE void add_drop(const Batch& b, int k, const double* value, int row
     const double y = b.y.share[0][k];
     add_to(cell, Pair{first, second} * (share(0) * (kSquared ? y * y : y)));
   } else {
-    Oct octs[kWide / 4 + 1];
+    Octet octs[kWide / 4 + 1];
     Quad quad;
     for (int o = 0; o < kWide / 4; ++o) {
       const double s = share(4 * o), t = share(4 * o + 1), u = share(4 * o + 2), v = share(4 * o + 3);
-      octs[o] = Oct{s, s, t, t, u, u, v, v} * Oct{first, second, first, second, first, second, first, second};
+      octs[o] = Octet{s, s, t, t, u, u, v, v} * Octet{first, second, first, second, first, second, first, second};
     }
     if constexpr (kWide % 4 == 2) {
       const double s = share(kWide - 2), t = share(kWide - 1);
