@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy.ndimage import uniform_filter
 
 from simulate import SCIENCE, TEMPLATE, ConstantKernel, ideal_subtraction
+from skyloom import filters as filters_module
 from skyloom.detection import filter_image, noise_gain, score
-from skyloom.detection import filters as filters_module
-from skyloom.detection.filters import Grid, VaryingFilter, correlate
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import MaskBit
+from skyloom.filters import Grid, VaryingFilter, correlate
 from skyloom.psf import ArrayPsf
 from skyloom.psf.analytic import Profile
 

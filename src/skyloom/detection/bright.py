@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.detection.filters import Grid, VaryingFilter, correlate
 from skyloom.detection.peaks import disc, local_maxima
 from skyloom.detection.score import Score
+from skyloom.filters import Grid, VaryingFilter, correlate
 
 BRIGHT = 100.0
 """Stars with this many times the difference's flux error tell the residuals from noise at the level of 1 %."""

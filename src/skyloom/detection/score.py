@@ -33,9 +33,9 @@ import numpy.typing as npt
 from scipy.signal import fftconvolve
 
 from skyloom.background import MAD_TO_SIGMA
-from skyloom.detection.filters import Grid, VaryingFilter, correlate
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import UNUSABLE
+from skyloom.filters import Grid, VaryingFilter, correlate
 from skyloom.psf import Psf
 
 Array = npt.NDArray[np.float64]

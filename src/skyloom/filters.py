@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,6 @@ GRID_STEP = 128
 """Distance of the positions at which filters are evaluated, pixels; between them they are interpolated."""
 MAX_GRID = 9
 TOLERANCE = 1e-3
-"""Largest RMS error of the separated filter, relative to the RMS of the filter."""
 
 
 class Grid:
@@ -59,22 +59,32 @@ class VaryingFilter:
     """A filter that varies over the field, as a sum of few constant filters times smooth maps.
 
     The stamps at the nodes of a grid are separated by singular values, ``Q(u; x) = sum_r c_r(x) S_r(u)``, with as
-    few terms as keep the error below `TOLERANCE`; the c_r are interpolated. A correlation with Q is then a sum of
+    few terms as keep the error below a tolerance; the c_r are interpolated. A correlation with Q is then a sum of
     ordinary ones: ``(Q o A)(x) = sum_u Q(u; x) A(x + u) = sum_r c_r(x) (S_r o A)(x)``.
+
+    A filter may take several planes and add up what it finds in each, ``sum_p (Q_p o A_p)(x)``; the maps c_r are common
+    to all of them.
 
     Parameters
     ----------
-    stamps : ndarray, shape (n_y, n_x, n, n)
+    stamps : ndarray, shape (n_y, n_x, n, n) or (n_y, n_x, planes, n, n)
         The filter at the nodes of `grid`.
     grid : Grid
+    tolerance : float
+        Largest RMS error of the separated filter, relative to the RMS of the filter.
     """
 
-    def __init__(self, stamps: Array, grid: Grid) -> None:
+    def __init__(self, stamps: Array, grid: Grid, tolerance: float = TOLERANCE) -> None:
         nodes, self.side = stamps.shape[:2], stamps.shape[-1]
-        u, s, vt = np.linalg.svd(stamps.reshape(nodes[0] * nodes[1], -1), full_matrices=False)
+        planes = stamps.shape[2] if stamps.ndim == 5 else 1
+        flat = stamps.reshape(nodes[0] * nodes[1], -1)
+        if (flat == flat[0]).all():
+            u, s, vt = np.ones((len(flat), 1)), np.ones(1), flat[:1]
+        else:
+            u, s, vt = np.linalg.svd(flat, full_matrices=False)
         left_out = np.sqrt(np.cumsum((s**2)[::-1])[::-1])  # norm of the terms from r on
-        rank = max(1, int(np.count_nonzero(left_out > TOLERANCE * left_out[0])))
-        self.filters = vt[:rank].reshape(rank, self.side, self.side)
+        rank = max(1, int(np.count_nonzero(left_out > tolerance * left_out[0])))
+        self.filters = vt[:rank].reshape(rank, planes, self.side, self.side)
         self.splines = [grid.spline((u[:, r] * s[r]).reshape(nodes)) for r in range(rank)]
 
     def coefficients(self, rows: slice, columns: slice) -> Array:
@@ -83,51 +93,68 @@ class VaryingFilter:
         return np.stack([spline(y, x) for spline in self.splines])
 
 
-def correlate(jobs: Sequence[tuple[VaryingFilter, npt.NDArray]], threads: int | None = None) -> list[Array]:
+Planes = npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
+
+
+def correlate(
+    jobs: Sequence[tuple[VaryingFilter, Planes]],
+    threads: int | None = None,
+    dtype: type[np.float32] | type[np.float64] = np.float64,
+) -> list[npt.NDArray[Any]]:
     """Correlate planes with varying filters: ``out(x) = sum_u Q(u; x) A(x + u)``, A being 0 outside of the image.
 
     Parameters
     ----------
-    jobs : sequence of (VaryingFilter, ndarray of shape (ny, nx))
-        Filters with stamps of one size, and the plane that each is applied to.
+    jobs : sequence of (VaryingFilter, ndarray of shape (ny, nx), or as many of these as the filter takes)
+        Filters with stamps of one size, and the plane or planes that each is applied to.
     threads : int, optional
         Number of threads; the result does not depend on it.
+    dtype : type
+        float32 or float64: in which the transforms are computed, and of the result. Errors are some 1e-7 (1e-16) of the
+        largest value within a tile.
 
     Returns
     -------
-    planes : list of ndarray, shape (ny, nx), float64
+    planes : list of ndarray, shape (ny, nx)
     """
-    ny, nx = jobs[0][1].shape
-    half = jobs[0][0].side // 2
+    work = [(varying, [planes] if isinstance(planes, np.ndarray) else list(planes)) for varying, planes in jobs]
+    ny, nx = work[0][1][0].shape
+    half = work[0][0].side // 2
     size = tuple(fft.next_fast_len(min(TILE, n) + 2 * half, real=True) for n in (ny, nx))
     # correlation is convolution with the mirrored filter; the product with its transform does both
     transforms: dict[int, npt.NDArray] = {}
-    for varying, _ in jobs:
+    for varying, _ in work:
         if id(varying) not in transforms:
-            transforms[id(varying)] = fft.rfft2(varying.filters[:, ::-1, ::-1], s=size)
-    outputs = [np.empty((ny, nx)) for _ in jobs]
+            transforms[id(varying)] = fft.rfft2(varying.filters[:, :, ::-1, ::-1].astype(dtype), s=size)
+    outputs = [np.empty((ny, nx), dtype) for _ in work]
 
     def filter_tile(corner: tuple[int, int]) -> None:
         y, x = corner
         rows, columns = slice(y, min(y + TILE, ny)), slice(x, min(x + TILE, nx))
         height, width = rows.stop - y, columns.stop - x
         inside = slice(2 * half, 2 * half + height), slice(2 * half, 2 * half + width)
-        weights = {id(varying): varying.coefficients(rows, columns) for varying, _ in jobs}
-        for (varying, plane), out in zip(jobs, outputs, strict=True):
-            tile = fft.rfft2(_with_border(plane, rows, columns, half), s=size)
-            total = np.zeros((height, width))
+        weights = {id(varying): varying.coefficients(rows, columns).astype(dtype) for varying, _ in work}
+        seen: dict[int, npt.NDArray] = {}
+        for (varying, planes), out in zip(work, outputs, strict=True):
+            for plane in planes:
+                if id(plane) not in seen:
+                    seen[id(plane)] = fft.rfft2(_with_border(plane, rows, columns, half).astype(dtype), s=size)
+            total = np.zeros((height, width), dtype)
             for transform, weight in zip(transforms[id(varying)], weights[id(varying)], strict=True):
-                total += weight * fft.irfft2(tile * transform, s=size)[inside]
+                product = transform[0] * seen[id(planes[0])]
+                for one, plane in zip(transform[1:], planes[1:], strict=True):
+                    product += one * seen[id(plane)]
+                total += weight * fft.irfft2(product, s=size)[inside]
             out[rows, columns] = total
 
     map_bands(filter_tile, [(y, x) for y in range(0, ny, TILE) for x in range(0, nx, TILE)], threads)
     return outputs
 
 
-def _with_border(plane: npt.NDArray, rows: slice, columns: slice, border: int) -> Array:
+def _with_border(plane: npt.NDArray, rows: slice, columns: slice, border: int) -> npt.NDArray:
     """Return a rectangle of a plane with its surroundings, 0 outside of the plane."""
     ny, nx = plane.shape
-    out = np.zeros((rows.stop - rows.start + 2 * border, columns.stop - columns.start + 2 * border))
+    out = np.zeros((rows.stop - rows.start + 2 * border, columns.stop - columns.start + 2 * border), plane.dtype)
     y0, x0 = rows.start - border, columns.start - border
     cut = plane[max(y0, 0) : min(rows.stop + border, ny), max(x0, 0) : min(columns.stop + border, nx)]
     top, left = max(-y0, 0), max(-x0, 0)
