@@ -33,6 +33,7 @@ class DrizzleFootprint:
         unit: float,
     ) -> None: ...
     def find(self, queue: npt.NDArray[np.int64]) -> None: ...
+    def whole(self) -> tuple[int, int, int, int] | None: ...
 
 class DrizzleInput:
     def __init__(
@@ -45,6 +46,14 @@ class DrizzleInput:
         data_scale: float,
         square_scale: float,
         weight_scale: float,
+        errors: Sequence[FloatArray | None] = (),
+        roots: Sequence[FloatArray | None] = (),
+        error_scale: float = 1.0,
+        root_scale: float = 1.0,
+        data_offset: float = 0.0,
+        inverse_weight: bool = False,
+        mask: npt.NDArray[np.uint32] | None = None,
+        rejected: int = 0,
     ) -> None: ...
 
 class DrizzleOutput:
@@ -61,6 +70,20 @@ class DrizzleOutput:
         fill: float | None,
         fill_squares: float | None,
         fresh: bool = False,
+        filled: bool = False,
+    ) -> None: ...
+    def set_errors(
+        self, planes: Sequence[FloatArray | None], weights: Sequence[FloatArray | None]
+    ) -> None: ...
+    def set_roots(
+        self,
+        planes: Sequence[FloatArray | None],
+        weights: Sequence[FloatArray | None],
+        common_weight: FloatArray | None,
+        *,
+        reference: int,
+        own_weight: float,
+        variance_scale: float,
     ) -> None: ...
 
 class DrizzleKernel:

@@ -84,7 +84,7 @@ struct BoundGrid : skyloom::MapGrid {
 
 struct BoundInput : Input {
   std::vector<ReadPlane> planes;
-  std::optional<ReadBits> bits;
+  std::optional<ReadBits> bits, mask_bits;
 };
 
 struct BoundOutput : Output {
@@ -149,31 +149,86 @@ void find(BoundFootprint& self, Queue queue) {
   for (int64_t b = next.fetch_add(1); b < self.block_rows(); b = next.fetch_add(1)) self.find(b);
 }
 
-void make_input(BoundInput* self, ReadPlane data, std::optional<ReadPlane> weight, std::vector<std::optional<ReadPlane>> squares,
-                std::optional<ReadBits> dq, double data_scale, double square_scale, double weight_scale) {
+using ReadPlanes = std::vector<std::optional<ReadPlane>>;
+
+std::optional<std::array<int64_t, 4>> whole(const BoundFootprint& self) {
+  const Reach r = self.whole();
+  if (r.empty()) return std::nullopt;
+  return std::array<int64_t, 4>{r.x0, r.x1, r.y0, r.y1};
+}
+
+void make_input(BoundInput* self, ReadPlane data, std::optional<ReadPlane> weight, ReadPlanes squares,
+                std::optional<ReadBits> dq, double data_scale, double square_scale, double weight_scale, ReadPlanes errors,
+                ReadPlanes roots, double error_scale, double root_scale, double data_offset, bool inverse_weight,
+                std::optional<ReadBits> mask, uint32_t rejected) {
   new (self) BoundInput();
   const size_t ny = data.shape(0), nx = data.shape(1);
   self->data = plane_of(data, ny, nx);
   if (weight) self->weight = plane_of(*weight, ny, nx);
   for (auto& s : squares) self->squares.push_back(s ? plane_of(*s, ny, nx) : Plane{});
+  for (auto& s : errors) self->errors.push_back(s ? plane_of(*s, ny, nx) : Plane{});
+  for (auto& s : roots) self->roots.push_back(s ? plane_of(*s, ny, nx) : Plane{});
   if (dq) self->dq = bits_of<const uint32_t>(*dq, ny, nx);
+  if (mask) self->mask = bits_of<const uint32_t>(*mask, ny, nx);
+  self->rejected = rejected;
+  self->inverse_weight = inverse_weight;
+  self->data_offset = data_offset;
+  self->error_scale = error_scale;
+  self->root_scale = root_scale;
   self->data_scale = data_scale;
   self->square_scale = square_scale;
   self->weight_scale = weight_scale;
   self->ny = int64_t(ny);
   self->nx = int64_t(nx);
-  for (auto& s : squares)
-    if (s) self->planes.push_back(std::move(*s));
+  for (auto* planes : {&squares, &errors, &roots})
+    for (auto& s : *planes)
+      if (s) self->planes.push_back(std::move(*s));
   self->planes.push_back(std::move(data));
   if (weight) self->planes.push_back(std::move(*weight));
   self->bits = std::move(dq);
+  self->mask_bits = std::move(mask);
 }
 
 using WritePlanes = std::vector<std::optional<WritePlane>>;
 
+// Planes with their own sums of weights, which the object keeps alive.
+std::vector<Mean> means_of(BoundOutput* self, WritePlanes& planes, WritePlanes& weights) {
+  need(planes.size() == weights.size(), "planes and their weights must be equal in number");
+  std::vector<Mean> means(planes.size());
+  const size_t ny = size_t(self->ny), nx = size_t(self->nx);
+  for (size_t s = 0; s < planes.size(); ++s) {
+    if (planes[s]) means[s].mean = plane_of(*planes[s], ny, nx);
+    if (weights[s]) means[s].weight = plane_of(*weights[s], ny, nx);
+    for (auto* plane : {&planes[s], &weights[s]})
+      if (*plane) self->planes.push_back(std::move(**plane));
+  }
+  return means;
+}
+
+// What Input::errors become.
+void set_errors(BoundOutput& self, WritePlanes planes, WritePlanes weights) {
+  self.errors = means_of(&self, planes, weights);
+}
+
+// What Input::roots become.
+void set_roots(BoundOutput& self, WritePlanes planes, WritePlanes weights, std::optional<WritePlane> common_weight,
+               int reference, double own_weight, double variance_scale) {
+  need(reference < int(planes.size()), "there is no such reference plane");
+  self.roots = means_of(&self, planes, weights);
+  for (const Mean& m : self.roots)
+    need(m.mean.data == nullptr || m.weight.data != nullptr || common_weight, "variances need a sum of weights");
+  if (common_weight) {
+    self.root_weight = plane_of(*common_weight, size_t(self.ny), size_t(self.nx));
+    self.planes.push_back(std::move(*common_weight));
+  }
+  self.reference = reference;
+  self.own_weight = own_weight;
+  self.variance_scale = variance_scale;
+}
+
 void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, WritePlanes squares, WritePlanes square_weights,
                  std::optional<WriteBits> dq, std::optional<Context> context, int64_t context_bit,
-                 std::optional<double> fill, std::optional<double> fill_squares, bool fresh) {
+                 std::optional<double> fill, std::optional<double> fill_squares, bool fresh, bool filled) {
   new (self) BoundOutput();
   const size_t ny = mean.shape(0), nx = mean.shape(1);
   self->ny = int64_t(ny);
@@ -191,6 +246,7 @@ void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, WritePla
   if (context) self->context = bits_of<int32_t>(*context, ny, nx);
   self->context_bit = int32_t(uint32_t(1) << (context_bit & 31));
   self->fresh = fresh;
+  self->filled = filled;
   self->fill = fill.has_value();
   self->fill_value = fill.value_or(0);
   self->fill_squares = fill_squares.has_value();
@@ -209,6 +265,8 @@ void check(const BoundFootprint& footprint, const BoundInput& input, const Bound
   need(input.ny == footprint.map.ny && input.nx == footprint.map.nx, "the image and its pixel map differ in shape");
   need(output.ny == footprint.frame_ny && output.nx == footprint.frame_nx, "the footprint is of another frame");
   need(input.squares.size() == output.squares.size(), "as many square planes are needed as go in");
+  need(input.errors.size() == output.errors.size() && input.roots.size() == output.roots.size(),
+       "as many planes of errors are needed as go in");
   need((input.dq.data == nullptr) == (output.dq.data == nullptr), "dq planes must be given on both sides");
   need(int64_t(row_hits.shape(0)) == footprint.rows() && queue.shape(0) == 1, "a counter has the wrong size");
   need(tile_edge >= 16, "tiles must be at least 16 cells wide");
@@ -251,14 +309,20 @@ void bind_drizzle(nb::module_& m) {
       .def("__init__", &make_footprint, "pixmap"_a, "window"_a, "frame"_a, nb::kw_only(), "half"_a, "margin"_a, "unit"_a)
       .def("__init__", &make_footprint_of_grid, nb::keep_alive<1, 2>(), "pixmap"_a, "window"_a, "frame"_a, nb::kw_only(),
            "half"_a, "margin"_a, "unit"_a)
-      .def("find", &find, "queue"_a, "Find the reach of the rows of blocks that the queue hands out.");
+      .def("find", &find, "queue"_a, "Find the reach of the rows of blocks that the queue hands out.")
+      .def("whole", &whole, "The cells (x0, x1, y0, y1), half open, that the image may reach; None if there are none.");
   nb::class_<BoundInput>(m, "DrizzleInput", "The planes of one image that are drizzled together.")
       .def("__init__", &make_input, "data"_a, "weight"_a.none(), "squares"_a, "dq"_a.none(), nb::kw_only(),
-           "data_scale"_a, "square_scale"_a, "weight_scale"_a);
+           "data_scale"_a, "square_scale"_a, "weight_scale"_a, "errors"_a = nb::make_tuple(), "roots"_a = nb::make_tuple(),
+           "error_scale"_a = 1.0, "root_scale"_a = 1.0, "data_offset"_a = 0.0, "inverse_weight"_a = false,
+           "mask"_a = nb::none(), "rejected"_a = 0);
   nb::class_<BoundOutput>(m, "DrizzleOutput", "Running weighted means, and what goes with them.")
       .def("__init__", &make_output, "mean"_a, "weight"_a, "squares"_a, "square_weights"_a, "dq"_a.none(),
            "context"_a.none(), nb::kw_only(), "context_bit"_a, "fill"_a.none(), "fill_squares"_a.none(),
-           "fresh"_a = false);
+           "fresh"_a = false, "filled"_a = false)
+      .def("set_errors", &set_errors, "planes"_a, "weights"_a, "Where the planes of errors of the image go.")
+      .def("set_roots", &set_roots, "planes"_a, "weights"_a, "common_weight"_a.none(), nb::kw_only(), "reference"_a,
+           "own_weight"_a, "variance_scale"_a, "Where the squares of the mean roots of the image go.");
   nb::class_<Kernel>(m, "DrizzleKernel", "A kernel that shares out drops by their distance from a cell along each axis.")
       .def("__init__", &make_kernel, "name"_a, nb::kw_only(), "pixfrac"_a, "scale_ratio"_a, "normalised"_a)
       .def_ro("reach", &Kernel::reach, "Cells with their centre farther than this, plus 1/2, get nothing.");

@@ -95,4 +95,13 @@ TileSize Footprint::tile_size(int64_t edge) const {
   return {std::max<int64_t>(16, int64_t(double(edge) * stretch)), std::max<int64_t>(16, int64_t(double(edge) / stretch))};
 }
 
+Reach Footprint::whole() const {
+  Reach all{int32_t(frame_nx), 0, int32_t(frame_ny), 0};
+  for (const Reach& r : blocks) {
+    if (r.empty()) continue;
+    all = {std::min(all.x0, r.x0), std::max(all.x1, r.x1), std::min(all.y0, r.y0), std::max(all.y1, r.y1)};
+  }
+  return all;
+}
+
 }  // namespace skyloom::drizzle

@@ -45,6 +45,8 @@ struct Footprint {
   int batch_start(int64_t batch, int64_t& i0) const;  // first column; returns the number of columns
   // Find the reaches of one row of blocks, once.
   void find(int64_t block);
+  // All cells that the image may reach, once every row of blocks is known.
+  Reach whole() const;
   // Tiles of about edge x edge cells. Batches across the border of two tiles are worked on twice: the fewer, the more a
   // tile is shaped like a batch.
   TileSize tile_size(int64_t edge) const;

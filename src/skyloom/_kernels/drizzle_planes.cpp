@@ -28,6 +28,61 @@ SKYLOOM_INLINE void read_row_body(const Plane& plane, int64_t j, int64_t i0, int
   }
 }
 
+constexpr double huge = 1.7976931348623157e308;
+
+SKYLOOM_INLINE void read_weights(const Input& input, int64_t j, int64_t i0, int n, double* __restrict w) {
+  if (input.weight.data != nullptr) {
+    read_row_body(input.weight, j, i0, n, w);
+  } else {
+    std::fill_n(w, n, 1.0);
+  }
+  if (input.inverse_weight) {
+    for (int k = 0; k < n; ++k) {
+      const double inverse = 1.0 / w[k];
+      w[k] = std::fabs(inverse) <= 0x1.fffffep127 ? double(float(inverse)) : 0.0;
+    }
+  }
+  if (input.mask.data != nullptr) {
+    const uint32_t* __restrict bits = input.mask.data + j * input.mask.row + i0 * input.mask.col;
+    if (input.mask.col == 1) {
+      for (int k = 0; k < n; ++k) w[k] = (bits[k] & input.rejected) != 0 ? 0.0 : w[k];
+    } else {
+      for (int k = 0; k < n; ++k) w[k] = (bits[k * input.mask.col] & input.rejected) != 0 ? 0.0 : w[k];
+    }
+  }
+}
+
+// w e of a pair of planes of errors at a time. What is not known there leaves the weights of the data as they are.
+SKYLOOM_INLINE void load_errors(const Input& input, int64_t j, int64_t i0, int n, const double* __restrict w,
+                                double* __restrict values) {
+  const int n_errors = int(input.errors.size()), n_linears = input.linears();
+  for (int s = 0; s < n_linears; s += 2) {
+    double* __restrict pairs = values + (s / 2 + 1) * 2 * kBatch;
+    alignas(64) double e[2][kBatch];
+    for (int side = 0; side < 2; ++side) {
+      std::fill_n(e[side], kBatch, 0.0);
+      const int which = s + side;
+      if (which >= n_linears) continue;
+      const bool root = which >= n_errors;
+      const Plane& plane = root ? input.roots[size_t(which - n_errors)] : input.errors[size_t(which)];
+      if (plane.data == nullptr) continue;
+      read_row_body(plane, j, i0, n, e[side]);
+      if (root)
+        for (int k = 0; k < kBatch; ++k) e[side][k] = e[side][k] < 0 ? huge : std::sqrt(std::fabs(e[side][k]));
+      const double scale = root ? input.root_scale : input.error_scale;
+      for (int k = 0; k < kBatch; ++k) {
+        const double part = e[side][k] * scale * w[k];
+        const double known = std::fabs(part) <= kKnown ? part : kUnknown;
+        e[side][k] = w[k] > 0 ? known : 0.0;
+      }
+    }
+    for (int k = 0; k < kBatch; ++k) {
+      pairs[2 * k] = e[0][k];
+      pairs[2 * k + 1] = e[1][k];
+    }
+  }
+}
+
 SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, int n, double* __restrict values,
                                      int32_t* __restrict usable) {
   alignas(64) double d[kBatch], w[kBatch];
@@ -36,24 +91,19 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
     std::fill_n(w, kBatch, 0.0);
   }
   read_row_body(input.data, j, i0, n, d);
-  if (input.weight.data != nullptr) {
-    read_row_body(input.weight, j, i0, n, w);
-  } else {
-    std::fill_n(w, n, 1.0);
-  }
-  constexpr double huge = 1.7976931348623157e308;
+  read_weights(input, j, i0, n, w);
   for (int k = 0; k < kBatch; ++k) {
     w[k] *= input.weight_scale;
-    d[k] *= input.data_scale;
+    d[k] = (d[k] - input.data_offset) * input.data_scale;
     d[k] *= w[k];
     const bool good = std::fabs(d[k]) <= huge && w[k] > 0 && w[k] <= huge;
     w[k] = good ? w[k] : 0.0;
     d[k] = good ? d[k] : 0.0;
   }
   // w^2 v of a pair of planes at a time. A bad value in one plane takes the weight of all.
-  const int n_squares = int(input.squares.size());
+  const int n_squares = int(input.squares.size()), linear = Pairs(input).linear;
   for (int s = 0; s < n_squares; s += 2) {
-    double* __restrict pairs = values + (s / 2 + 1) * 2 * kBatch;
+    double* __restrict pairs = values + (s / 2 + linear) * 2 * kBatch;
     alignas(64) double v[2][kBatch];
     for (int side = 0; side < 2; ++side) {
       std::fill_n(v[side], kBatch, 0.0);
@@ -77,9 +127,10 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
     usable[k] = good;
     unusable += !good;
   }
+  load_errors(input, j, i0, n, w, values);
   if (unusable == 0) return;
   for (int s = 0; s < n_squares; s += 2) {
-    double* __restrict pairs = values + (s / 2 + 1) * 2 * kBatch;
+    double* __restrict pairs = values + (s / 2 + linear) * 2 * kBatch;
     for (int k = 0; k < kBatch; ++k) {
       pairs[2 * k] = w[k] > 0 ? pairs[2 * k] : 0.0;
       pairs[2 * k + 1] = w[k] > 0 ? pairs[2 * k + 1] : 0.0;
@@ -156,6 +207,79 @@ SKYLOOM_INLINE void merge_own_weight(const Plane& plane, const Plane& weight, in
   write_row_body(weight, j, i0, n, p.total);
 }
 
+// Weights u of an image in the running variances: 0 where there is none.
+SKYLOOM_INLINE void variance_weights(const Output& out, const Piece& p, const double* __restrict variance,
+                                     double* __restrict weight) {
+  for (int k = 0; k < kBatch; ++k) {
+    const double u = out.reference < 0 ? out.own_weight : 1.0 / variance[k];
+    weight[k] = p.weight[k] != 0.0 && u > 0 && u <= huge ? u : 0.0;
+  }
+}
+
+// The squares of the means of roots in a tile; negative where it is not known.
+SKYLOOM_INLINE void read_variances(const double* __restrict sums, int n, const Piece& p, double* __restrict variance) {
+  std::fill_n(variance, kBatch, -1.0);
+  for (int k = 0; k < n; ++k) {
+    const double mean = sums[2 * k] / p.weight[k], square = mean * mean;
+    variance[k] = std::fabs(sums[2 * k]) <= kKnownSum && square <= huge ? square : -1.0;
+  }
+}
+
+template <bool kFresh>
+SKYLOOM_INLINE void merge_roots(const Tile& tile, const Output& out, const double* sums, int64_t j, int64_t i0, int n,
+                                const Piece& data) {
+  Piece common{}, p;
+  alignas(64) double variance[kBatch], weight[kBatch];
+  const auto plane_sums = [&](int which) {
+    const int s = int(out.errors.size()) + which;
+    return sums + (s / 2 + 1) * tile.plane + s % 2;
+  };
+  if (out.reference >= 0) read_variances(plane_sums(out.reference), n, data, variance);
+  variance_weights(out, data, variance, weight);
+  if (out.root_weight.data != nullptr) {
+    if (!kFresh) read_row_body(out.root_weight, j, i0, n, common.before);
+    std::copy_n(weight, kBatch, common.weight);
+    add_weights(common, out.most_weight());
+    write_row_body(out.root_weight, j, i0, n, common.total);
+  }
+  for (int s = 0; s < int(out.roots.size()); ++s) {
+    const Mean& to = out.roots[size_t(s)];
+    if (to.mean.data == nullptr) continue;
+    read_variances(plane_sums(s), n, data, variance);
+    p = common;
+    if (to.weight.data != nullptr) {
+      std::fill_n(p.before, kBatch, 0.0);
+      if (!kFresh) read_row_body(to.weight, j, i0, n, p.before);
+      for (int k = 0; k < kBatch; ++k) p.weight[k] = variance[k] >= 0 ? weight[k] : 0.0;
+      add_weights(p, out.most_weight());
+      write_row_body(to.weight, j, i0, n, p.total);
+    }
+    for (int k = 0; k < kBatch; ++k)
+      p.sum[k] = p.weight[k] == 0.0 ? 0.0 : variance[k] * out.variance_scale * p.weight[k] * p.weight[k];
+    merge_plane<2, kFresh>(to.mean, j, i0, n, p, true, std::nan(""));
+  }
+}
+
+template <bool kFresh>
+SKYLOOM_INLINE void merge_errors(const Tile& tile, const Output& out, const double* sums, int64_t j, int64_t i0, int n,
+                                 const Piece& data) {
+  for (int s = 0; s < int(out.errors.size()); ++s) {
+    const Mean& to = out.errors[size_t(s)];
+    if (to.mean.data == nullptr) continue;
+    Piece p = data;
+    const double* __restrict parts = sums + (s / 2 + 1) * tile.plane + s % 2;
+    for (int k = 0; k < n; ++k) p.sum[k] = parts[2 * k];
+    if (to.weight.data != nullptr) {
+      std::fill_n(p.before, kBatch, 0.0);
+      if (!kFresh) read_row_body(to.weight, j, i0, n, p.before);
+      for (int k = 0; k < kBatch; ++k) p.weight[k] = std::fabs(p.sum[k]) <= kKnownSum ? p.weight[k] : 0.0;
+      add_weights(p, out.most_weight());
+      write_row_body(to.weight, j, i0, n, p.total);
+    }
+    merge_plane<1, kFresh>(to.mean, j, i0, n, p, out.fill, out.fill_value);
+  }
+}
+
 template <bool kFresh>
 SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, int64_t x, int n, const Piece& p) {
   const int64_t j = tile.y0 + y, i0 = tile.x0 + x;
@@ -205,10 +329,12 @@ SKYLOOM_INLINE void merge_planes(const Tile& tile, const Output& out) {
       merge_bits<kFresh>(tile, out, y, x, n, p);
       write_row_body(out.weight, j, i0, n, p.total);
       merge_plane<1, kFresh>(out.mean, j, i0, n, p, out.fill, out.fill_value);
+      if (!out.errors.empty()) merge_errors<kFresh>(tile, out, sums, j, i0, n, p);
+      if (!out.roots.empty()) merge_roots<kFresh>(tile, out, sums, j, i0, n, p);
       for (int s = 0; s < int(out.squares.size()); ++s) {
         const Plane &square = out.squares[size_t(s)], &weight = out.square_weights[size_t(s)];
         if (square.data == nullptr) continue;
-        const double* __restrict squares = sums + (s / 2 + 1) * tile.plane + s % 2;
+        const double* __restrict squares = sums + (s / 2 + tile.linear) * tile.plane + s % 2;
         for (int k = 0; k < n; ++k) p.sum[k] = squares[2 * k];
         if (weight.data == nullptr) {
           merge_plane<2, kFresh>(square, j, i0, n, p, out.fill_squares, out.fill_square_value);
@@ -219,7 +345,8 @@ SKYLOOM_INLINE void merge_planes(const Tile& tile, const Output& out) {
     }
 }
 
-SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
+SKYLOOM_INLINE void merge_tile_body(const Tile& tile, bool reached, const Output& out) {
+  if (!reached && out.filled && !out.fresh) return;
   if (out.fresh) {
     merge_planes<true>(tile, out);
   } else {
@@ -229,15 +356,15 @@ SKYLOOM_INLINE void merge_tile_body(const Tile& tile, const Output& out) {
 
 }  // namespace
 
-SKYLOOM_DISPATCH(void, merge_tile, (const Tile& tile, const Output& out), (tile, out))
+SKYLOOM_DISPATCH(void, merge_tile, (const Tile& tile, bool reached, const Output& out), (tile, reached, out))
 
-TileMemory::TileMemory(int64_t nx, int64_t ny, int pairs, bool with_dq, int margin, bool with_positive)
+TileMemory::TileMemory(int64_t nx, int64_t ny, Pairs pairs, bool with_dq, int margin, bool with_positive)
     : margin_(margin) {
   const size_t cells = size_t(nx + 2 * margin) * size_t(ny + 2 * margin);
-  sums_.resize(cells * 2 * size_t(pairs) + 8);
+  sums_.resize(cells * 2 * size_t(pairs.all) + 8);
   if (with_dq) dq_.resize(cells);
   if (with_positive) positive_.resize(cells + 16);
-  tile_ = {0, 0, 0, 0, 0, pairs, 0, nullptr, nullptr, nullptr};
+  tile_ = {0, 0, 0, 0, 0, pairs.linear, pairs.all, 0, nullptr, nullptr, nullptr};
 }
 
 Tile& TileMemory::reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny) {

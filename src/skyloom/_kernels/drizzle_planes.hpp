@@ -22,14 +22,29 @@ struct IntPlane {
   int64_t row = 0, col = 1;
 };
 
-// What is drizzled. Pixels with a weight that is not finite and above 0, or with any value that is not finite, count
-// for nothing.
+// What is drizzled: scale * (data - offset). Pixels with a weight that is not finite and above 0, or with any value in
+// data or squares that is not finite, count for nothing.
 struct Input {
   int64_t ny = 0, nx = 0;
   Plane data, weight;
   std::vector<Plane> squares;  // planes that are averaged with squared weights: variances. One without data is all 0
+  std::vector<Plane> errors;   // planes that are averaged like the data
+  std::vector<Plane> roots;    // planes whose square roots are. A plane without data is known nowhere
   IntPlane<const uint32_t> dq;
-  double data_scale = 1, square_scale = 1, weight_scale = 1;
+  IntPlane<const uint32_t> mask;  // pixels with any of the bits `rejected` count for nothing
+  uint32_t rejected = 0;
+  bool inverse_weight = false;    // the weight is the inverse, as float32, of what the plane holds
+  double data_scale = 1, data_offset = 0, square_scale = 1, error_scale = 1, root_scale = 1, weight_scale = 1;
+
+  int linears() const { return int(errors.size() + roots.size()); }
+};
+
+// A pixel that counts, and whose error is not known: so large that what any cell has of it is known to be wrong.
+constexpr double kUnknown = 1e300, kKnown = 1e200, kKnownSum = 1e220;
+
+// A running mean, and its own sum of weights if some images lack it.
+struct Mean {
+  Plane mean, weight;
 };
 
 // Where it goes: running weighted means.
@@ -38,10 +53,18 @@ struct Output {
   Plane mean, weight;
   std::vector<Plane> squares;          // one for each plane of Input::squares; without data: not in this image
   std::vector<Plane> square_weights;   // sums of weights of a plane that some images lack; without data: as `weight`
+  std::vector<Mean> errors;            // one for each plane of Input::errors; without weight: as `weight`
+  // One for each plane of Input::roots. With e the mean of the roots of an image in a cell, V = (V W^2 + e^2 u^2) / (W + u)^2:
+  // u is 1 / e^2 of the plane `reference`, or `own_weight`. W is `root_weight` for planes without a weight of their own.
+  std::vector<Mean> roots;
+  Plane root_weight;
+  int reference = -1;
+  double own_weight = 1, variance_scale = 1;  // of e^2, beside u
   IntPlane<uint32_t> dq;
   IntPlane<int32_t> context;
   int32_t context_bit = 0;
   bool fresh = false;                        // the planes hold nothing yet: they are written without being read
+  bool filled = false;                       // pixels without weight hold their values already
   bool fill = false, fill_squares = false;   // set pixels without weight to these values
   double fill_value = 0, fill_square_value = 0;
 
@@ -54,12 +77,13 @@ struct Output {
 constexpr int kMargin = 4;  // cells that a drop of the vectorised paths can stick out of a tile
 
 // Sums over the drops that reach one tile, in planes of pairs: with shares a, the first holds {sum(a w d), sum(a w)} of
-// each cell, the others {sum(a^2 w^2 v), sum(a^2 w^2 v)} of two square planes each. A margin around the tile takes the
-// cells of drops that stick out, so that nothing needs clipping.
+// each cell, those up to `linear` {sum(a w e), sum(a w e)} of two planes of errors each, the others {sum(a^2 w^2 v),
+// sum(a^2 w^2 v)} of two square planes each. A margin around the tile takes the cells of drops that stick out, so that
+// nothing needs clipping.
 struct Tile {
   int64_t x0, y0, nx, ny;
   int64_t stride;       // cells in a row, with margins
-  int pairs;            // planes of pairs
+  int linear, pairs;    // planes of pairs in proportion to shares; all of them
   int64_t plane;        // numbers in one of them
   double* sums;         // cell (y0, x0) of the first
   uint32_t* dq;         // null if not wanted
@@ -67,12 +91,16 @@ struct Tile {
                         // Null if no share is negative, or no context is wanted
 };
 
-inline int pair_planes(std::size_t squares) { return 1 + int((squares + 1) / 2); }
+struct Pairs {
+  int linear, all;
+  explicit Pairs(const Input& input)
+      : linear(1 + (input.linears() + 1) / 2), all(linear + int((input.squares.size() + 1) / 2)) {}
+};
 
 // Memory of a tile, used for one tile after another.
 class TileMemory {
  public:
-  TileMemory(int64_t nx, int64_t ny, int pairs, bool with_dq, int margin = kMargin, bool with_positive = false);
+  TileMemory(int64_t nx, int64_t ny, Pairs pairs, bool with_dq, int margin = kMargin, bool with_positive = false);
   Tile& reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny);
 
  private:
@@ -88,7 +116,7 @@ class TileMemory {
 void load_batch(const Input& input, int64_t j, int64_t i0, int n, double* values, int32_t* usable,
                 uint32_t* dq);
 
-// Merge the sums of a tile into the running means.
-void merge_tile(const Tile& tile, const Output& output);
+// Merge the sums of a tile into the running means. reached: whether anything was added to it.
+void merge_tile(const Tile& tile, bool reached, const Output& output);
 
 }  // namespace skyloom::drizzle

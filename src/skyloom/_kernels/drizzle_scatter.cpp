@@ -88,7 +88,9 @@ template <int N>
 SKYLOOM_INLINE void scatter_planes(const double (*share)[kBatch], const Load& load, uint64_t drops, Tile& tile) {
   const int64_t row = 2 * tile.stride;
   scatter_pairs<N, 1>(share, load.cell, load.values, drops, tile.sums, row);
-  for (int p = 1; p < tile.pairs; ++p)
+  for (int p = 1; p < tile.linear; ++p)
+    scatter_pairs<N, 1>(share, load.cell, load.values + p * 2 * kBatch, drops, tile.sums + p * tile.plane, row);
+  for (int p = tile.linear; p < tile.pairs; ++p)
     scatter_pairs<N, 2>(share, load.cell, load.values + p * 2 * kBatch, drops, tile.sums + p * tile.plane, row);
 }
 
@@ -102,7 +104,9 @@ SKYLOOM_INLINE void scatter_sums_body(int n, const double (*share)[kBatch], cons
     const uint64_t goes_on = drops & (drops << 1) & beside_previous(load.cell);
     if (std::popcount(drops & ~goes_on) <= kFewRuns) {
       scatter_runs<1>(share, load.cell, load.values, drops, goes_on, tile.sums, row);
-      for (int p = 1; p < tile.pairs; ++p)
+      for (int p = 1; p < tile.linear; ++p)
+        scatter_runs<1>(share, load.cell, load.values + p * 2 * kBatch, drops, goes_on, tile.sums + p * tile.plane, row);
+      for (int p = tile.linear; p < tile.pairs; ++p)
         scatter_runs<2>(share, load.cell, load.values + p * 2 * kBatch, drops, goes_on, tile.sums + p * tile.plane, row);
       return;
     }

@@ -64,7 +64,9 @@ SKYLOOM_INLINE void scatter_drops(const Batch& b, uint64_t drops, int taps, cons
       const double* value = b.values.data() + 2 * k;
       double* cell = tile.sums + 2 * int64_t(b.cell[k]);
       add_drop<kWide, false>(b, k, value, taps, cell, 2 * tile.stride);
-      for (int pair = 1; pair < tile.pairs; ++pair)
+      for (int pair = 1; pair < tile.linear; ++pair)
+        add_drop<kWide, false>(b, k, value + 2 * kBatch * pair, taps, cell + tile.plane * pair, 2 * tile.stride);
+      for (int pair = tile.linear; pair < tile.pairs; ++pair)
         add_drop<kWide, true>(b, k, value + 2 * kBatch * pair, taps, cell + tile.plane * pair, 2 * tile.stride);
     }
 }
@@ -246,12 +248,12 @@ class SeparableWorker {
                   TileSize size, int32_t* row_hits)
       : kernel_(kernel), footprint_(footprint), input_(input), output_(output), size_(size), row_hits_(row_hits),
         wide_(kernel.taps > kMaxTaps), signed_(kernel.shape == Shape::lanczos2 || kernel.shape == Shape::lanczos3),
-        memory_(size.nx, size.ny, pair_planes(input.squares.size()), input.dq.data != nullptr,
+        memory_(size.nx, size.ny, Pairs(input), input.dq.data != nullptr,
                 wide_ ? 0 : int(kernel.taps), signed_ && output.context.data != nullptr),
         batch_(std::make_unique<Batch>()), least_(output.least_weight()) {
     std::memset(&batch_->x, 0, sizeof(Shares));
     std::memset(&batch_->y, 0, sizeof(Shares));
-    batch_->values.resize(size_t(2 * kBatch * pair_planes(input.squares.size())));
+    batch_->values.resize(size_t(2 * kBatch * Pairs(input).all));
     if (wide_) wide_x_.resize(size_t(kernel.taps)), wide_y_.resize(size_t(kernel.taps));
     if (kernel.shape == Shape::point)
       for (Shares* s : {&batch_->x, &batch_->y}) std::fill_n(s->share[0], kBatch, 1.0);
@@ -261,14 +263,18 @@ class SeparableWorker {
     const int64_t across = (output_.nx + size_.nx - 1) / size_.nx;
     const int64_t x0 = index % across * size_.nx, y0 = index / across * size_.ny;
     tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
-    walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach&) { drizzle_batch(j, i0, n); });
+    bool reached = false;
+    walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach&) {
+      reached = true;
+      drizzle_batch(j, i0, n);
+    });
     // The context tells which cells have been given anything. Where the sum is above 0 it is known; the other cells, most
     // of them beyond the image's edge, take a second look. Wide drops have marked theirs on the way.
     if (tile_->positive != nullptr && !wide_ && negative_.find(*tile_))
       walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach& reach) {
         if (negative_.meets(reach, *tile_)) mark_batch(j, i0, n);
       });
-    merge_tile(*tile_, output_);
+    merge_tile(*tile_, reached, output_);
   }
 
  private:
@@ -343,7 +349,7 @@ class SeparableWorker {
         const int64_t cell = (y - t.y0) * t.stride + (x - t.x0);
         for (int pair = 0; pair < t.pairs; ++pair)
           for (int side = 0; side < 2; ++side)
-            t.sums[pair * t.plane + 2 * cell + side] += value[2 * kBatch * pair + side] * (pair == 0 ? s : s * s);
+            t.sums[pair * t.plane + 2 * cell + side] += value[2 * kBatch * pair + side] * (pair < t.linear ? s : s * s);
         if (t.dq != nullptr && std::fabs(s * value[1]) > least_) t.dq[cell] |= b.dq[k];
         if (t.positive != nullptr && s > 0) t.positive[cell] = 1;
       }

@@ -57,7 +57,7 @@ void scatter_wide(const Drops& d, const Placement& p, int k, const Load& b, Tile
       for (int pair = 0; pair < tile.pairs; ++pair) {
         double* sum = tile.sums + pair * tile.plane + 2 * cell;
         const double* value = b.values + 2 * (pair * kBatch + k);
-        const double factor = pair == 0 ? s : s * s;
+        const double factor = pair < tile.linear ? s : s * s;
         sum[0] += value[0] * factor;
         sum[1] += value[1] * factor;
       }
@@ -162,14 +162,14 @@ class SquareWorker {
   Sorting sort_drops(int64_t j, const Drops& d, bool inside);
   void enqueue(int span, const Drops& d, int k);
   void flush(int span);
-  double* values_of(int queue) { return values_.data() + size_t(queue) * size_t(2 * kBatch * pairs_); }
+  double* values_of(int queue) { return values_.data() + size_t(queue) * size_t(2 * kBatch * pairs_.all); }
 
   const Footprint& footprint_;
   const Input& input_;
   const Output& output_;
   const TileSize size_;
   std::vector<int32_t> row_hits_;
-  const int pairs_;
+  const Pairs pairs_;
   TileMemory memory_;
   Tile* tile_ = nullptr;
   RowWindow window_;
@@ -187,8 +187,8 @@ class SquareWorker {
 
 SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size)
     : footprint_(footprint), input_(input), output_(output), size_(size), row_hits_(size_t(footprint.rows())),
-      pairs_(pair_planes(input.squares.size())), memory_(size.nx, size.ny, pairs_, input.dq.data != nullptr),
-      window_(footprint.map, footprint.half), values_(size_t(2 * kBatch * pairs_) * kMaxSpan) {
+      pairs_(input), memory_(size.nx, size.ny, pairs_, input.dq.data != nullptr),
+      window_(footprint.map, footprint.half), values_(size_t(2 * kBatch * pairs_.all) * kMaxSpan) {
   now_.values = values_of(0);
   std::fill_n(now_.dq, kBatch, 0u);
   for (int n = 2; n <= kMaxSpan; ++n) {
@@ -224,7 +224,7 @@ void SquareWorker::enqueue(int span, const Drops& d, int k) {
   }
   to.cell[m] = now_.cell[k];
   to.dq[m] = now_.dq[k];
-  for (int p = 0; p < pairs_; ++p)
+  for (int p = 0; p < pairs_.all; ++p)
     std::memcpy(to.values + 2 * (p * kBatch + m), now_.values + 2 * (p * kBatch + k), 2 * sizeof(double));
   if (to.count == kBatch) flush(span);
 }
@@ -292,13 +292,15 @@ void SquareWorker::drizzle_tile(int64_t index) {
   const int64_t x0 = index % tiles_across * size_.nx, y0 = index / tiles_across * size_.ny;
   tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
   int64_t column = -1;
+  bool reached = false;
   walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach& reach) {
     if (i0 != column) window_.start(i0, n);
     column = i0;
+    reached = true;
     drizzle_batch(j, i0, n, lies_within(reach, *tile_));
   });
   for (int span = 2; span <= kMaxSpan; ++span) flush(span);
-  merge_tile(*tile_, output_);
+  merge_tile(*tile_, reached, output_);
 }
 
 }  // namespace

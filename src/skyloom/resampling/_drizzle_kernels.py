@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,6 +42,8 @@ class Placing:
         Planes that are averaged with squared weights.
     normalised : bool
         Whether the shares of a drop are divided by their sum (gaussian and Lanczos kernels only).
+    n_errors : int
+        Planes, besides the data, that are averaged like the data.
     """
 
     pixmap: npt.NDArray[np.float64] | _kernels.MapGrid
@@ -52,6 +53,7 @@ class Placing:
     scale_ratio: float
     n_squares: int
     normalised: bool
+    n_errors: int = 0
 
     @property
     def tile_edge(self) -> int:
@@ -60,58 +62,60 @@ class Placing:
         It depends on the problem only. The sums of a tile take at most 3 % of the memory of the output planes (for
         images of some 300 x 300 and more), and are not much larger than a cache.
         """
-        cells, planes, pairs = self.frame[0] * self.frame[1], 3 + self.n_squares, 1 + (self.n_squares + 1) // 2
+        cells, planes = self.frame[0] * self.frame[1], 3 + self.n_squares + self.n_errors
+        pairs = 1 + (self.n_errors + 1) // 2 + (self.n_squares + 1) // 2
         edge = math.isqrt(int(0.03 * cells * 4 * planes / (16 * pairs)))
-        return max(64, min(edge // 16 * 16, 384 if self.n_squares == 0 else 256))
+        return max(64, min(edge // 16 * 16, 384 if pairs == 1 else 256))
 
 
-Runner = Callable[[_kernels.DrizzleInput, _kernels.DrizzleOutput, Placing], npt.NDArray[np.int32]]
-
-
-def square(source: _kernels.DrizzleInput, target: _kernels.DrizzleOutput, placing: Placing) -> npt.NDArray[np.int32]:
-    """Drizzle with the square kernel; return how many pixels of each row of the window contributed."""
+def find_footprint(kernel: str, placing: Placing) -> _kernels.DrizzleFootprint:
+    """Find, on all threads, which cells of the output the pieces of an image reach."""
+    if kernel == "square":
+        half, margin, unit = placing.pixfrac / 2, 0.0, 1 / placing.scale_ratio
+    else:
+        half, margin, unit = 0.0, _kernel_of(kernel, placing).reach, 1.0
     footprint = _kernels.DrizzleFootprint(
-        placing.pixmap,
-        placing.window,
-        placing.frame,
-        half=placing.pixfrac / 2,
-        margin=0.0,
-        unit=1 / placing.scale_ratio,
+        placing.pixmap, placing.window, placing.frame, half=half, margin=margin, unit=unit
     )
-    return _on_all_threads(_kernels.drizzle_square, footprint, source, target, placing)
+    blocks = np.zeros(1, np.int64)  # taken from a queue by whichever thread is free
+    map_bands(lambda _: footprint.find(blocks), range(num_threads()))
+    return footprint
 
 
-def separable(
-    name: str, source: _kernels.DrizzleInput, target: _kernels.DrizzleOutput, placing: Placing
-) -> npt.NDArray[np.int32]:
-    """Drizzle with a kernel that is a product of two one-dimensional ones; return the same as `square`."""
-    kernel = _separable_kernel(name, placing.pixfrac, placing.scale_ratio, placing.normalised)
-    footprint = _kernels.DrizzleFootprint(
-        placing.pixmap, placing.window, placing.frame, half=0.0, margin=kernel.reach, unit=1.0
-    )
-    return _on_all_threads(partial(_kernels.drizzle_separable, kernel), footprint, source, target, placing)
-
-
-KERNELS: dict[str, Runner] = {
-    "square": square,
-    **{name: partial(separable, name) for name in ("point", "turbo", "gaussian", "lanczos2", "lanczos3")},
-}
-
-
-def _on_all_threads(
-    drizzle: Callable[..., None],
-    footprint: _kernels.DrizzleFootprint,
+def drizzle(
+    kernel: str,
     source: _kernels.DrizzleInput,
     target: _kernels.DrizzleOutput,
     placing: Placing,
+    footprint: _kernels.DrizzleFootprint | None = None,
 ) -> npt.NDArray[np.int32]:
+    """Drizzle an image, on all threads; return how many pixels of each row of the window contributed.
+
+    Parameters
+    ----------
+    kernel : str
+        As `kernel_in_use` has it.
+    source, target : DrizzleInput, DrizzleOutput
+        The planes of the image and of the output.
+    placing : Placing
+        How the image lies on the output.
+    footprint : DrizzleFootprint, optional
+        What `find_footprint` has found.
+    """
+    if footprint is None:
+        footprint = find_footprint(kernel, placing)
     hits = np.zeros(placing.window[3] - placing.window[2], np.int32)
-    # tiles and blocks are taken from a queue by whichever thread is free; each is written by one thread only
-    blocks, tiles = np.zeros(1, np.int64), np.zeros(1, np.int64)
-    workers = range(num_threads())
-    map_bands(lambda _: footprint.find(blocks), workers)
-    map_bands(lambda _: drizzle(footprint, source, target, placing.tile_edge, hits, tiles), workers)
+    if kernel == "square":
+        run = _kernels.drizzle_square
+    else:
+        run = partial(_kernels.drizzle_separable, _kernel_of(kernel, placing))
+    tiles = np.zeros(1, np.int64)  # each is written by one thread only
+    map_bands(lambda _: run(footprint, source, target, placing.tile_edge, hits, tiles), range(num_threads()))
     return hits
+
+
+def _kernel_of(kernel: str, placing: Placing) -> _kernels.DrizzleKernel:
+    return _separable_kernel(kernel, placing.pixfrac, placing.scale_ratio, placing.normalised)
 
 
 def _separable_kernel(name: str, pixfrac: float, scale_ratio: float, normalised: bool) -> _kernels.DrizzleKernel:
@@ -126,7 +130,7 @@ def kernel_in_use(name: str, pixfrac: float, flux_conserving: bool) -> str:
     Parameters
     ----------
     name : str
-        One of `KERNELS`, in any case.
+        One of the names that `Drizzle` takes, in any case.
     pixfrac : float
         Side of a drop in input pixels.
     flux_conserving : bool

@@ -29,7 +29,7 @@ from skyloom.resampling._drizzle_checks import (
     output_shape,
     weights_of,
 )
-from skyloom.resampling._drizzle_kernels import KERNELS, Placing, drop_scale, kernel_in_use
+from skyloom.resampling._drizzle_kernels import Placing, drizzle, drop_scale, kernel_in_use
 from skyloom.resampling._drizzle_many import Progress, add_images
 from skyloom.resampling._drizzle_map import Positions, any_finite, for_kernels, output_range, positions_of
 from skyloom.resampling._drizzle_planes import (
@@ -409,10 +409,11 @@ class Drizzle:
             fill=fill_number(self._fillval),
             fill_squares=fill_number(self._fillval2),
             fresh=self._blank,
+            filled=self._n_images > 0,
         )
         normalised = self._flux_conserving and kernel not in ("square", "point", "turbo")
         placing = Placing(for_kernels(positions), window, self._out_img.shape, pixfrac, ratio, len(squares), normalised)
-        hits = KERNELS[kernel](source, target, placing)
+        hits = drizzle(kernel, source, target, placing)
         self._blank = False
         self._texptime += exptime
         self._n_images += 1

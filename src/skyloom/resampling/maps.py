@@ -351,6 +351,11 @@ def wcs_map(wcs_from: Any, wcs_to: Any) -> Map:
 def map_between(source: Any, target: Any) -> Map:
     """Return the map of `wcs_map` between two WCS as they are, bounding boxes included, without copying them."""
     source, target = _low_level(source, "source"), _low_level(target, "target")
+    if source.world_n_dim != target.world_n_dim:
+        raise WcsError(
+            f"The source WCS has {source.world_n_dim} world axes and the target WCS {target.world_n_dim}: positions in "
+            "one cannot be found in the other. Give two of the same kind."
+        )
     if _same_frame(source, target):
         to_world, to_pixel = _pixel_to_world(source), _world_to_pixel(target)
         return lambda xy: to_pixel(to_world(xy))
@@ -364,10 +369,10 @@ def _low_level(wcs: Any, what: str) -> Any:
             f"The {what} WCS is {type(wcs).__name__}; a WCS with the common interface of astropy is needed "
             "(astropy.wcs.WCS, gwcs.WCS, ...)."
         )
-    if wcs.pixel_n_dim != 2 or wcs.world_n_dim != 2:
+    if wcs.pixel_n_dim != 2:
         raise WcsError(
             f"The {what} WCS has {wcs.pixel_n_dim} pixel and {wcs.world_n_dim} world axes; two of each are "
-            "needed. Take its celestial part (.celestial)."
+            "needed, or the three world axes of a spectrum. Take its celestial part (.celestial)."
         )
     return wcs
 
@@ -398,7 +403,7 @@ def _pixel_to_world(wcs: Any) -> Map:
 def _world_to_pixel(wcs: Any) -> Map:
     if hasattr(wcs, "all_world2pix"):
         return lambda world: _all_world2pix(wcs, world)
-    return lambda world: np.stack(np.broadcast_arrays(*wcs.world_to_pixel_values(world[:, 0], world[:, 1])), axis=1)
+    return lambda world: np.stack(np.broadcast_arrays(*wcs.world_to_pixel_values(*world.T)), axis=1)
 
 
 def _all_world2pix(wcs: Any, world: XYArray) -> XYArray:

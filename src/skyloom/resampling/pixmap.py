@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, WcsError
-from skyloom.resampling.maps import Map, XYArray, evaluate, map_between, sample_map
+from skyloom.resampling.maps import Map, SampledMap, XYArray, evaluate, map_between
 
 Interval = tuple[float, float]
 Box = tuple[Interval, Interval]
@@ -82,20 +82,25 @@ def calc_pixmap(  # noqa: PLR0917  the signature of stcal
     size = _pixmap_shape(wcs_from, shape)
     source, source_box = _without_box(wcs_from, disable_bbox in ("from", "both"))
     target, target_box = _without_box(wcs_to, disable_bbox in ("to", "both"))
-    pitch = min(_finest_structure(source), _finest_structure(target))
-    if tolerance and pitch >= _FINEST_TABLE:
-        kinks = math.isfinite(pitch)  # between two of the points where the error is tested it may be twice as large
-        pixmap = sample_map(map_between(source, target), size, tolerance=tolerance / 4 if kinks else tolerance)
-    else:
-        sparse = _spline(source, target, size, stepsize, order) if stepsize > 1 else None
-        pixmap = _evaluate_all(source, target, size) if sparse is None else sparse
+    positions = positions_between(source, target, size, stepsize=stepsize, order=order, tolerance=tolerance)
+    pixmap = positions.pixmap() if isinstance(positions, SampledMap) else positions
     if source_box is not None:
-        ny, nx = size
-        pixmap[:, _outside(np.arange(nx), source_box[0])] = np.nan
-        pixmap[_outside(np.arange(ny), source_box[1])] = np.nan
+        blank_outside(pixmap, source_box)
     if target_box is not None:
         map_bands(lambda band: _mask_outside(pixmap[slice(*band)], target_box), row_bands(size[0]))
     return pixmap
+
+
+def positions_between(
+    source: Any, target: Any, size: tuple[int, int], *, stepsize: int, order: int, tolerance: float | None
+) -> SampledMap | XYArray:
+    """Return the map of `calc_pixmap` between systems without bounding boxes, sampled if its error can be promised."""
+    pitch = min(_finest_structure(source), _finest_structure(target))
+    if tolerance and pitch >= _FINEST_TABLE:
+        kinks = math.isfinite(pitch)  # between two of the points where the error is tested it may be twice as large
+        return SampledMap(map_between(source, target), size, tolerance=tolerance / 4 if kinks else tolerance)
+    sparse = _spline(source, target, size, stepsize, order) if stepsize > 1 else None
+    return _evaluate_all(source, target, size) if sparse is None else sparse
 
 
 def _pixmap_shape(wcs: Any, shape: Any) -> tuple[int, int]:
@@ -159,6 +164,13 @@ def _without_box(wcs: Any, ignore: bool) -> tuple[Any, Box | None]:
 
 def _outside(position: npt.NDArray[Any], interval: Interval) -> npt.NDArray[np.bool_]:
     return (position < interval[0]) | (position > interval[1])
+
+
+def blank_outside(pixmap: XYArray, box: Box) -> None:
+    """Set the positions of pixels outside a box of the image to NaN."""
+    ny, nx = pixmap.shape[:2]
+    pixmap[:, _outside(np.arange(nx), box[0])] = np.nan
+    pixmap[_outside(np.arange(ny), box[1])] = np.nan
 
 
 def _mask_outside(pixmap: XYArray, box: Box) -> None:
