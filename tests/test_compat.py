@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 import warnings
+from multiprocessing import spawn
 
 import pytest
 
@@ -171,6 +172,37 @@ def test_runner_runs_scripts_and_modules(tmp_path):
     assert (script.stdout, script.stderr) == (expected, "")
     module = run("drizzle", "--", "-m", "program", "-a", "b", cwd=tmp_path)
     assert (module.stdout, module.stderr) == (expected, "")
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_that_start_afresh_have_the_same_modules(tmp_path, method):
+    program = (
+        "import multiprocessing, sys\n"
+        "from pathlib import Path\n"
+        "from drizzle.resample import Drizzle\n"
+        "def who(queue):\n"
+        "    queue.put(Drizzle.__module__)\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context(sys.argv[1])\n"
+        "    queue = context.Queue()\n"
+        "    child = context.Process(target=who, args=(queue,))\n"
+        "    child.start()\n"
+        "    print(queue.get(timeout=100), Path(__file__).is_absolute())\n"
+        "    child.join()\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    result = run("drizzle", "program.py", method, cwd=tmp_path)
+    assert (result.stdout, result.stderr) == ("skyloom.resampling.drizzle True\n", "")
+
+
+@pytest.mark.usefixtures("original")
+def test_multiprocessing_is_left_as_it_was():
+    before = spawn.get_preparation_data
+    with activate(ORIGINAL):
+        with activate(ORIGINAL):
+            assert spawn.get_preparation_data is not before
+        assert spawn.get_preparation_data is not before
+    assert spawn.get_preparation_data is before
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from skyloom.compat._children import ToChildren
 from skyloom.errors import InputError
 
 __all__ = ["PROVIDED", "activate", "deactivate"]
@@ -37,6 +38,8 @@ PROVIDED: dict[str, tuple[str, ...]] = {
 
 def activate(*names: str) -> ExitStack:
     """Let modules of other packages resolve to those of skyloom, in this process and from now on.
+
+    Processes that `multiprocessing` starts from it do the same.
 
     Parameters
     ----------
@@ -66,6 +69,7 @@ def activate(*names: str) -> ExitStack:
         )
     if new and _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
+        _children.begin()
     _finder.active += new
     undo = ExitStack()
     if new:
@@ -94,6 +98,7 @@ def deactivate(*names: str) -> None:
                 _forget(module)
     if not _finder.active and _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
+        _children.end()
 
 
 def _check(names: Sequence[str]) -> None:
@@ -168,3 +173,4 @@ class _EmptyPackage(Loader):
 
 
 _finder, _replacement, _empty_package = _Finder(), _Replacement(), _EmptyPackage()
+_children = ToChildren(_finder.active)

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     else:
         sys.argv = program
         sys.path[0] = str(Path(program[0]).resolve().parent)
-        runpy.run_path(program[0], run_name="__main__")
+        runpy.run_path(str(Path(program[0]).absolute()), run_name="__main__")  # __file__ is absolute, as from Python
 
 
 if __name__ == "__main__":
