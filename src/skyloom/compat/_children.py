@@ -46,7 +46,7 @@ class ToChildren:
     def end(self) -> None:
         """Leave `multiprocessing` as it was."""
         if self._state_of_parent is not None:
-            spawn.get_preparation_data = self._state_of_parent  # type: ignore[assignment]  mypy keeps the name `name`
+            spawn.get_preparation_data = self._state_of_parent  # type: ignore[assignment]
             self._state_of_parent = None
 
     def _state(self, name: str) -> dict[str, Any]:
