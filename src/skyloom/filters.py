@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import fft
-from scipy.interpolate import RectBivariateSpline
+from scipy.interpolate import make_interp_spline
 
-from skyloom._threads import map_bands
+from skyloom._threads import map_bands, serial_blas
 
 Array = npt.NDArray[np.float64]
 
@@ -34,6 +34,9 @@ class Grid:
     def __init__(self, shape: tuple[int, int]) -> None:
         self.shape = shape
         self.y, self.x = (self._axis(n) for n in shape)
+        self._splines_y, self._splines_x = (
+            _cardinal_splines(nodes, n) for nodes, n in zip((self.y, self.x), shape, strict=True)
+        )
 
     @staticmethod
     def _axis(n: int) -> Array:
@@ -44,15 +47,24 @@ class Grid:
         """Evaluate ``function(x, y)`` at all nodes; shape (n_y, n_x, ...)."""
         return np.array([[function(float(x), float(y)) for x in self.x] for y in self.y], dtype=float)
 
-    def spline(self, values: Array) -> RectBivariateSpline:
-        """Return the spline through `values`, shape (n_y, n_x), of degree 3 or what the grid allows."""
-        return RectBivariateSpline(self.y, self.x, values, kx=min(3, self.y.size - 1), ky=min(3, self.x.size - 1), s=0)
+    def rectangle(self, values: Array, rows: slice, columns: slice) -> Array:
+        """Interpolate `values`, shape (..., n_y, n_x), to the pixels of a rectangle of the image.
+
+        By cubic splines along both axes (of lower degree on smaller grids), which are linear in the values: two products
+        with the matrices of the splines through one node each.
+        """
+        return self._splines_y[rows] @ values @ self._splines_x[columns].T
 
     def plane(self, values: Array) -> Array:
         """Interpolate `values`, shape (n_y, n_x), to every pixel of the image."""
         if np.ptp(values) == 0:
             return np.full(self.shape, values.flat[0])
-        return self.spline(values)(np.arange(self.shape[0]), np.arange(self.shape[1]))
+        return self.rectangle(values, slice(None), slice(None))
+
+
+def _cardinal_splines(nodes: Array, n: int) -> Array:
+    """Return the splines that are 1 at one node and 0 at the others, at n pixels, shape (n, nodes)."""
+    return np.asarray(make_interp_spline(nodes, np.eye(nodes.size), k=min(3, nodes.size - 1))(np.arange(n)))
 
 
 class VaryingFilter:
@@ -81,16 +93,20 @@ class VaryingFilter:
         if (flat == flat[0]).all():
             u, s, vt = np.ones((len(flat), 1)), np.ones(1), flat[:1]
         else:
-            u, s, vt = np.linalg.svd(flat, full_matrices=False)
+            # singular values from the products of the stamps, of which there are few: right to 1e-8 of the largest
+            with serial_blas():
+                square, u = np.linalg.eigh(flat @ flat.T)
+            s, u = np.sqrt(np.maximum(square[::-1], 0)), u[:, ::-1]
+            vt = (u.T @ flat)[s > 1e-7 * s[0]] / s[s > 1e-7 * s[0], None]
+            s = s[: len(vt)]
         left_out = np.sqrt(np.cumsum((s**2)[::-1])[::-1])  # norm of the terms from r on
         rank = max(1, int(np.count_nonzero(left_out > tolerance * left_out[0])))
         self.filters = vt[:rank].reshape(rank, planes, self.side, self.side)
-        self.splines = [grid.spline((u[:, r] * s[r]).reshape(nodes)) for r in range(rank)]
+        self._grid, self._values = grid, (u[:, :rank] * s[:rank]).T.reshape(rank, *nodes)
 
     def coefficients(self, rows: slice, columns: slice) -> Array:
         """Return c_r at the pixels of a rectangle, shape (rank, n_rows, n_columns)."""
-        y, x = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
-        return np.stack([spline(y, x) for spline in self.splines])
+        return self._grid.rectangle(self._values, rows, columns)
 
 
 Planes = npt.NDArray[Any] | Sequence[npt.NDArray[Any]]

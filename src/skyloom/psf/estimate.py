@@ -18,7 +18,7 @@ from skyloom.noise import with_variance
 from skyloom.psf.analytic import Profile, fit_profile
 from skyloom.psf.fit import StarStamps, fit_basis, residuals
 from skyloom.psf.model import PsfModel, polynomial_terms, stamp_fwhm
-from skyloom.psf.shift import shift_stamp
+from skyloom.psf.shift import shift_matrices
 from skyloom.psf.stars import SourceField, choose_stars
 
 logger = logging.getLogger("skyloom.psf")
@@ -229,7 +229,7 @@ def _free_chi2(stars: StarStamps, basis: Array, terms: Array, core: npt.NDArray[
     root = np.sqrt(stars.weight[:, core])
     columns, values = columns * root[..., None], residual[:, core] * root
     matrix = columns.transpose(0, 2, 1) @ columns
-    vector = np.einsum("spc,sp->sc", columns, values)
+    vector = (columns.transpose(0, 2, 1) @ values[..., None])[..., 0]
     solution = (np.linalg.pinv(matrix, hermitian=True) @ vector[..., None])[..., 0]
     return (values**2).sum(axis=1) - (vector * solution).sum(axis=1)
 
@@ -273,11 +273,6 @@ class _Work:
             field.fwhm,
         )
 
-    def box(self, i: int) -> tuple[slice, slice]:
-        """Return the stamp of source i in the padded image."""
-        ix, iy = round(self.x0[i]), round(self.y0[i])
-        return slice(iy - self.half, iy + self.half + 1), slice(ix - self.half, ix + self.half + 1)
-
     def offset(self, i: int) -> tuple[float, float]:
         """Return the offset of source i from the middle pixel of its stamp."""
         return self.x[i] - round(self.x0[i]), self.y[i] - round(self.y0[i])
@@ -285,14 +280,14 @@ class _Work:
     def stack(self) -> tuple[Array, Array]:
         """Return the median of the stars, registered and scaled to unit core flux, and the weight of its pixels."""
         core = _core(self.half, self.fwhm)
-        data = []
-        for i in range(self.n_stars):
-            box, (dx, dy) = self.box(i), self.offset(i)
-            stamp, known = shift_stamp(self.image[box], -dx, -dy), self.weight[box] > 0
-            flux = stamp[core].sum()
-            if flux > 0:
-                data.append(np.where(known, stamp / flux, np.nan))
-        cube = np.array(data)
+        rows, columns = (index[: self.n_stars] for index in self._pixels())
+        dx, dy = np.array([self.offset(i) for i in range(self.n_stars)]).T
+        side = 2 * self.half + 1
+        back_y, back_x = shift_matrices(side, -dy), shift_matrices(side, -dx)
+        cube = back_y @ self.image[rows, columns] @ back_x.transpose(0, 2, 1)
+        flux = cube[:, core].sum(axis=1)
+        cube = np.where(self.weight[rows, columns] > 0, cube / np.where(flux > 0, flux, 1)[:, None, None], np.nan)
+        cube = cube[flux > 0]
         known = np.isfinite(cube).any(axis=0)
         middle = np.zeros(cube.shape[1:])
         middle[known] = np.nanmedian(cube[:, known], axis=0)
@@ -304,13 +299,12 @@ class _Work:
     def star_stamps(self, psf: PsfModel) -> StarStamps:
         """Refine all sources with this PSF, and return the stamps of the stars with all else subtracted."""
         models, residual = self.subtract(psf)
-        n, side = self.n_stars, 2 * self.half + 1
-        data, weight = np.empty((n, side, side)), np.empty((n, side, side))
-        for i in range(n):
-            box = self.box(i)
-            data[i] = residual[box] + self.flux[i] * models[i]
-            weight[i] = self._soft_weight(box, self.flux[i] * models[i])
+        n = self.n_stars
+        rows, columns = (index[:n] for index in self._pixels())
         shapes = models[:n]
+        light = self.flux[:n, None, None] * shapes
+        data = residual[rows, columns] + light
+        weight = _soft_weight(self.weight[rows, columns], light)
         flux, level = _flux_and_level(data, weight, shapes)
         data -= level[:, None, None]
         # pixels far off the model, outside of the core: neighbours that nobody found, cosmic rays
@@ -323,46 +317,88 @@ class _Work:
         dx, dy = np.array([self.offset(i) for i in range(n)]).T
         return StarStamps(data, weight, again, dx, dy, self.x[:n] - pad, self.y[:n] - pad)
 
-    def subtract(self, psf: PsfModel, rounds: int = 2) -> tuple[list[Array], Array]:
-        """Fit flux and position of each source in turn on what the others leave.
+    def subtract(self, psf: PsfModel, rounds: int = 2) -> tuple[Array, Array]:
+        """Fit flux and position of each source on what the others leave, the brightest first.
 
-        Return the unit models and the residual image.
+        Sources whose stamps do not overlap do not see each other: they are fitted together, which gives what one after
+        the other would.
+
+        Returns
+        -------
+        models : ndarray, shape (n_sources, n, n)
+            Of unit flux.
+        residual : ndarray
+            The padded image without all sources.
         """
-        pad, core = self.half + 2, _core(self.half, self.fwhm)
-        models = [psf.stamp_at(self.x[i] - pad, self.y[i] - pad, *self.offset(i)) for i in range(self.x.size)]
+        core = _core(self.half, self.fwhm)
+        models = self._models(psf, np.arange(self.x.size))
         residual = self.image.copy()
-        for i, model in enumerate(models):
-            residual[self.box(i)] -= self.flux[i] * model
+        rows, columns = self._pixels()
+        np.subtract.at(residual, (rows, columns), self.flux[:, None, None] * models)
+        groups = self._groups()
         for _ in range(rounds):
-            for i in np.argsort(-self.flux):
-                box, model = self.box(i), models[i]
-                data = residual[box] + self.flux[i] * model
-                weight = self._soft_weight(box, self.flux[i] * model) * core
-                gradient = np.gradient(model)
-                columns = np.stack([model[core], -gradient[1][core], -gradient[0][core], np.ones(core.sum())])
-                normal = (columns * weight[core]) @ columns.T
-                if not weight.any() or normal[0, 0] <= 0:
-                    continue
-                solution = np.linalg.lstsq(normal, (columns * weight[core]) @ data[core], rcond=1e-10)[0]
-                flux = max(float(solution[0]), 0.0)
-                if flux > 0:
-                    step = np.clip(solution[1:3] / flux, -0.3, 0.3)
-                    self.x[i] = np.clip(self.x[i] + step[0], self.x0[i] - 1.5, self.x0[i] + 1.5)
-                    self.y[i] = np.clip(self.y[i] + step[1], self.y0[i] - 1.5, self.y0[i] + 1.5)
-                    models[i] = psf.stamp_at(self.x[i] - pad, self.y[i] - pad, *self.offset(i))
-                self.flux[i] = flux
-                residual[box] = data - flux * models[i]
+            for group in groups:
+                at = rows[group], columns[group]
+                data = residual[at] + self.flux[group, None, None] * models[group]
+                flux, steps, good = self._fit_sources(data, models[group], self.weight[at], group, core)
+                bright = good & (flux > 0)
+                moved = group[bright]
+                self.x[moved] = np.clip(self.x[moved] + steps[bright, 0], self.x0[moved] - 1.5, self.x0[moved] + 1.5)
+                self.y[moved] = np.clip(self.y[moved] + steps[bright, 1], self.y0[moved] - 1.5, self.y0[moved] + 1.5)
+                models[moved] = self._models(psf, moved)
+                self.flux[group[good]] = flux[good]
+                residual[at] = data - self.flux[group, None, None] * models[group]
         return models, residual
 
-    def _soft_weight(self, box: tuple[slice, slice], model: Array) -> Array:
-        """Inverse variance, with an error of the model in proportion to the model."""
-        weight = self.weight[box]
-        return weight / (1 + weight * (SYSTEMATIC * model) ** 2)
+    def _models(self, psf: PsfModel, index: npt.NDArray[np.intp]) -> Array:
+        """Return the PSF at some sources, where they are in their stamps, shape (n, 2 half + 1, 2 half + 1)."""
+        pad = self.half + 2
+        offsets = np.array([self.offset(i) for i in index]).reshape(-1, 2)
+        return psf.stamps_at(self.x[index] - pad, self.y[index] - pad, offsets[:, 0], offsets[:, 1])
+
+    def _pixels(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Return the rows and columns of all stamps in the padded image, shapes (n, side, 1) and (n, 1, side)."""
+        axis = np.arange(-self.half, self.half + 1)
+        ix, iy = (np.array([round(value) for value in at], np.intp) for at in (self.x0, self.y0))
+        return (iy[:, None] + axis)[:, :, None], (ix[:, None] + axis)[:, None, :]
+
+    def _groups(self) -> list[npt.NDArray[np.intp]]:
+        """Return sources that can be fitted together, group by group: each comes after its brighter neighbours."""
+        order = np.argsort(-self.flux, kind="stable")
+        rank = np.empty(order.size, np.intp)
+        rank[order] = np.arange(order.size)
+        xy = np.column_stack([np.round(self.x0), np.round(self.y0)])
+        pairs = cKDTree(xy).query_pairs(2 * self.half + 1.5, p=np.inf, output_type="ndarray")
+        pairs = np.sort(rank[pairs], axis=1)  # (brighter, fainter), as places in the order
+        level = np.zeros(order.size, np.intp)
+        for brighter, fainter in pairs[np.argsort(pairs[:, 1], kind="stable")]:
+            level[fainter] = max(level[fainter], level[brighter] + 1)
+        return [order[level == k] for k in range(int(level.max(initial=-1)) + 1)]
+
+    def _fit_sources(
+        self, data: Array, models: Array, weight: Array, index: npt.NDArray[np.intp], core: npt.NDArray[np.bool_]
+    ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+        """Fit flux, position and level of sources to their cores; return flux, steps (n, 2), and what was possible."""
+        weight = _soft_weight(weight, self.flux[index, None, None] * models)[:, core]
+        slopes = (np.gradient(models, axis=axis)[:, core] for axis in (2, 1))
+        along_x, along_y = slopes
+        columns = np.stack([models[:, core], -along_x, -along_y, np.ones_like(along_x)], axis=1)
+        normal = (columns * weight[:, None]) @ columns.transpose(0, 2, 1)
+        right = (columns * weight[:, None]) @ data[:, core][..., None]
+        good = weight.any(axis=1) & (normal[:, 0, 0] > 0)
+        solution = (np.linalg.pinv(normal, rcond=1e-10, hermitian=True) @ right)[..., 0]
+        flux = np.maximum(solution[:, 0], 0.0)
+        steps = np.clip(solution[:, 1:3] / np.where(flux > 0, flux, np.inf)[:, None], -0.3, 0.3)
+        return flux, steps, good
 
 
-def _flux_and_level(data: Array, weight: Array, shapes: list[Array]) -> tuple[Array, Array]:
+def _soft_weight(weight: Array, model: Array) -> Array:
+    """Return the inverse variance with an error of the model in proportion to the model."""
+    return weight / (1 + weight * (SYSTEMATIC * model) ** 2)
+
+
+def _flux_and_level(data: Array, weight: Array, model: Array) -> tuple[Array, Array]:
     """Fit flux and a constant level to each stamp."""
-    model = np.stack(shapes)
     axes = (1, 2)
     a, b, c = ((weight * m).sum(axes) for m in (model**2, model, np.ones_like(model)))
     p, q = (weight * data * model).sum(axes), (weight * data).sum(axes)

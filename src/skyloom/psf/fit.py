@@ -24,6 +24,8 @@ PRIOR_PIXEL = 0.5
 """Prior standard deviation of a pixel of Phi_0 around the analytic profile, relative to that profile."""
 PRIOR_MODE = 0.05
 """Prior standard deviation of a_km B_m at its extremum, relative to the peak of the PSF."""
+ENOUGH = 1e-6
+"""Conjugate gradients stop where the squared residual has fallen to this part: far below the noise of the stars."""
 MODE_DEGREES = ((1.0, 4), (2.0, 2))
 """Modes: Gauss-Hermite functions of the PSF's width up to degree 4, and of twice its width up to degree 2."""
 
@@ -170,7 +172,7 @@ def _conjugate_gradients(
     direction = z = precondition(residual)
     rho = first = float(residual @ z)
     for _ in range(iterations):
-        if rho <= 1e-10 * first:
+        if rho <= ENOUGH * first:
             break
         image = normal(direction)
         alpha = rho / float(direction @ image)

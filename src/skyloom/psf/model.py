@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.ndimage import zoom
 
 from skyloom.errors import InputError, ShapeError
-from skyloom.psf.shift import shift_stamp
+from skyloom.psf.shift import shift_matrices, shift_stamp
 
 Stamp = npt.NDArray[np.float64]
 
@@ -104,6 +104,14 @@ class PsfModel:
     def stamp_at(self, x: float, y: float, dx: float, dy: float) -> Stamp:
         """Return the PSF at (x, y), centred (dx, dy) pixels from the middle pixel."""
         return shift_stamp(self.stamp(x, y), dx, dy)
+
+    def stamps_at(self, x: Stamp, y: Stamp, dx: Stamp, dy: Stamp) -> Stamp:
+        """Return `stamp_at` for many positions, shape (N, 2 half + 1, 2 half + 1)."""
+        ny, nx = self.shape
+        terms = polynomial_terms(np.clip(x, 0, nx - 1.0), np.clip(y, 0, ny - 1.0), self.order, self.shape)
+        n = 2 * self.half + 1
+        along_x, along_y = shift_matrices(n, dx), shift_matrices(n, dy)
+        return np.asarray(along_y @ np.tensordot(terms, self.basis, 1) @ along_x.transpose(0, 2, 1))
 
     def fwhm(self, x: float | None = None, y: float | None = None) -> float:
         """Full width at half maximum in pixels (see `stamp_fwhm`) at (x, y), by default the image centre."""

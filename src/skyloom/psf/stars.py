@@ -126,7 +126,9 @@ def choose_stars(
         brightest = np.flatnonzero(good)[np.argsort(-snr[good], kind="stable")[: max(20, np.count_nonzero(good) // 3)]]
         typical = half_sample_mode(radius[brightest])
         # slowly: in very crowded fields neighbours fill any aperture, and it would grow without end
-        aperture = min(max(2.0, 2.5 * typical), 1.5 * aperture)
+        before, aperture = aperture, min(max(2.0, 2.5 * typical), 1.5 * aperture)
+        if abs(aperture - before) < 0.02 * before:
+            break
     fwhm = 2 * typical
     flux = light if flux is None else flux
     counts["well exposed and unmasked"] = int(np.count_nonzero(good))
