@@ -11,6 +11,7 @@ from skyloom.resampling.outliers import RejectionOptions
 from skyloom.resampling.output_wcs import output_wcs_from
 from skyloom.resampling.pixmap import calc_pixmap, estimate_pixel_scale_ratio
 from skyloom.resampling.resample import resample
+from skyloom.resampling.resample_models import Resample
 
 __all__ = [
     "Coadd",
@@ -19,6 +20,7 @@ __all__ = [
     "CovarianceSums",
     "Drizzle",
     "RejectionOptions",
+    "Resample",
     "SampledMap",
     "Spreading",
     "aperture_error",

@@ -1,0 +1,674 @@
+"""`Resample`: co-add the exposures that mission pipelines describe by dictionaries, *models*.
+
+It has the names, arguments, defaults and results of `stcal.resample.Resample`, and calls the methods that subclasses of
+that override in the same order. The data, errors, variances and data-quality bits of a model share one geometry pass:
+see `skyloom.resampling.model_sums` for the formulas.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom._threads import map_bands, row_bands
+from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning
+from skyloom.exposure import FloatArray
+from skyloom.resampling._drizzle_kernels import Placing, drop_scale, find_footprint, kernel_in_use
+from skyloom.resampling._drizzle_map import Positions, any_finite, for_kernels, positions_of
+from skyloom.resampling._drizzle_planes import fill_text
+from skyloom.resampling.drizzle import SUPPORTED_DRIZZLE_KERNELS
+from skyloom.resampling.maps import SampledMap, XYArray
+from skyloom.resampling.model_input import (
+    WEIGHT_PLANES,
+    ModelImage,
+    ModelOptions,
+    ModelTypeError,
+    check_times,
+    is_spectral_wcs,
+    missing_key,
+    model_name,
+    read_model,
+)
+from skyloom.resampling.model_sums import ModelSums, Scales, SumsOptions
+from skyloom.resampling.model_times import ModelTimes
+from skyloom.resampling.pipeline_utils import (
+    build_driz_weight,
+    is_flux_density,
+    is_imaging_wcs,
+    resample_range,
+)
+from skyloom.resampling.pixmap import Box, _without_box, blank_outside, positions_between
+from skyloom.resampling.resample_output import OutputFrame
+
+_log = logging.getLogger(__name__)
+
+_KEYS = [
+    "data",
+    "dq",
+    "filename",
+    "group_id",
+    "exposure_time",
+    "start_time",
+    "end_time",
+    "duration",
+    "measurement_time",
+    "pixelarea_steradians",
+    "level",
+    "subtracted",
+]
+_EXACT = 1e-5  # pixels; what is promised of a map where every pixel is asked for
+
+
+class FinalizedError(InputError, RuntimeError):
+    """A model is added to a co-add that is finished."""
+
+
+class NoModelsError(NoUsableDataError, RuntimeError):
+    """A co-add without any model is to be finished."""
+
+
+class Resample(OutputFrame, ModelTimes):
+    """Resample models onto the grid of one output WCS, and co-add them.
+
+    Parameters
+    ----------
+    output_wcs : dict
+        ``wcs``: the WCS of the output (`gwcs.WCS`, `astropy.wcs.WCS`, or any other with the common interface).
+        ``pixel_scale``: side of its pixels, arcsec; from the WCS if it is not given. ``pixel_scale_ratio``: that over the
+        side of the pixels of the models (imaging; the inverse for spectra); by default from each model. A bare WCS is as
+        good.
+    n_input_models : int, optional
+        How many models are expected, so that the context is allocated once.
+    pixfrac : float
+        Side of a drop in input pixels.
+    kernel : {'square', 'gaussian', 'point', 'turbo', 'lanczos2', 'lanczos3'}
+        How the flux of a pixel is spread: see `skyloom.resampling.Drizzle`.
+    fillval : float, str or None
+        Value of pixels of the data (and of errors that are drizzled) to which nothing contributes. None and 'INDEF': NaN.
+    weight_type : {'ivm', 'ivm-sky', 'exptime', None}
+        Weights of pixels: 1 / ``var_rnoise``, 1 / ``var_sky`` (1 for a model that has no such plane), the measurement
+        time or else the exposure time, or 1. Pixels that `good_bits` excludes, and those without a finite value, have
+        none.
+    good_bits : int, str, list or None
+        Data-quality bits that do not matter; names need `dq_flag_name_map`. None: no bit matters.
+    enable_ctx : bool
+        Whether the context (which models have contributed to which pixels) is kept.
+    enable_var : bool
+        Whether the variances `variance_array_names` are co-added.
+    compute_err : {'from_var', 'driz_err', None}
+        ``err`` of the output: the root of the sum of the co-added variances (which implies `enable_var`), or the mean of
+        the errors of the models.
+    propagate_dq : bool
+        Whether the data-quality bits of all pixels that contribute are combined by OR.
+    pixmap_stepsize : int
+        1: the map from each model to the output is known to 1e-5 pixels. Above: to `pixmap_tolerance`, and where no error
+        can be promised it is evaluated every so many pixels.
+    pixmap_order : {1, 3}
+        Splines for that last case.
+    pixmap_tolerance : float, optional
+        Largest error of the map, pixels of the output. By default 1e-5 or, for a `pixmap_stepsize` above 1, 1e-3.
+    squared_weights : bool, optional
+        Propagate variances and errors with squared weights: what the noise of independent pixels gives. By default as the
+        class attribute says (False): each model counts as one measurement with the squared mean error of its pixels,
+        which is what stcal does.
+
+    Attributes
+    ----------
+    output_array_types : dict of str to dtype
+        Types of the variances of the output.
+    variance_array_names : list of str
+        Keys of the variances.
+    error_from_variances : list of str or None
+        Those of which 'from_var' is the sum; None: all.
+    dq_flag_name_map : dict, `astropy.nddata.BitFlagNameMap` or None
+        Data-quality bits by their names.
+    n_skipped : int
+        Models that did not overlap the output.
+
+    Raises
+    ------
+    InputError
+        An option makes no sense. `WcsError`: the output WCS cannot be used, or tells no size.
+    """
+
+    output_array_types: ClassVar[defaultdict[str, npt.DTypeLike]] = defaultdict(
+        lambda: np.float32,
+        data=np.float32,
+        wht=np.float32,
+        con=np.int32,
+        var_rnoise=np.float32,
+        var_flat=np.float32,
+        var_poisson=np.float32,
+        err=np.float32,
+    )
+    variance_array_names: Any = ["var_rnoise", "var_flat", "var_poisson"]
+    error_from_variances: Any = None
+    dq_flag_name_map: Any = None
+    squared_weights: bool = False
+
+    def __init__(  # noqa: PLR0917  the original's signature
+        self,
+        output_wcs: Any,
+        n_input_models: int | None = None,
+        pixfrac: float = 1.0,
+        kernel: str = "square",
+        fillval: float | str | None = 0.0,
+        weight_type: str | None = "ivm",
+        good_bits: Any = 0,
+        enable_ctx: bool = True,
+        enable_var: bool = True,
+        compute_err: str | None = None,
+        propagate_dq: bool = False,
+        pixmap_stepsize: int = 1,
+        pixmap_order: int = 1,
+        *,
+        pixmap_tolerance: float | None = None,
+        squared_weights: bool | None = None,
+    ) -> None:
+        self._finalized = False
+        self._n_res_models = 0
+        self.n_skipped = 0
+        self._enable_ctx = enable_ctx
+        self._enable_var = bool(enable_var) or compute_err == "from_var"
+        self._compute_err = compute_err
+        self._propagate_dq = propagate_dq
+        self.pixfrac = pixfrac
+        self.kernel = kernel
+        self.fillval = fillval
+        self.good_bits = good_bits
+        self.weight_type = weight_type
+        self.pixmap_stepsize = pixmap_stepsize
+        self.pixmap_order = pixmap_order
+        self.pixmap_tolerance = pixmap_tolerance
+        if squared_weights is not None:
+            self.squared_weights = squared_weights
+        self._group_ids: list[Any] = []
+        self._check_options()
+        self._set_output_wcs(output_wcs)
+        _log.info("Driz parameter kernel: %s", kernel)
+        _log.info("Driz parameter pixfrac: %s", pixfrac)
+        _log.info("Driz parameter fillval: %s", fillval)
+        _log.info("Driz parameter weight_type: %s", weight_type)
+        self.reset_arrays(n_input_models=n_input_models)
+
+    def reset_arrays(self, n_input_models: int | None = None) -> None:
+        """Start a new co-add: planes, times and groups.
+
+        Parameters
+        ----------
+        n_input_models : int, optional
+            How many models are expected.
+        """
+        if n_input_models is not None and not (isinstance(n_input_models, (int, np.integer)) and n_input_models > 0):
+            raise InputError(
+                f"n_input_models is {n_input_models!r}; the number of models is needed, at least 1, or None.",
+                n_input_models=n_input_models,
+            )
+        self._pixel_scale_ratio = self._given_ratio
+        self._output_model = self.create_output_model()
+        self._n_res_models = self.n_skipped = 0
+        self._group_ids = []
+        if self._enable_var:
+            self.init_variance_arrays()
+        options = SumsOptions(
+            fillval=self.fillval,
+            max_models=n_input_models if self._enable_ctx else 0,
+            with_dq=self._propagate_dq,
+            with_error=self._compute_err == "driz_err",
+            variance_dtypes={name: self.output_array_types[name] for name in self._variance_names},
+            squared_weights=self.squared_weights,
+        )
+        self._driz = ModelSums(self._output_array_shape, options)
+        self.init_time_counters()
+        self._finalized = False
+
+    def init_variance_arrays(self) -> None:
+        """Prepare for variances; their planes are allocated when the first model is added. For subclasses."""
+
+    # --- adding a model -------------------------------------------------------------------------------------
+
+    def validate_input_model(self, model: Mapping[str, Any]) -> None:
+        """Check that a model has all the keys that are needed.
+
+        Parameters
+        ----------
+        model : dict
+            The model.
+
+        Raises
+        ------
+        KeyError
+            It lacks one.
+        """
+        if not isinstance(model, Mapping):
+            raise ModelTypeError(
+                f"A model is a {type(model).__name__}; a dictionary with the keys {', '.join(_KEYS)} is needed."
+            )
+        needed = ["wcs", *_KEYS]
+        for key in needed:
+            if key not in model:
+                raise missing_key(model, key)
+        if is_spectral_wcs(model["wcs"]):
+            needed.append("bunit_data")
+        if self._enable_var:
+            needed += self.variance_array_names
+        elif self.weight_type is not None and self.weight_type.startswith("ivm"):
+            needed.append("var_rnoise")
+        if self._compute_err == "driz_err":
+            needed.append("err")
+        for key in needed:
+            if key not in model:
+                raise missing_key(model, key)
+
+    def add_model(self, model: dict[str, Any]) -> None:
+        """Add a model.
+
+        Everything is checked before anything is changed: a call that fails leaves the co-add as it was. A model that does
+        not overlap the output is left out, with a warning.
+
+        Parameters
+        ----------
+        model : dict
+            ``data``, ``dq``, ``filename``, ``group_id``, ``wcs``, ``exposure_time`` (s), ``start_time``, ``end_time``,
+            ``duration``, ``measurement_time``, ``pixelarea_steradians``, ``level`` (of the sky, to be subtracted unless
+            ``subtracted``), the variances and ``err`` as far as they are co-added, ``var_rnoise`` or ``var_sky`` for
+            weights, and ``bunit_data`` with a spectral WCS. It is not changed.
+
+        Raises
+        ------
+        InputError
+            The model lacks something, or has something that cannot be used; see also `ModelImage`.
+        RuntimeError
+            The co-add is finished.
+        """
+        if self._finalized:
+            raise FinalizedError(
+                "Resampling has been finalized and no new models can be added to the resampled output model. Call "
+                "'reset_arrays' to initialize a new output model and associated arrays."
+            )
+        self.validate_input_model(model)
+        self._check_options()
+        image = read_model(model, self._model_options())
+        check_times(model)
+        self._check_order_of_times(model)
+        ratio = self._scale_ratio_of(model)
+        before = self._pixel_scale_ratio
+        self._compute_pixel_scale_ratio(model)
+        try:
+            iscale = self._get_intensity_scale(model)
+            if not self._add(model, image, ratio, iscale):
+                self._pixel_scale_ratio = before
+        except BaseException:
+            self._pixel_scale_ratio = self._output_model["pixel_scale_ratio"] = before
+            raise
+
+    def _add(self, model: dict[str, Any], image: ModelImage, ratio: float | None, iscale: float) -> bool:
+        """Add a model that has been checked; return False if it does not overlap the output."""
+        positions, box = self._positions(model)
+        limits = resample_range(image.data.shape, box)
+        placing, kernel = self._place(image, positions, _within(limits, box), ratio)
+        footprint = None if placing is None else find_footprint(kernel, placing)
+        reached = None if footprint is None else footprint.whole()
+        if placing is None or footprint is None or reached is None:
+            self._skip(image)
+            return False
+        number = self._n_res_models + self.n_skipped
+        arguments = self._hook_arguments(model, positions, box, limits, ratio, iscale)
+        undo = self._checkpoint(reached, number) if arguments is not None else None
+        own_variances = not self._overrides("resample_variance_arrays")
+        try:
+            shown = image if own_variances else replace(image, variances={})
+            self._driz.add(shown, placing, footprint, kernel, number, self._scales(ratio, iscale))
+            if arguments is not None:
+                self.add_model_hook(**arguments)
+            self._count(model)
+            if arguments is not None and self._enable_var and not own_variances:
+                self.resample_variance_arrays(**arguments)
+        except BaseException:
+            if undo is not None:
+                undo()
+            raise
+        self._show()
+        return True
+
+    def add_model_hook(  # noqa: PLR0917  the original's signature
+        self,
+        model: Mapping[str, Any],
+        pixmap: XYArray,
+        pixel_scale_ratio: float | None,
+        iscale: float,
+        weight_map: FloatArray,
+        xmin: int,
+        xmax: int,
+        ymin: int,
+        ymax: int,
+    ) -> None:
+        """Do what a subclass wants with a model whose data have just been added; nothing here.
+
+        Parameters
+        ----------
+        model : dict
+            The model.
+        pixmap : ndarray of float64, shape (ny, nx, 2)
+            Output position (x, y) of each of its pixels.
+        pixel_scale_ratio : float or None
+            Side of an output pixel over that of a pixel of the model.
+        iscale : float
+            Factor on its data.
+        weight_map : ndarray of float32, shape (ny, nx)
+            Weights of its pixels.
+        xmin, xmax, ymin, ymax : int
+            First and last pixels that are used.
+        """
+
+    def resample_variance_arrays(  # noqa: PLR0917  the original's signature
+        self,
+        model: Mapping[str, Any],
+        pixmap: XYArray,
+        pixel_scale_ratio: float | None,
+        iscale: float,
+        weight_map: FloatArray,
+        xmin: int,
+        xmax: int,
+        ymin: int,
+        ymax: int,
+    ) -> None:
+        """Add the variances of a model in a pass of their own, for subclasses that override this method.
+
+        `add_model` itself adds them together with the data, and calls this method only if it is overridden. The
+        parameters are those of `add_model_hook`.
+        """
+        image = replace(read_model(model, self._model_options()), dq=None, error=None)
+        window = (xmin, xmax + 1, ymin, ymax + 1)
+        placing, kernel = self._place(
+            image, positions_of(pixmap, image.data.shape, expand=True), window, pixel_scale_ratio
+        )
+        if placing is not None:
+            footprint = find_footprint(kernel, placing)
+            self._driz.add_variances(image, placing, footprint, kernel, self._scales(pixel_scale_ratio, iscale))
+
+    def _get_intensity_scale(self, model: Mapping[str, Any]) -> float:
+        """Return the factor on the data: flux densities of spectra shrink with the pixels, surface brightness does not."""
+        if model["pixelarea_steradians"] and is_spectral_wcs(model["wcs"]) and is_flux_density(model["bunit_data"]):
+            if self._pixel_scale_ratio is None:
+                raise InputError(
+                    f"Model '{model_name(model)}' has flux densities of a spectrum: give 'pixel_scale_ratio' with the "
+                    "output WCS."
+                )
+            return 1.0 / self._pixel_scale_ratio
+        return 1.0
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def finalize(self) -> None:
+        """Complete the output model: variances, errors and times. Models can be added only after `reset_arrays`.
+
+        Raises
+        ------
+        NoUsableDataError
+            No model has been added.
+        """
+        if self._finalized:
+            return
+        if self._n_res_models == 0:
+            skipped = f" ({self.n_skipped} did not overlap the output)" if self.n_skipped else ""
+            raise NoModelsError(
+                f"No model has been added{skipped}: there is nothing to finalize.", skipped=self.n_skipped
+            )
+        if self._compute_err == "from_var":
+            self._names_for_error()
+        self._finalized = True
+        self._output_model["pointings"] = len(self._group_ids)
+        self._show()
+        if self._enable_var:
+            self.finalize_resample_variance(self._output_model)
+        if self._compute_err == "driz_err":
+            self._output_model["err"] = self._driz.final_error()
+        elif self._compute_err == "from_var":
+            self._output_model["err"] = self._error_from_variances()
+        del self._driz
+        self.finalize_time_info()
+
+    def finalize_resample_variance(self, output_model: dict[str, Any]) -> None:
+        """Write the variances to an output model; NaN where they are not known."""
+        for name in self._variance_names:
+            output_model[name] = self._driz.variance(name)
+        self._finalized = True
+
+    def _names_for_error(self) -> list[str]:
+        names = list(self.variance_array_names if self.error_from_variances is None else self.error_from_variances)
+        unknown = [name for name in names if name not in self._output_model]
+        if unknown:
+            raise missing_key({**self._output_model, "filename": "output"}, unknown[0])
+        return names
+
+    def _error_from_variances(self) -> FloatArray:
+        """Return the root of the sum of the variances that are known; NaN where none is."""
+        planes = [self._output_model[name] for name in self._names_for_error()]
+        error = np.full(self._output_array_shape, np.nan, self.output_array_types["err"])
+
+        def fill(band: tuple[int, int]) -> None:
+            rows = slice(*band)
+            part = error[rows]
+            for plane in planes:
+                known = ~np.isnan(plane[rows])
+                part[known] = np.where(np.isnan(part[known]), 0, part[known]) + plane[rows][known]
+            np.sqrt(part, out=part)
+
+        map_bands(fill, row_bands(len(error)))
+        return error
+
+    # --- parts of `add_model` -------------------------------------------------------------------------------
+
+    @property
+    def _variance_names(self) -> list[str]:
+        return list(self.variance_array_names) if self._enable_var else []
+
+    @property
+    def _variance_info(self) -> dict[str, dict[str, FloatArray | None]]:
+        """The variances so far and the sums of their weights (None: the same for all)."""
+        sums = self._driz
+        return {k: {"var": v, "wt": sums.variance_weights.get(k, sums.root_weight)} for k, v in sums.variances.items()}
+
+    @property
+    def _driz_error(self) -> ModelSums:
+        """Where errors are summed."""
+        return self._driz
+
+    def _check_options(self) -> None:
+        """Raise if an option, which users may set at any time, makes no sense."""
+        if not isinstance(self.kernel, str) or self.kernel.lower() not in SUPPORTED_DRIZZLE_KERNELS:
+            raise InputError(f"Kernel '{self.kernel}' is not supported.", kernel=self.kernel)
+        if self.weight_type not in (*WEIGHT_PLANES, "exptime", None):
+            raise InputError(
+                f"Unexpected weight type: '{self.weight_type}'. It must be 'ivm', 'ivm-sky', 'exptime', or None.",
+                weight_type=self.weight_type,
+            )
+        if self._compute_err not in ("from_var", "driz_err", None, False):
+            raise InputError(
+                f"compute_err is {self._compute_err!r}; it must be 'from_var', 'driz_err' or None.",
+                compute_err=self._compute_err,
+            )
+        if not (_is_number(self.pixfrac) and 0 <= self.pixfrac < math.inf):
+            raise InputError(f"pixfrac is {self.pixfrac!r}; a finite number from 0 is needed.", pixfrac=self.pixfrac)
+        if not (isinstance(self.pixmap_stepsize, (int, np.integer)) and self.pixmap_stepsize >= 1):
+            raise InputError(
+                f"pixmap_stepsize is {self.pixmap_stepsize!r}; a whole number from 1 (pixels) is needed.",
+                pixmap_stepsize=self.pixmap_stepsize,
+            )
+        if self.pixmap_stepsize > 1 and self.pixmap_order not in (1, 3):
+            raise InputError(
+                f"Interpolation order should be either 1 or 3; found pixmap_order = {self.pixmap_order!r}.",
+                pixmap_order=self.pixmap_order,
+            )
+        if self.pixmap_tolerance is not None and not (_is_number(self.pixmap_tolerance) and self.pixmap_tolerance >= 0):
+            raise InputError(
+                f"pixmap_tolerance is {self.pixmap_tolerance!r}; a number from 0 (pixels) is needed, or None.",
+                pixmap_tolerance=self.pixmap_tolerance,
+            )
+        fill_text(self.fillval, given=False)
+
+    def _model_options(self) -> ModelOptions:
+        return ModelOptions(
+            weight_type=self.weight_type,
+            good_bits=self.good_bits,
+            flag_names=self.dq_flag_name_map,
+            variance_names=self._variance_names,
+            with_error=self._compute_err == "driz_err",
+            with_dq=self._propagate_dq,
+        )
+
+    def _check_order_of_times(self, model: Mapping[str, Any]) -> None:
+        """Raise if the times of a model cannot be compared with those before it."""
+        for key, known in (("start_time", self._exptime_start), ("end_time", self._exptime_end)):
+            others = [time for time in known if time is not None]
+            if model[key] is None or not others:
+                continue
+            try:
+                min(model[key], others[0])
+            except (TypeError, ValueError) as error:
+                raise ModelTypeError(
+                    f"Model '{model_name(model)}' has '{key}' = {model[key]!r}, which cannot be compared with "
+                    f"{others[0]!r} of another model.",
+                    key=key,
+                ) from error
+        if self.weight_type == "exptime" and (known_times := self._measurement_time_success):
+            if known_times[-1] != (model["measurement_time"] is not None):
+                _log.warning(
+                    "Model '%s' %s a measurement time, unlike the one before: weights mix measurement and exposure times.",
+                    model_name(model),
+                    "lacks" if known_times[-1] else "has",
+                )
+
+    def _positions(self, model: Mapping[str, Any]) -> tuple[Positions, Box | None]:
+        """Return where the pixels of a model lie in the output, and the bounding box of its WCS."""
+        tolerance = self.pixmap_tolerance
+        if tolerance is None:
+            tolerance = _EXACT if self.pixmap_stepsize == 1 else 1e-3
+        source, box = _without_box(model["wcs"], ignore=False)
+        target, _ = _without_box(self._output_wcs, ignore=True)
+        shape = np.shape(model["data"])
+        positions = positions_between(
+            source,
+            target,
+            (shape[0], shape[1]),
+            stepsize=int(self.pixmap_stepsize),
+            order=self.pixmap_order,
+            tolerance=tolerance,
+        )
+        return positions_of(positions, shape, expand=False), box
+
+    def _place(
+        self, image: ModelImage, positions: Positions, window: tuple[int, int, int, int] | None, ratio: float | None
+    ) -> tuple[Placing | None, str]:
+        """Return how a model lies on the output (None if it has no position there), and the kernel in use."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore") if self._n_res_models else None
+            kernel = kernel_in_use(self.kernel, self.pixfrac, False)
+        if window is None or not any_finite(positions, window):
+            return None, kernel
+        scale = drop_scale(kernel, self.pixfrac, ratio, positions, window)
+        squares, errors = self._driz.planes_of(image)
+        shape = self._output_array_shape
+        return Placing(for_kernels(positions), window, shape, self.pixfrac, scale, squares, False, errors), kernel
+
+    def _scales(self, ratio: float | None, iscale: float) -> Scales:
+        """Return the factors on a model.
+
+        Errors of surface brightness shrink with larger output pixels (imaging: in proportion to the ratio of output and
+        input scales; spectra: to the root of its inverse, which is what their ratio is).
+        """
+        if ratio is None or self.squared_weights:
+            return Scales(iscale, iscale, 1.0)
+        error = 1.0 / ratio if is_imaging_wcs(self._output_wcs) else math.sqrt(ratio)
+        return Scales(iscale, iscale * error, error**2)
+
+    def _overrides(self, method: str) -> bool:
+        return getattr(type(self), method) is not getattr(Resample, method)
+
+    def _hook_arguments(  # noqa: PLR0917
+        self,
+        model: Mapping[str, Any],
+        positions: Positions,
+        box: Box | None,
+        limits: tuple[int, int, int, int],
+        ratio: float | None,
+        iscale: float,
+    ) -> dict[str, Any] | None:
+        """Return what methods of subclasses are called with; None if there are none, which saves the full map."""
+        if not any(self._overrides(name) for name in ("add_model_hook", "update_time", "resample_variance_arrays")):
+            return None
+        pixmap = positions.pixmap() if isinstance(positions, SampledMap) else positions
+        if box is not None:
+            blank_outside(pixmap, box)
+        return {
+            "model": model,
+            "pixmap": pixmap,
+            "pixel_scale_ratio": ratio,
+            "iscale": iscale,
+            "weight_map": build_driz_weight(
+                model, weight_type=self.weight_type, good_bits=self.good_bits, flag_name_map=self.dq_flag_name_map
+            ),
+            **dict(zip(("xmin", "xmax", "ymin", "ymax"), limits, strict=True)),
+        }
+
+    def _checkpoint(self, reached: tuple[int, int, int, int], number: int) -> Callable[[], None]:
+        """Return what undoes a model of which a subclass's method fails."""
+        undo_sums = self._driz.checkpoint(reached, number)
+        kept = {k: list(v) if isinstance(v, list) else v for k, v in vars(self).items() if k != "_output_model"}
+        output = dict(self._output_model)
+
+        def undo() -> None:
+            undo_sums()
+            for name, value in kept.items():
+                setattr(self, name, value)
+            self._output_model.clear()
+            self._output_model.update(output)
+
+        return undo
+
+    def _skip(self, image: ModelImage) -> None:
+        self.n_skipped += 1
+        message = f"Model '{image.name}' does not overlap the output: it is left out."
+        _log.warning(message)
+        warnings.warn(message, SkyloomWarning, stacklevel=4)
+
+    def _count(self, model: Mapping[str, Any]) -> None:
+        """Count a model, and the times of its group."""
+        self._n_res_models += 1
+        if model["group_id"] not in self._group_ids:
+            self.update_time(model)
+            self._group_ids.append(model["group_id"])
+            self._output_model["pointings"] += 1
+
+    def _show(self) -> None:
+        """Let the output model have the planes that hold the result so far."""
+        self._output_model["data"], self._output_model["wht"] = self._driz.out_img, self._driz.out_wht
+        if self._driz.out_ctx is not None:
+            self._output_model["con"] = self._driz.out_ctx
+        if self._propagate_dq:
+            self._output_model["dq"] = self._driz.out_dq
+        if self._compute_err == "driz_err":
+            self._output_model["err"] = self._driz.error
+
+
+def _within(limits: tuple[int, int, int, int], box: Box | None) -> tuple[int, int, int, int] | None:
+    """Return the pixels within limits and a bounding box as half-open bounds (x0, x1, y0, y1); None if there are none."""
+    xmin, xmax, ymin, ymax = limits
+    if box is not None:
+        (low_x, high_x), (low_y, high_y) = box
+        xmin, xmax = math.ceil(max(xmin, low_x)), math.floor(min(xmax, high_x))
+        ymin, ymax = math.ceil(max(ymin, low_y)), math.floor(min(ymax, high_y))
+    return (xmin, xmax + 1, ymin, ymax + 1) if xmin <= xmax and ymin <= ymax else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
