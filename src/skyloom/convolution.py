@@ -128,8 +128,18 @@ def polynomial(
     return value + np.zeros(np.broadcast_shapes(X.shape, Y.shape))
 
 
+Part = tuple[tuple[int, int], tuple[int, int]]
+"""Rows and columns, half-open: ((y0, y1), (x0, x1))."""
+
+
 def convolve_varying(
-    data: FloatArray, kernel: PolynomialKernel, variance: FloatArray | None = None, usable: BoolArray | None = None
+    data: FloatArray,
+    kernel: PolynomialKernel,
+    variance: FloatArray | None = None,
+    usable: BoolArray | None = None,
+    *,
+    part: Part | None = None,
+    threads: int | None = None,
 ) -> Convolved:
     """Convolve an image and its variance with a kernel that varies over the field, in one pass.
 
@@ -151,10 +161,15 @@ def convolve_varying(
         Variance of independent pixels.
     usable : ndarray of bool, shape (ny, nx), optional
         True where data may be used; everywhere if not given.
+    part : ((y0, y1), (x0, x1)), optional
+        The result is wanted for these rows and columns only; for all of the image if not given.
+    threads : int, optional
+        As in `skyloom._threads.map_bands`.
 
     Returns
     -------
     Convolved
+        Its planes have the shape of the part.
 
     Raises
     ------
@@ -170,7 +185,7 @@ def convolve_varying(
                 found=plane.shape,
                 needed=data.shape,
             )
-    out, out_variance, lost, kept = _run(data, kernel, variance, usable)
+    out, out_variance, lost, kept = _run(data, kernel, variance, usable, part=part, threads=threads)
     assert lost is not None
     assert kept is not None
     hopeless = kept < 0.1
@@ -227,17 +242,29 @@ def convolve(image: FloatArray, kernel: npt.ArrayLike, usable: BoolArray | None 
 
 
 def _run(
-    data: FloatArray, kernel: PolynomialKernel, variance: FloatArray | None, usable: BoolArray | None
+    data: FloatArray,
+    kernel: PolynomialKernel,
+    variance: FloatArray | None,
+    usable: BoolArray | None,
+    *,
+    part: Part | None = None,
+    threads: int | None = None,
 ) -> tuple[Float32Array, Float32Array | None, Float32Array | None, Float32Array | None]:
     """Pad the planes, run the compiled loops band by band, and cut the results to size."""
-    ny, nx = data.shape
+    (y0, y1), (x0, x1) = part or ((0, data.shape[0]), (0, data.shape[1]))
+    ny, nx = y1 - y0, x1 - x0
     ky, kx = kernel.planes.shape[1:]
     width = -(-nx // _CHUNK) * _CHUNK
-    frame = (slice(ky // 2, ky // 2 + ny), slice(kx // 2, kx // 2 + nx))
+    # the pixels that the kernel reaches from the part, as far as there are any
+    top, left = max(0, y0 - ky // 2), max(0, x0 - kx // 2)
+    reach = slice(top, y1 + ky // 2), slice(left, x1 + kx // 2)
+    first = top - (y0 - ky // 2), left - (x0 - kx // 2)
 
     def padded(plane: npt.NDArray[Any]) -> Float32Array:
         full = np.zeros((ny + ky - 1, width + kx - 1), np.float32)
-        full[frame] = plane if usable is None else np.where(usable, plane, 0)
+        inside = plane[reach]
+        frame = full[first[0] : first[0] + inside.shape[0], first[1] : first[1] + inside.shape[1]]
+        np.copyto(frame, inside, where=True if usable is None else usable[reach], casting="unsafe")
         return full
 
     shape = (ny, width)
@@ -257,7 +284,7 @@ def _run(
             padded_usable,
             flipped,
             kernel.order,
-            kernel.centre,
+            (kernel.centre[0] - x0, kernel.centre[1] - y0),
             kernel.scale,
             out,
             out_variance,
@@ -267,5 +294,5 @@ def _run(
             rows,
         )
 
-    map_bands(band, row_bands(ny))
+    map_bands(band, row_bands(ny), threads)
     return tuple(None if plane is None else plane[:, :nx] for plane in (out, out_variance, lost, kept))  # type: ignore[return-value]

@@ -1,8 +1,26 @@
 """Match a template to a science image and subtract it."""
 
 from skyloom.subtraction.alard_lupton import subtract
+from skyloom.subtraction.error_map import build_error_map
+from skyloom.subtraction.hotpants_inputs import HotpantsBit
+from skyloom.subtraction.hotpants_kernel import HotpantsKernel
+from skyloom.subtraction.hotpants_native import HotpantsResult, hotpants
+from skyloom.subtraction.hotpants_options import HotpantsOptions
+from skyloom.subtraction.hotpants_wrapper import run_hotpants
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.result import Subtraction
 
-__all__ = ["AlardLuptonOptions", "SpatialKernel", "Subtraction", "subtract"]
+__all__ = [
+    "AlardLuptonOptions",
+    "HotpantsBit",
+    "HotpantsKernel",
+    "HotpantsOptions",
+    "HotpantsResult",
+    "SpatialKernel",
+    "Subtraction",
+    "build_error_map",
+    "hotpants",
+    "run_hotpants",
+    "subtract",
+]

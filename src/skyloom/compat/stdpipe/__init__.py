@@ -1,0 +1,1 @@
+"""The parts of ``stdpipe`` that skyloom serves: image subtraction."""

@@ -1,0 +1,222 @@
+"""The images of `run_hotpants` as the fit and the convolution see them: pedestal off, bad pixels known, variances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntFlag
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+
+from skyloom._threads import map_bands, row_bands
+from skyloom.errors import InputError, NoUsableDataError, ShapeError
+from skyloom.exposure import LARGEST
+from skyloom.subtraction.basis import Float64Array
+from skyloom.subtraction.hotpants_fit import Side
+from skyloom.subtraction.hotpants_options import HotpantsOptions
+
+_SAMPLE = 512  # pixels along each axis from which levels are found
+_LEAST_VARIANCE = 1e-6  # in units of the sky's: only keeps divisions finite
+
+
+class HotpantsBit(IntFlag):
+    """Bits of the masks of HOTPANTS 5.1.11."""
+
+    BAD_PIXVAL = 0x01
+    """Equal to the fill value."""
+    SAT_PIXEL = 0x02
+    """At or above the upper limit."""
+    LOW_PIXEL = 0x04
+    """At or below the lower limit."""
+    ISNAN = 0x08
+    """NaN or infinite, the pixel or its noise."""
+    BAD_CONV = 0x10
+    """Too much of the kernel lies on bad pixels."""
+    INPUT_MASK = 0x20
+    """Masked by the user."""
+    OK_CONV = 0x40
+    """Touched by bad pixels, and usable."""
+    INPUT_ISBAD = 0x80
+    """Bad in an input: with every bit above but BAD_CONV and OK_CONV."""
+    OUTPUT_ISBAD = 0x8000
+    """Bad in the output."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One image.
+
+    Parameters
+    ----------
+    raw : ndarray, shape (ny, nx)
+        As given.
+    data : ndarray of float32
+        Less `pedestal`; 0 where bad.
+    bits : ndarray of uint16
+        `HotpantsBit`.
+    pedestal : float
+        What was subtracted: the user's pedestal and the median.
+    level : float
+        The median, without the user's pedestal: the noise of a pixel follows from data + level.
+    noise : ndarray or None
+        Standard deviation of each pixel.
+    gain, read_noise : float
+        e-/ADU and e-, for the variance where there is no `noise`.
+    sky_variance : float
+        Measured.
+    """
+
+    raw: npt.NDArray[Any]
+    data: npt.NDArray[np.float32]
+    bits: npt.NDArray[np.uint16]
+    pedestal: float
+    level: float
+    noise: npt.NDArray[Any] | None
+    gain: float
+    read_noise: float
+    sky_variance: float
+    name: str = field(default="image")
+
+    def variance(self, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
+        """Return the variance of a part: noise^2, or |data| / gain + (read noise / gain)^2 as in HOTPANTS."""
+        if self.noise is not None:
+            variance = self.noise[rows, columns].astype(np.float32)
+            np.square(variance, out=variance)
+        else:
+            variance = np.abs(self.data[rows, columns] + np.float32(self.level))
+            variance /= np.float32(self.gain)
+            variance += np.float32((self.read_noise / self.gain) ** 2)
+        least = np.float32(_LEAST_VARIANCE * self.sky_variance)
+        return np.where(variance > least, variance, least)  # also where it is NaN: those pixels are bad
+
+    def side(self) -> Side:
+        """Return what the fit needs."""
+
+        def variance(rows: slice, columns: slice) -> Float64Array:
+            return self.variance(rows, columns).astype(np.float64)
+
+        return Side(self.data, (self.bits & np.uint16(HotpantsBit.INPUT_ISBAD)) != 0, variance)
+
+
+def prepare(name: str, raw: Any, mask: Any, noise: Any, options: HotpantsOptions) -> Plane:
+    """Find the bad pixels of an image and take off its pedestal.
+
+    Parameters
+    ----------
+    name : {'image', 'template'}
+        Which options count: those that begin with i, or with t.
+    raw : array_like, shape (ny, nx)
+    mask : array_like, shape (ny, nx), optional
+        Every pixel that is not 0 is bad: HOTPANTS wants the bit 0x80 for it, or it has next to no effect there.
+    noise : array_like, shape (ny, nx), optional
+        Standard deviation; pixels where it is not a positive finite number are bad.
+
+    Raises
+    ------
+    ShapeError, InputError, NoUsableDataError
+        Not a plane of real numbers; masks or noise of another shape; no pixel is good.
+    """
+    raw = real_plane(raw, f"the {name}")
+    planes = {}
+    for what, plane in (("mask", mask), ("noise", noise)):
+        planes[what] = None if plane is None else real_plane(plane, f"the {what} of the {name}", raw.shape)
+    prefix = name[0]
+    upper, lower, pedestal = (getattr(options, prefix + suffix) for suffix in ("u", "l", "p"))
+    bits = np.zeros(raw.shape, np.uint16)
+    data = np.empty(raw.shape, np.float32)
+
+    def find_bad(rows: tuple[int, int]) -> None:
+        part = slice(*rows)
+        bits[part] = _bad_bits(raw[part], *(None if p is None else p[part] for p in planes.values()),
+                               upper=upper, lower=lower, fill=options.fi)  # fmt: skip
+
+    bands = row_bands(raw.shape[0])
+    map_bands(find_bad, bands)
+    level, deviation = sampled_level(raw, bits == 0)
+    if not np.isfinite(level):
+        raise NoUsableDataError(
+            f"No pixel of the {name} is good: all are masked, NaN, or outside of {prefix}l={lower:g} and "
+            f"{prefix}u={upper:g}. Check the mask and these limits (extra=)."
+        )
+
+    def take_off(rows: tuple[int, int]) -> None:
+        part = slice(*rows)
+        with np.errstate(invalid="ignore", over="ignore"):
+            data[part] = raw[part] - level
+        data[part][bits[part] != 0] = 0
+
+    map_bands(take_off, bands)
+    return Plane(
+        raw, data, bits, level, level - pedestal, planes["noise"],
+        getattr(options, prefix + "g"), getattr(options, prefix + "r"), deviation**2, name,
+    )  # fmt: skip
+
+
+def _bad_bits(
+    raw: npt.NDArray[Any], mask: npt.NDArray[Any] | None, noise: npt.NDArray[Any] | None, *,
+    upper: float, lower: float, fill: float,
+) -> npt.NDArray[np.uint16]:  # fmt: skip
+    bits = np.zeros(raw.shape, np.uint16)
+    bad = HotpantsBit.INPUT_ISBAD
+    tests = [
+        (raw >= upper, HotpantsBit.SAT_PIXEL | bad),
+        (raw <= lower, HotpantsBit.LOW_PIXEL | bad),
+        (raw == raw.dtype.type(fill), HotpantsBit.BAD_PIXVAL | bad) if raw.dtype.kind == "f" else (None, bad),
+        (~(np.abs(raw) <= LARGEST), HotpantsBit.ISNAN | bad) if raw.dtype.kind == "f" else (None, bad),
+        (None if noise is None else ~((noise > 0) & (noise <= LARGEST)), HotpantsBit.ISNAN | bad),
+    ]
+    for where, bit in tests:
+        if where is not None and where.any():
+            bits[where] |= np.uint16(bit)
+    if mask is not None:
+        masked = mask != 0
+        if masked.any():
+            bits[masked] |= np.uint16(HotpantsBit.INPUT_MASK | bad)
+            if mask.dtype.kind in "iu":  # bits of the user travel along, but for those that the output sets
+                own = mask[masked].astype(np.int64) & 0x7F2F
+                bits[masked] |= own.astype(np.uint16)
+    return bits
+
+
+def sampled_level(raw: npt.NDArray[Any], good: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Return median and normalised median deviation of the good pixels, on a lattice of them; NaN if there are none."""
+    step = tuple(max(1, n // _SAMPLE) for n in raw.shape)
+    lattice = slice(None, None, step[0]), slice(None, None, step[1])
+    values = raw[lattice][good[lattice]]
+    if len(values) < min(1000, raw.size // 2):
+        values = raw[good]
+    if not len(values):
+        return np.nan, np.nan
+    values = values.astype(np.float64)
+    level = float(np.median(values))
+    return level, 1.4826 * float(np.median(np.abs(values - level)))
+
+
+def real_plane(plane: Any, what: str, shape: tuple[int, ...] | None = None) -> npt.NDArray[Any]:
+    """Return a two-dimensional array of real numbers in native byte order; paths are read.
+
+    Raises
+    ------
+    InputError, ShapeError
+        It is something else, or has another shape.
+    """
+    if isinstance(plane, str | Path):
+        plane = fits.getdata(plane)
+    array = np.asarray(plane)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{what[0].upper() + what[1:]} is of type {array.dtype}; real numbers are needed.")
+    if array.ndim != 2 or 0 in array.shape:
+        raise ShapeError(f"{what[0].upper() + what[1:]} has the shape {array.shape}; an image (ny, nx) is needed.")
+    if shape is not None and array.shape != shape:
+        raise ShapeError(
+            f"{what[0].upper() + what[1:]} has the shape {array.shape}, but {shape} is needed: all planes must be on "
+            "the same grid.",
+            found=array.shape,
+            needed=shape,
+        )
+    if isinstance(plane, np.ma.MaskedArray):
+        array = np.where(np.ma.getmaskarray(plane), np.nan, array)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
