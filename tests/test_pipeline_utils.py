@@ -470,6 +470,7 @@ def test_steps_over_fine_tables(order, error):
     source, target = with_table((120, 130), 10), tan((150, 150), 1e-5)
     exact = utils.calc_pixmap(source, target)
     sparse = utils.calc_pixmap(source, target, stepsize=2, order=order)
+    np.testing.assert_array_equal(utils.calc_pixmap(source, target, stepsize=2.0, order=order), sparse)
     # nodes every 2 pixels of a map that is bilinear in cells of 10: what is lost is at its kinks, where the slope of
     # 0.03 per pixel changes by 0.003 or so
     assert 0 < np.abs(sparse - exact).max() < error
@@ -485,7 +486,7 @@ def test_step_does_not_coarsen_what_is_known_to_be_smooth():
 
 def test_steps_that_make_no_sense():
     wcs = tan((20, 20))
-    for step in (0, -3, 2.5, None):
+    for step in (0, -3, 0.5, math.nan, math.inf, None):
         with pytest.raises(InputError, match="stepsize is"):
             utils.calc_pixmap(wcs, wcs, stepsize=step)
     for order in (0, 2, 5, None, "cubic"):

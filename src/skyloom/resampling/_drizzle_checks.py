@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
-from skyloom.resampling._drizzle_planes import as_array, real_plane, same_shape
+from skyloom.resampling._drizzle_planes import as_array, hides_pixels, real_plane, same_shape
 
 LARGEST_FRAME = 2**28 - 1  # pixels along one axis: the kernels' limit
 
@@ -81,7 +81,7 @@ def weights_of(data: Any, weight_map: Any, shape: tuple[int, ...]) -> FloatArray
                 f"The smallest value of 'weight_map' is {np.nanmin(weight)}; weights must not be negative.",
                 smallest=float(np.nanmin(weight)),
             )
-    if np.ma.is_masked(data):
+    if hides_pixels(data):
         used = ~np.ma.getmaskarray(data)
         weight = used.astype(np.float32) if weight is None else np.where(used, weight, weight.dtype.type(0))
     return weight

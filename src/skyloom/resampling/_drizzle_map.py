@@ -12,7 +12,7 @@ from skyloom import _kernels
 from skyloom._threads import row_bands
 from skyloom.errors import InputError, ShapeError
 from skyloom.resampling._drizzle_checks import LARGEST_FRAME
-from skyloom.resampling._drizzle_planes import as_array, strided
+from skyloom.resampling._drizzle_planes import as_array, hides_pixels, strided
 from skyloom.resampling.maps import SampledMap, XYArray
 
 Positions = XYArray | SampledMap
@@ -43,7 +43,7 @@ def positions_of(pixmap: Any, shape: tuple[int, ...], *, expand: bool) -> Positi
     if isinstance(pixmap, SampledMap):
         _same_shape(pixmap.shape, shape)
         return pixmap.pixmap() if expand or pixmap.grid() is None else pixmap
-    if np.ma.is_masked(pixmap):
+    if hides_pixels(pixmap):
         pixmap = np.ma.filled(np.ma.asarray(pixmap, dtype=np.float64), np.nan)
     positions = strided(as_array(pixmap, "pixmap", np.float64))
     if positions.ndim != 3 or positions.shape[2] != 2:

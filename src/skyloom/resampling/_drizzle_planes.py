@@ -59,13 +59,21 @@ def as_array(array: Any, what: str, dtype: npt.DTypeLike | None = None) -> npt.N
     return array
 
 
+def hides_pixels(array: Any) -> bool:
+    """Return whether this is a masked array with masked pixels.
+
+    `numpy.ma.is_masked` fails with arrays of other kinds that have a mask of their own, such as those of asdf.
+    """
+    return isinstance(array, np.ma.MaskedArray) and bool(np.ma.is_masked(array))
+
+
 def real_plane(array: Any, what: str) -> FloatArray:
     """Return `array` as float32 or float64, without a copy where it is one of these already.
 
     Wider floats and integers that float32 cannot hold become float64. Strides of whole elements are kept.
     Pixels that a masked array hides are NaN.
     """
-    hidden = np.ma.getmaskarray(array) if np.ma.is_masked(array) else None
+    hidden = np.ma.getmaskarray(array) if hides_pixels(array) else None
     array = as_array(array, what)
     if array.dtype.kind not in "fiub":
         raise InputError(f"'{what}' is of type {array.dtype}; real numbers are needed.", dtype=str(array.dtype))

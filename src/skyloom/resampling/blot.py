@@ -22,7 +22,14 @@ from skyloom import _kernels
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
-from skyloom.resampling._drizzle_planes import as_array, output_plane, positive, real_plane, unshared
+from skyloom.resampling._drizzle_planes import (
+    as_array,
+    hides_pixels,
+    output_plane,
+    positive,
+    real_plane,
+    unshared,
+)
 from skyloom.resampling.kernels import polynomial_table
 from skyloom.resampling.maps import SampledMap
 
@@ -198,7 +205,7 @@ def _image(data: Any, at_least: npt.DTypeLike) -> FloatArray:
         raise ShapeError(
             f"'data' has the shape {image.shape}; a 2D image with at least one pixel is needed.", found=image.shape
         )
-    if np.ma.is_masked(data):
+    if hides_pixels(data):
         image = np.where(np.ma.getmaskarray(data), image.dtype.type(np.nan), image)
     return np.ascontiguousarray(image, np.result_type(image.dtype, at_least))
 

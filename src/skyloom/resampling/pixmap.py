@@ -26,7 +26,7 @@ def calc_pixmap(  # noqa: PLR0917  the signature of stcal
     wcs_to: Any,
     shape: tuple[int, int] | None = None,
     disable_bbox: Literal["to", "from", "both", "none"] = "to",
-    stepsize: int = 1,
+    stepsize: float = 1,
     order: int = 1,
     *,
     tolerance: float | None = 1e-5,
@@ -48,7 +48,7 @@ def calc_pixmap(  # noqa: PLR0917  the signature of stcal
         ``wcs_from.bounding_box``.
     disable_bbox : {'to', 'from', 'both', 'none'}
         Of which systems the bounding box is ignored. Pixels outside a box that counts are NaN.
-    stepsize : int
+    stepsize : float
         Above 1: systems for which no error can be promised are evaluated every `stepsize` pixels, but at 10 positions
         along each axis at least, and interpolated. If one of these is not finite, every pixel is evaluated.
     order : {1, 3}
@@ -75,8 +75,8 @@ def calc_pixmap(  # noqa: PLR0917  the signature of stcal
         )
     if tolerance is not None and not tolerance >= 0:
         raise InputError(f"tolerance is {tolerance}; it must be at least 0 (pixels), or None.", tolerance=tolerance)
-    if not (isinstance(stepsize, (int, np.integer)) and stepsize >= 1):
-        raise InputError(f"stepsize is {stepsize!r}; it must be a whole number from 1 (pixels).", stepsize=stepsize)
+    if not (isinstance(stepsize, (int, float, np.number)) and 1 <= stepsize < math.inf):
+        raise InputError(f"stepsize is {stepsize!r}; it must be a number from 1 (pixels).", stepsize=stepsize)
     if stepsize > 1 and order not in (1, 3):
         raise InputError(f"Interpolation order should be either 1 or 3; found {order!r}.", order=order)
     size = _pixmap_shape(wcs_from, shape)
@@ -92,7 +92,7 @@ def calc_pixmap(  # noqa: PLR0917  the signature of stcal
 
 
 def positions_between(
-    source: Any, target: Any, size: tuple[int, int], *, stepsize: int, order: int, tolerance: float | None
+    source: Any, target: Any, size: tuple[int, int], *, stepsize: float, order: int, tolerance: float | None
 ) -> SampledMap | XYArray:
     """Return the map of `calc_pixmap` between systems without bounding boxes, sampled if its error can be promised."""
     pitch = min(_finest_structure(source), _finest_structure(target))
@@ -202,7 +202,7 @@ def _submodels(model: Any) -> list[Any]:
     return [simple for part in parts for simple in _submodels(part)] if parts else [model]
 
 
-def _spline(source: Any, target: Any, shape: tuple[int, int], stepsize: int, order: int) -> XYArray | None:
+def _spline(source: Any, target: Any, shape: tuple[int, int], stepsize: float, order: int) -> XYArray | None:
     """Return the map interpolated between positions every `stepsize` pixels; None if it is not finite at all these."""
     from scipy.interpolate import RectBivariateSpline
 

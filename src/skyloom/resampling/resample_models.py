@@ -108,7 +108,7 @@ class Resample(OutputFrame, ModelTimes):
         the errors of the models.
     propagate_dq : bool
         Whether the data-quality bits of all pixels that contribute are combined by OR.
-    pixmap_stepsize : int
+    pixmap_stepsize : float
         1: the map from each model to the output is known to 1e-5 pixels. Above: to `pixmap_tolerance`, and where no error
         can be promised it is evaluated every so many pixels.
     pixmap_order : {1, 3}
@@ -167,7 +167,7 @@ class Resample(OutputFrame, ModelTimes):
         enable_var: bool = True,
         compute_err: str | None = None,
         propagate_dq: bool = False,
-        pixmap_stepsize: int = 1,
+        pixmap_stepsize: float = 1,
         pixmap_order: int = 1,
         *,
         pixmap_tolerance: float | None = None,
@@ -499,9 +499,9 @@ class Resample(OutputFrame, ModelTimes):
             )
         if not (_is_number(self.pixfrac) and 0 <= self.pixfrac < math.inf):
             raise InputError(f"pixfrac is {self.pixfrac!r}; a finite number from 0 is needed.", pixfrac=self.pixfrac)
-        if not (isinstance(self.pixmap_stepsize, (int, np.integer)) and self.pixmap_stepsize >= 1):
+        if not (_is_number(self.pixmap_stepsize) and 1 <= self.pixmap_stepsize < math.inf):
             raise InputError(
-                f"pixmap_stepsize is {self.pixmap_stepsize!r}; a whole number from 1 (pixels) is needed.",
+                f"pixmap_stepsize is {self.pixmap_stepsize!r}; a number from 1 (pixels) is needed.",
                 pixmap_stepsize=self.pixmap_stepsize,
             )
         if self.pixmap_stepsize > 1 and self.pixmap_order not in (1, 3):
@@ -560,7 +560,7 @@ class Resample(OutputFrame, ModelTimes):
             source,
             target,
             (shape[0], shape[1]),
-            stepsize=int(self.pixmap_stepsize),
+            stepsize=self.pixmap_stepsize,
             order=self.pixmap_order,
             tolerance=tolerance,
         )

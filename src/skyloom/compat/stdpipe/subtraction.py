@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.subtraction import build_error_map, run_hotpants
+from skyloom.subtraction import build_error_map, run_hotpants, run_zogy
 
-__all__ = ["run_hotpants"]
+__all__ = ["run_hotpants", "run_zogy"]
 
 
 def _build_err_map(
