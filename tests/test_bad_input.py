@@ -292,7 +292,7 @@ def test_interrupted_work_leaves_no_file(files, tmp_path):
 
 
 def test_a_reference_without_wcs(pair):
-    from skyloom.pipeline.stack import StackOptions, stack
+    from skyloom.pipeline.stack import stack
 
     with pytest.raises(InputError, match=r"reference template has no WCS"):
-        stack([pair.science], StackOptions(align="wcs"), reference=pair.template)
+        stack([pair.science], align="wcs", reference=pair.template)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from skyloom.pipeline.difference import Difference, difference
     from skyloom.pipeline.find import detect
     from skyloom.registration.register import register
-    from skyloom.resampling.coadd import coadd
     from skyloom.resampling.resample import resample
+    from skyloom.stacking.coadd import coadd
 
 __version__ = "0.1.0"
 
@@ -23,7 +23,7 @@ _HOMES = {
     "Difference": "skyloom.pipeline",
     "Exposure": "skyloom.exposure",
     "MaskBit": "skyloom.exposure",
-    "coadd": "skyloom.resampling",
+    "coadd": "skyloom.stacking",
     "detect": "skyloom.pipeline",
     "difference": "skyloom.pipeline",
     "read": "skyloom.io",

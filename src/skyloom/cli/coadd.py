@@ -1,8 +1,10 @@
-"""Co-add exposures: each is drizzled once, from its original pixels, onto one output grid.
+"""Co-add exposures: each is resampled once, from its original pixels, onto one output grid.
 
 With a WCS in every header the output grid covers all exposures; without (or with --align stars) the exposures are
 registered by their stars to the first one (or --reference), whose grid is the output. Written are SCI, ERR, DQ, WHT
-(weight), CTX (which exposures contribute) and EXPTIME planes.
+(weight), CTX (which exposures contribute), EXPTIME, INPUTS, COVAR (noise covariances) and PSF.
+
+Exposures are read one by one; --memory bounds what the process takes. A co-add can be extended: --resume.
 """
 
 from __future__ import annotations
@@ -30,50 +32,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="image whose grid is the output grid (default: a new grid, or the first exposure)",
     )
-    parser.add_argument("--pixel-scale", type=float, metavar="ARCSEC", help="pixel scale of a new output grid")
-    parser.add_argument(
-        "--pixfrac",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="size of a drop in units of the input pixel, 0-1 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--weight",
-        choices=("ivm", "exptime", "uniform"),
-        default="ivm",
-        help="inverse variance, exposure time or none (default: %(default)s)",
-    )
-    parser.add_argument("--no-reject", action="store_true", help="do not look for cosmic rays and other outliers")
+    parser.add_argument("--resume", metavar="FILE", help="co-add to go on with; it is not changed")
+    _add_options(parser)
     add_reading_options(parser)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--method",
+        choices=("clipped", "mean", "median", "proper"),
+        help="mean without outliers, mean, median, or the optimal sum with each exposure's PSF (default: clipped)",
+    )
+    parser.add_argument(
+        "--weight", choices=("ivm", "exptime", "none"), help="inverse variance, exposure time or none (default: ivm)"
+    )
+    parser.add_argument(
+        "--background",
+        choices=("match", "plane", "subtract", "none"),
+        help="skies matched by a number, or by a plane; or a smooth sky subtracted; or left (default: match)",
+    )
+    parser.add_argument(
+        "--flux-scale",
+        choices=("auto", "zeropoint", "exptime", "none"),
+        help="what brings exposures to the flux scale of the first (default: auto)",
+    )
+    parser.add_argument("--pixfrac", type=float, metavar="P", help="side of a drop in input pixels (default: 1.0)")
+    parser.add_argument("--pixel-scale", type=float, metavar="ARCSEC", help="pixel scale of a new output grid")
+    parser.add_argument("--rotation", type=float, metavar="DEG", help="position angle of the y axis of a new grid")
+    parser.add_argument("--memory", metavar="SIZE", help="what the process may occupy, as 1GiB (default: 60 %% of all)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
+    from dataclasses import replace
+    from functools import partial
+
     from skyloom.cli import EXIT_OK, EXIT_PARTIAL
     from skyloom.cli.inputs import check_not_input, reading_options
     from skyloom.cli.messages import progress_bar
     from skyloom.io import check_writable, read
-    from skyloom.pipeline.stack import StackOptions, stack
+    from skyloom.pipeline.stack import stack
+    from skyloom.stacking import CoaddOptions, read_coadd
 
     check_writable(arguments.output, overwrite=arguments.overwrite)
-    check_not_input([arguments.output], [*arguments.exposures, arguments.reference])
-    options = StackOptions(
-        align=arguments.align,
-        pixfrac=arguments.pixfrac,
-        weight=arguments.weight,
-        reject=not arguments.no_reject,
-        pixel_scale=arguments.pixel_scale,
-    )
+    check_not_input([arguments.output], [*arguments.exposures, arguments.reference, arguments.resume])
+    names = ("method", "weight", "background", "flux_scale", "pixfrac", "pixel_scale", "rotation", "memory")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    earlier = None if arguments.resume is None else read_coadd(arguments.resume)
+    options = replace(CoaddOptions() if earlier is None else earlier.options, overwrite=arguments.overwrite, **given)
+    exposures = [partial(read, path, **reading_options(arguments)) for path in arguments.exposures]
+    reference = None if arguments.reference is None else read(arguments.reference, **reading_options(arguments))
     with progress_bar(arguments.quiet) as progress:
-        exposures = [read(path, **reading_options(arguments)) for path in arguments.exposures]
-        reference = None if arguments.reference is None else read(arguments.reference, **reading_options(arguments))
-        result = stack(exposures, options, reference=reference, progress=progress)
-    result.write(arguments.output, overwrite=arguments.overwrite, inputs=arguments.exposures)
-    left_out = len(exposures) - result.n_exposures
+        result = stack(
+            exposures,
+            options,
+            align=arguments.align,
+            reference=reference,
+            output=arguments.output,
+            resume=earlier,
+            progress=progress,
+        )
+    added = result.n_exposures - (0 if earlier is None else earlier.n_exposures)
+    left_out = len(exposures) - added
     if not arguments.quiet:
         print(
-            f"{result.n_exposures} exposures co-added to {result.exposure.shape[1]}x{result.exposure.shape[0]} pixels"
+            f"{added} exposures co-added to {result.shape[1]}x{result.shape[0]} pixels"
+            + ("" if earlier is None else f", {result.n_exposures} in all")
             + (f" ({left_out} left out, see the messages above)" if left_out else "")
             + f": {arguments.output}"
         )

@@ -105,7 +105,7 @@ def bring_onto_grid(
 
         return resample(frames[0], alignments[0].grid_to_frame, grid.shape, method=interpolation, wcs=grid.wcs)
     from skyloom.pipeline.stack import coadd_aligned
-    from skyloom.resampling import CoaddOptions
+    from skyloom.stacking import CoaddOptions
 
     result = coadd_aligned(grid, frames, alignments, CoaddOptions(saturated="flag"))
     return result.exposure.replace(name=f"co-add of {len(frames)} frames")

@@ -2,67 +2,52 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from skyloom.errors import InputError, NoUsableDataError, RegistrationError, SkyloomWarning, WcsError
-from skyloom.pipeline.align import Alignment, align
+from skyloom.exposure import Exposure
+from skyloom.pipeline.align import Alignment, Map
 
 if TYPE_CHECKING:
-    from skyloom.exposure import Exposure
-    from skyloom.resampling import Coadd, CoaddOptions
+    from skyloom.stacking import Coadd, CoaddOptions
 
-
-@dataclass(frozen=True)
-class StackOptions:
-    """How `stack` brings exposures together.
-
-    Parameters
-    ----------
-    align : {'auto', 'wcs', 'stars'}
-        'auto' uses the WCS when every exposure has one, else the stars.
-    pixfrac, weight, reject, pixel_scale
-        See `skyloom.resampling.CoaddOptions`.
-    """
-
-    align: str = "auto"
-    pixfrac: float = 1.0
-    weight: str = "ivm"
-    reject: bool = True
-    pixel_scale: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.align not in ("auto", "wcs", "stars"):
-            raise InputError(f"align is {self.align!r}; it must be 'auto', 'wcs' or 'stars'.", align=self.align)
-
-    def coadd_options(self) -> CoaddOptions:
-        """Return the options of the co-adding itself."""
-        from skyloom.resampling import CoaddOptions
-
-        return CoaddOptions(pixfrac=self.pixfrac, weight=self.weight, reject=self.reject, pixel_scale=self.pixel_scale)
+ALIGN = ("auto", "wcs", "stars")
+Progress = Callable[[str, int, int], None]
 
 
 def stack(
-    exposures: Sequence[Exposure],
-    options: StackOptions | None = None,
+    exposures: Sequence[Any],
+    options: CoaddOptions | None = None,
     *,
+    align: str = "auto",
     reference: Exposure | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    resume: Coadd | str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Coadd:
     """Co-add exposures, aligned by WCS or by their stars.
 
+    Stars of all exposures are fitted together (`register_group` with ``joint=True``), so that the alignment does not
+    carry the noise of the positions in one of them.
+
     Parameters
     ----------
-    exposures : sequence of Exposure
+    exposures : sequence of Exposure, of what `skyloom.read` takes, or of callables that return an Exposure
         The images.
-    options : StackOptions, optional
-        How.
+    options : CoaddOptions, optional
+        How to co-add.
+    align : {'auto', 'wcs', 'stars'}
+        'auto' uses the WCS when every exposure has one, else the stars.
     reference : Exposure, optional
         Image whose grid is the output grid. By default a new grid that covers all (WCS), or that of the first exposure.
+    output, resume
+        See `skyloom.coadd`.
     progress : callable, optional
         Called as ``progress(what, done, total)``.
 
@@ -76,63 +61,115 @@ def stack(
     InputError, RegistrationError, NoOverlapError
         Nothing can be co-added.
     """
-    from skyloom.resampling import coadd
+    from skyloom.stacking import coadd
 
-    options = options or StackOptions()
-    if not exposures:
+    if align not in ALIGN:
+        raise InputError(f"align is {align!r}; it must be 'auto', 'wcs' or 'stars'.", align=align)
+    if not len(exposures):
         raise InputError("There are no exposures to co-add; at least one is needed.")
-    n_steps = len(exposures) + 1
-    report = progress or (lambda *_: None)
-    images = [*exposures, *([] if reference is None else [reference])]
-    by_wcs = options.align == "wcs" or (options.align == "auto" and all(one.wcs is not None for one in images))
-    if by_wcs:
-        report("co-adding", len(exposures), n_steps)
-        if reference is None:
-            return coadd(exposures, options.coadd_options())
-        if reference.wcs is None:
-            raise WcsError(f"The reference {reference.name} has no WCS; choose another, or align by stars.")
-        return coadd(exposures, options.coadd_options(), wcs=reference.wcs, shape=reference.shape)
-    grid = exposures[0] if reference is None else reference
-    frames, alignments = _register_all(grid, exposures, report)
-    report("co-adding", len(exposures), n_steps)
-    return coadd_aligned(grid, frames, alignments, options.coadd_options())
-
-
-def _register_all(
-    grid: Exposure, exposures: Sequence[Exposure], report: Callable[[str, int, int], None]
-) -> tuple[list[Exposure], list[Alignment]]:
-    """Register every exposure to the grid's image; leave out, with a warning, those that do not match."""
-    frames, alignments = [], []
-    for number, exposure in enumerate(exposures):
-        report(f"registering {exposure.name}", number, len(exposures) + 1)
+    if align != "stars" and (reference is None or reference.wcs is not None):
         try:
-            if exposure is grid:
-                alignments.append(replace(align(grid, exposure, "none"), flux_ratio=1.0))
-            else:
-                alignments.append(align(grid, exposure, "stars"))
-        except (RegistrationError, NoUsableDataError) as error:
-            if len(exposures) == 1:
+            return coadd(exposures, options, wcs=reference, output=output, resume=resume, progress=progress)
+        except WcsError as error:
+            if align == "wcs" or not error.details.get("no_wcs"):
                 raise
-            warnings.warn(f"{exposure.name} is left out: {error}", SkyloomWarning, stacklevel=3)
+    elif align == "wcs" and reference is not None:
+        raise WcsError(f"The reference {reference.name} has no WCS; choose another, or align by stars.")
+    return _by_stars(exposures, options, reference, output, resume, progress)
+
+
+def _by_stars(  # noqa: PLR0917
+    exposures: Sequence[Any],
+    options: CoaddOptions | None,
+    reference: Exposure | None,
+    output: str | os.PathLike[str] | None,
+    resume: Coadd | str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> Coadd:
+    from skyloom.stacking import Coadd, CoaddOptions, coadd, read_coadd
+
+    earlier = resume if isinstance(resume, Coadd) or resume is None else read_coadd(resume)
+    if options is None:
+        options = CoaddOptions() if earlier is None else earlier.options
+    frame = earlier.exposure if earlier is not None else reference
+    grid, members, maps, ratios = register_all(exposures, frame, progress)
+    scales = np.array(ratios) / (ratios[0] if earlier is None else 1.0)
+    if options.flux_scale == "auto" and np.isfinite(scales).all():
+        options = replace(options, flux_scale=tuple(scales.tolist()))
+    where: dict[str, Any] = {} if earlier is not None else {"wcs": grid.wcs, "shape": grid.shape}
+    return coadd(members, options, maps=maps, output=output, resume=earlier, progress=progress, **where)
+
+
+def register_all(
+    exposures: Sequence[Any], reference: Exposure | None, progress: Progress | None
+) -> tuple[Exposure, list[Any], list[Map], list[float]]:
+    """Register exposures to a reference (by default the first of them), all stars together.
+
+    Returns
+    -------
+    grid : Exposure
+        The reference.
+    members : list
+        Those of the exposures that could be registered; the others are left out with a warning.
+    maps : list of callable
+        From their pixels to those of the reference.
+    ratios : list of float
+        Flux of a star in the reference over that in each of them; NaN if unknown.
+
+    Raises
+    ------
+    RegistrationError
+        None can be.
+    """
+    from skyloom.registration import detect_sources, register_group
+    from skyloom.stacking.members import load
+
+    report = progress or (lambda *_: None)
+    tables, members, grid = [], [], reference
+    for number, source in enumerate(exposures):
+        report("detecting stars", number, len(exposures))
+        exposure = load(source)
+        if grid is None:
+            grid = exposure
+        try:
+            table = detect_sources(exposure)
+        except (RegistrationError, NoUsableDataError) as error:
+            if len(exposures) == 1 and reference is not None:
+                raise
+            warnings.warn(f"{exposure.name} is left out: {error}", SkyloomWarning, stacklevel=4)
             continue
-        frames.append(exposure)
-    if not frames or (len(frames) == 1 and frames[0] is grid and len(exposures) > 1):
-        raise RegistrationError(
-            f"None of the other exposures can be registered to {grid.name}; the messages above say why. "
-            "Choose another reference, or align by WCS.",
-            name=grid.name,
-        )
-    return frames, alignments
+        table.meta["wcs"] = exposure.wcs
+        tables.append(table)
+        members.append(source)
+    assert grid is not None
+    if reference is None and len(members) == 1 and len(exposures) == 1:
+        return grid, members, [_identity], [1.0]
+    group = register_group(tables, reference=0 if reference is None else grid, joint=True, progress=progress)
+    found: list[Any] = []
+    maps: list[Map] = []
+    ratios: list[float] = []
+    for number, (source, one) in enumerate(zip(members, group, strict=True)):
+        if one is None and number != group.reference:
+            name = tables[number].meta.get("name", f"exposure {number + 1}")
+            warnings.warn(f"{name} is left out: {group.errors[number]}", SkyloomWarning, stacklevel=4)
+            continue
+        found.append(source)
+        maps.append(_identity if one is None else one.source_to_template)
+        ratios.append(1.0 if one is None else 1 / one.flux_ratio)
+    return grid, found, maps, ratios
+
+
+def _identity(xy: Any) -> Any:
+    return np.array(xy, np.float64)
 
 
 def coadd_aligned(
-    grid: Exposure, frames: Sequence[Exposure], alignments: Sequence[Alignment], options: CoaddOptions | None = None
+    grid: Exposure, frames: Sequence[Exposure], alignments: Sequence[Alignment], options: CoaddOptions
 ) -> Coadd:
     """Co-add frames on the grid of an image, scaled to the flux of the first frame where the ratios were measured."""
-    from skyloom.resampling import coadd
+    from skyloom.stacking import coadd
 
     ratios = np.array([one.flux_ratio for one in alignments])
-    scales = list(ratios / ratios[0]) if np.isfinite(ratios).all() else None
-    return coadd(
-        frames, options, wcs=grid.wcs, shape=grid.shape, maps=[one.frame_to_grid for one in alignments], scales=scales
-    )
+    if np.isfinite(ratios).all():
+        options = replace(options, flux_scale=tuple((ratios / ratios[0]).tolist()))
+    return coadd(frames, options, wcs=grid.wcs, shape=grid.shape, maps=[one.frame_to_grid for one in alignments])

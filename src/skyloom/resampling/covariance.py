@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
 from skyloom.resampling._drizzle_planes import as_array, positive, real_plane, same_shape, strided, window_bounds
 from skyloom.resampling.correlation import CovarianceMap
+from skyloom.resampling.maps import SampledMap
 
 _KERNELS = ("square", "point", "turbo", "gaussian", "lanczos2", "lanczos3")  # in the order of C++
 _CANCELLED = 0.05
@@ -119,8 +120,8 @@ class CovarianceSums:
         ----------
         variance : array_like, shape (ny, nx), or None
             Variance of each input pixel; None: 1 for all.
-        pixmap : array_like of float, shape (ny, nx, 2)
-            Output position (X, Y) of the centre of each input pixel.
+        pixmap : array_like of float, shape (ny, nx, 2), or SampledMap
+            Output position (X, Y) of the centre of each input pixel. Of a `SampledMap` only the window is expanded.
         data : array_like, shape (ny, nx), optional
             The image, of which only pixels that are not finite matter: they count for nothing.
         weight_map : array_like, shape (ny, nx), optional
@@ -134,6 +135,15 @@ class CovarianceSums:
             An argument cannot be used; `ShapeError` if planes differ in shape.
         """
         spreading = spreading or Spreading()
+        if isinstance(pixmap, SampledMap) and spreading.window is not None:
+            x0, x1, y0, y1 = spreading.window
+            cut = np.s_[y0:y1, x0:x1]
+            data, weight_map, variance = (
+                p if p is None else np.asanyarray(p)[cut] for p in (data, weight_map, variance)
+            )
+            pixmap, spreading = pixmap.rows(y0, y1)[:, x0:x1], replace(spreading, window=None)
+        elif isinstance(pixmap, SampledMap):
+            pixmap = pixmap.pixmap()
         positions = strided(as_array(pixmap, "pixmap", np.float64))
         if positions.ndim != 3 or positions.shape[2] != 2 or 0 in positions.shape:
             raise ShapeError("'pixmap' must have the shape (ny, nx, 2).", found=positions.shape)

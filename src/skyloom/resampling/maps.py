@@ -168,6 +168,15 @@ class SampledMap:
         out.reshape(-1, 2)[self._exact_index[low:high] - start * nx] = self._exact_xy[low:high]
         return out
 
+    def shifted(self, dx: float, dy: float) -> SampledMap:
+        """Return the same map with mapped positions moved by (dx, dy), without evaluating it again."""
+        moved = copy.copy(self)
+        offset, inner = np.array([dx, dy]), self.map
+        moved.map = lambda xy: np.asarray(inner(xy)) + offset
+        moved._nodes = None if self._nodes is None else self._nodes + offset
+        moved._exact_xy = self._exact_xy + offset
+        return moved
+
     def pixmap(self) -> XYArray:
         """Return the map on all pixels, shape (ny, nx, 2)."""
         pixmap = np.empty((*self.shape, 2))

@@ -19,7 +19,7 @@ _BYTES_PER_PIXEL = 40  # of the planes of a co-add
 
 
 def output_wcs_from(
-    exposures: Sequence[Exposure],
+    exposures: Sequence[Any],
     *,
     pixel_scale: float | None = None,
     rotation: float | None = None,
@@ -33,7 +33,7 @@ def output_wcs_from(
     Parameters
     ----------
     exposures : sequence of Exposure
-        Images with a celestial WCS.
+        Images with a celestial WCS (only name, wcs and shape are used).
     pixel_scale : float, optional
         Size of an output pixel, arcsec. By default the median of the exposures' pixels.
     rotation : float, optional
@@ -86,6 +86,67 @@ def output_wcs_from(
     shape = int(ny), int(nx)
     wcs.pixel_shape = shape[::-1]
     return wcs, shape
+
+
+def grid_of(given: Any, shape: tuple[int, int] | None = None) -> tuple[Any, tuple[int, int]]:
+    """Return the WCS and the shape of an output grid that somebody else has chosen.
+
+    Parameters
+    ----------
+    given : APE-14 WCS, FITS header, Exposure, path or HDU
+        What describes the grid.
+    shape : (int, int), optional
+        Shape (ny, nx), if it is not that of the header, image or WCS.
+
+    Returns
+    -------
+    wcs : object
+        The WCS, as it is if one was given.
+    shape : (int, int)
+        (ny, nx).
+
+    Raises
+    ------
+    WcsError
+        There is no WCS, or nothing tells the shape.
+    InputError
+        The shape makes no sense.
+    """
+    wcs, known = given, None
+    if not hasattr(getattr(given, "low_level_wcs", given), "pixel_to_world_values"):
+        from collections.abc import Mapping
+
+        from astropy.io import fits
+
+        from skyloom.io import read
+        from skyloom.io.wcs import wcs_from_header
+
+        if isinstance(given, fits.Header | Mapping):
+            header = given if isinstance(given, fits.Header) else fits.Header(given)
+            wcs = wcs_from_header(header, None, "the output header")
+            axes = [header.get(f"ZNAXIS{k}", header.get(f"NAXIS{k}")) for k in (2, 1)]
+            known = None if None in axes else tuple(axes)
+        else:
+            image = given if isinstance(given, Exposure) else read(given)
+            wcs, known = image.wcs, image.shape
+        if wcs is None:
+            raise WcsError("The header or image that was given for the output grid has no celestial WCS.")
+    if shape is None:
+        shape = known if known is not None else getattr(wcs, "array_shape", None)
+    if shape is None:
+        raise WcsError("The output WCS does not know the shape of its image; give shape=(ny, nx).")
+    return wcs, check_shape(shape)
+
+
+def check_shape(shape: Any) -> tuple[int, int]:
+    """Return the shape (ny, nx) of an output grid; raise an InputError if it makes no sense."""
+    try:
+        ny, nx = (int(n) for n in shape)
+    except (TypeError, ValueError):
+        ny = nx = 0
+    if ny < 1 or nx < 1:
+        raise InputError(f"The output shape is {shape}; two numbers (ny, nx) of at least 1 are needed.", shape=shape)
+    return ny, nx
 
 
 def _refuse_absurd_size(nx: float, ny: float, filled: float, max_pixels: float | None, pixel_scale: float) -> None:

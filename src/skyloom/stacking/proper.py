@@ -1,0 +1,370 @@
+"""Proper co-addition of exposures (Zackay & Ofek 2017), tile by tile, with PSFs that vary over the field.
+
+Each exposure is resampled once by a Lanczos kernel, which leaves its noise nearly white. The output is cut into tiles;
+in each, the formula of `skyloom.proper` is applied with the PSFs and the noise of that place, to the tile with a margin
+all around that takes what wraps; neighbouring tiles overlap and are blended linearly.
+
+Pixels that an exposure lacks take the weighted mean of the exposures that have them (which keeps the flux and, to their
+difference, the PSF of sources), and the noise of the result accounts for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft, ndimage
+
+from skyloom._threads import num_threads
+from skyloom.errors import TooFewSourcesError
+from skyloom.exposure import UNUSABLE, Exposure, MaskBit
+from skyloom.proper import ProperSum, psf_spectrum
+from skyloom.psf import estimate_psf
+from skyloom.psf.model import Psf
+from skyloom.psf.tiled import TiledPsf
+from skyloom.resampling.maps import evaluate
+from skyloom.resampling.resample import resample
+from skyloom.stacking.frames import Placed
+from skyloom.stacking.memory import Plane, Window, window_shape
+from skyloom.stacking.outliers import MedianImage
+from skyloom.stacking.result import Coadd, exposure_fields
+
+if TYPE_CHECKING:
+    from skyloom.stacking.job import Job
+
+TILE = 384
+"""Distance of the tiles, pixels: PSFs change little within, and the margins cost no more than they."""
+_OVERLAP = 64
+"""Pixels over which a tile is blended with the next one."""
+_MARGIN = 2.0
+"""Margin of a tile in half sizes of the PSFs: kernels reach further than the PSF by what the root spreads them."""
+_LOST = 0.1
+"""Part of the PSF that may lie where no exposure has data; beyond it, the pixel is at an edge."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """An exposure on its part of the grid.
+
+    Parameters
+    ----------
+    placed : Placed
+        The exposure.
+    window : Window
+        The part of the output grid.
+    data, variance : Plane of float32
+        The variance is that of white noise: of the mean of many pixels, times their number.
+    mask : Plane of uint32
+        Bits of `MaskBit`.
+    psf : Psf
+        In pixels of the output grid, by output position.
+    share : float
+        Sum of the inverse variances.
+    """
+
+    placed: Placed
+    window: Window
+    data: Plane
+    variance: Plane
+    mask: Plane
+    psf: Psf
+    share: float
+
+
+class _GridPsf:
+    """The PSF of an exposure in pixels of the output grid, through the local derivative of the map."""
+
+    def __init__(self, psf: Psf, placed: Placed) -> None:
+        self._psf, self._back = psf, placed.from_grid()
+        self._middle = [(n - 1) / 2 for n in reversed(placed.member.shape)]
+        self.half = math.ceil(psf.half * placed.scale)
+
+    def stamp(self, x: float, y: float) -> npt.NDArray[np.float64]:
+        """Return the PSF at an output position, of unit sum."""
+        at = np.array([[x, y], [x + 0.5, y], [x - 0.5, y], [x, y + 0.5], [x, y - 0.5]])
+        xy = evaluate(self._back, at)
+        if not np.isfinite(xy).all():
+            return np.asarray(self._psf.stamp(*self._middle), np.float64)
+        stamp = np.asarray(self._psf.stamp(*xy[0]), np.float64)
+        # columns: steps in the exposure for a step along x and y of the grid
+        jacobian = np.stack([xy[1] - xy[2], xy[3] - xy[4]], axis=1)
+        if np.allclose(jacobian, np.eye(2), atol=1e-4) and self.half == self._psf.half:
+            return stamp
+        v, u = np.mgrid[-self.half : self.half + 1, -self.half : self.half + 1]
+        column, row = np.einsum("ij,jnm->inm", jacobian, np.stack([u, v]).astype(np.float64))
+        middle = stamp.shape[0] // 2
+        moved = ndimage.map_coordinates(stamp, [row + middle, column + middle], order=3, mode="constant")
+        return np.asarray(moved / moved.sum())
+
+
+def run_proper(job: Job, wcs: Any, reference: Mapping[str, Any], *, in_file: bool) -> Coadd:
+    """Make the proper co-add of a job."""
+    median = job.median()[0] if len(job.placed) > 1 else None
+    planes, held = job.result_planes(in_file=in_file)
+    cells = sum(math.prod(window_shape(window)) for window in (one.window() for one in job.placed) if window)
+    on_disk = 12 * cells + held > job.budget.free // 2
+    layers = []
+    for number, one in enumerate(job.placed):
+        job.progress("resampling", number, len(job.placed))
+        layers.append(_layer(job, one, median, on_disk=on_disk))
+    psf = _Tiles(job, layers, planes).run()
+    job.check_covered(planes)
+    contributions = job.contributions(np.array([layer.share for layer in layers]))
+    # its noise is white by construction
+    fields = exposure_fields(contributions, reference, wcs, 1.0) | {"correlation": 1.0}
+    return Coadd(planes, fields, contributions, job.options, None, psf)
+
+
+def _layer(job: Job, placed: Placed, median: MedianImage | None, *, on_disk: bool) -> Layer:
+    """Resample one exposure onto its part of the grid, and measure its PSF."""
+    frame, window = job.frame(placed), placed.window()
+    assert window is not None
+    outliers = job.outliers(placed, frame, median)
+    mask = (
+        frame.mask if outliers is None else np.where(outliers, frame.mask | np.uint32(MaskBit.COSMIC_RAY), frame.mask)
+    )
+    own = Exposure(frame.data, frame.variance, mask, psf=frame.psf, name=placed.name)
+    psf = _GridPsf(_psf_of(own), placed)
+    corner = np.array([window[1].start, window[0].start], np.float64)
+    back, shape = placed.from_grid(), window_shape(window)
+    # in the units of the co-add, values are those of output pixels already: they are interpolated, not summed
+    image = resample(own, lambda xy: back(xy + corner), shape, conserve="surface brightness")
+    assert image.variance is not None
+    variance = image.variance * (image.correlation * placed.member.correlation)
+    whole = slice(0, shape[0]), slice(0, shape[1])
+    stored = [job.scratch.plane(shape, kind, on_disk=on_disk) for kind in (np.float32, np.float32, np.uint32)]
+    for plane, values in zip(stored, (image.data, variance, image.mask), strict=True):
+        plane.write(whole, values)
+    share = float((1 / variance[image.usable]).sum(dtype=np.float64))
+    return Layer(placed, window, stored[0], stored[1], stored[2], psf, share)
+
+
+def _psf_of(exposure: Exposure) -> Psf:
+    """Return the PSF that came with an exposure, or the one of its stars."""
+    if isinstance(exposure.psf, Psf):
+        return exposure.psf
+    try:
+        return estimate_psf(exposure, fallback="moffat")
+    except TooFewSourcesError as error:
+        raise TooFewSourcesError(
+            f"{exposure.name} has too few stars for its PSF, which method='proper' needs. Give the exposure a psf, or "
+            "choose another method.",
+            name=exposure.name,
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What a tile sees of a layer: pixels that can be used, and the noise and PSF there."""
+
+    layer: Layer
+    data: npt.NDArray[np.float32]
+    good: npt.NDArray[np.bool_]
+    bits: npt.NDArray[np.uint32]
+    sigma: float
+
+
+class _Tiles:
+    """The tiles of a proper co-add, one after the other.
+
+    Parameters
+    ----------
+    job : Job
+        The co-add.
+    layers : sequence of Layer
+        Its exposures on the grid.
+    planes : mapping of str to Plane
+        To be filled.
+    """
+
+    def __init__(self, job: Job, layers: Sequence[Layer], planes: Mapping[str, Plane]) -> None:
+        self._job, self._layers, self._planes = job, layers, planes
+        self._shape = job.shape
+        self._half = max(layer.psf.half for layer in layers)
+        self._margin = math.ceil(_MARGIN * self._half) + 8
+        self._starts = [list(range(0, max(n - TILE // 2, 1), TILE)) for n in job.shape]  # no slivers at the end
+
+    def run(self) -> TiledPsf:
+        """Fill the planes; return the PSF of the co-add."""
+        rows, columns = ([*starts, n] for starts, n in zip(self._starts, self._shape, strict=True))
+        cores = [
+            (slice(y, y1), slice(x, x1)) for y, y1 in itertools.pairwise(rows) for x, x1 in itertools.pairwise(columns)
+        ]
+        stamps: list[npt.NDArray[np.float64] | None] = []
+        for number, core in enumerate(cores):
+            self._job.progress("co-adding", number, len(cores))
+            stamps.append(self._one(core))
+        known = [stamp for stamp in stamps if stamp is not None]
+        side = 2 * self._half + 1
+        mean = np.mean(known, axis=0) if known else np.ones((side, side))
+        filled = np.array([mean if stamp is None else stamp for stamp in stamps])
+        nodes = [(np.array(edges[:-1]) + np.array(edges[1:]) - 1) / 2 for edges in (rows, columns)]
+        return TiledPsf(filled.reshape(len(nodes[0]), len(nodes[1]), side, side), nodes[1], nodes[0])
+
+    def _one(self, core: Window) -> npt.NDArray[np.float64] | None:
+        """Co-add one tile; return its PSF."""
+        inner = tuple(
+            slice(max(part.start - _OVERLAP // 2, 0), min(part.stop + _OVERLAP // 2, n))
+            for part, n in zip(core, self._shape, strict=True)
+        )
+        sizes = [fft.next_fast_len(part.stop - part.start + 2 * self._margin, real=True) for part in inner]
+        outer = slice(inner[0].start - self._margin, 0), slice(inner[1].start - self._margin, 0)
+        outer = tuple(slice(part.start, part.start + n) for part, n in zip(outer, sizes, strict=True))  # type: ignore[assignment]
+        used = [layer for layer in self._layers if self._reaches(layer, (inner[0], inner[1]))]
+        if not used:
+            self._planes["DQ"].write(core, np.full(window_shape(core), int(MaskBit.NO_DATA), np.uint32))
+            return None
+        middle = (core[1].start + core[1].stop - 1) / 2, (core[0].start + core[0].stop - 1) / 2
+        tile = _Tile(used, outer, (sizes[0], sizes[1]), middle)
+        tile.sum()
+        cut = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
+        weight = np.outer(*(self._ramp(part, c, axis) for axis, (part, c) in enumerate(zip(inner, core, strict=True))))
+        image, variance = tile.image(), tile.variance()
+        for name, values in (("SCI", image), ("VAR", variance)):
+            plane = self._planes[name]
+            before = plane.read((inner[0], inner[1]))
+            plane.write((inner[0], inner[1]), before + (weight * values[cut]).astype(plane.dtype))
+        self._write_core(core, outer, tile)
+        return tile.sums.psf(self._half)
+
+    def _reaches(self, layer: Layer, window: Window) -> bool:
+        part = _common(layer.window, window)
+        return part is not None and bool(((_read(layer.mask, layer, part) & np.uint32(UNUSABLE)) == 0).any())
+
+    def _ramp(self, inner: slice, core: slice, axis: int) -> npt.NDArray[np.float64]:
+        """Return the weights of the tile along an axis: those of neighbouring tiles sum to 1."""
+        at = np.arange(inner.start, inner.stop) + 0.5
+        weight = np.ones(len(at))
+        if core.start > 0:
+            weight *= np.clip((at - core.start) / _OVERLAP + 0.5, 0, 1)
+        if core.stop < self._shape[axis]:
+            weight *= np.clip((core.stop - at) / _OVERLAP + 0.5, 0, 1)
+        return weight
+
+    def _write_core(self, core: Window, outer: Window, tile: _Tile) -> None:
+        """Write the planes that are not blended."""
+        cut = tuple(slice(c.start - o.start, c.stop - o.start) for c, o in zip(core, outer, strict=True))
+        context = np.zeros((self._job.n_context, *window_shape(core)), np.int32)
+        culprits = np.zeros(window_shape(core), np.uint32)
+        passed = np.zeros(window_shape(core), np.uint32)
+        for part in tile.parts():
+            number, good, bits = part.layer.placed.number, part.good[cut], part.bits[cut]
+            context[number // 32] |= np.where(good, np.uint32(1 << (number % 32)), np.uint32(0)).view(np.int32)
+            culprits |= np.where(good, np.uint32(0), bits & ~np.uint32(MaskBit.NO_DATA))
+            passed |= np.where(good, bits, np.uint32(0))
+        empty = tile.weight[cut] <= 0
+        edge = ~empty & (tile.lost()[cut] > _LOST)
+        mask = np.where(empty, culprits | np.uint32(MaskBit.NO_DATA), passed)
+        mask[edge] |= np.uint32(MaskBit.EDGE)
+        if self._job.options.saturated == "flag":
+            mask |= culprits & np.uint32(MaskBit.SATURATED)
+        self._planes["WHT"].write(core, np.where(empty, 0, tile.weight[cut]))
+        self._planes["DQ"].write(core, mask)
+        self._planes["CTX"].write(core, context)
+        self._planes["EXPTIME"].write(core, self._job.seconds(context))
+
+
+class _Tile:
+    """The sums of one tile, with its margin.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        The exposures that have pixels in it.
+    window : Window
+        Where it lies on the output grid; it may reach beyond.
+    shape : (int, int)
+        Of the tile with its margin.
+    middle : (float, float)
+        Output position whose PSFs are taken.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], window: Window, shape: tuple[int, int], middle: tuple[float, float]
+    ) -> None:
+        self._layers, self._window, self._shape = layers, window, shape
+        self._psfs = [psf_spectrum(layer.psf.stamp(*middle), shape) for layer in layers]
+        self.sums = ProperSum(shape)
+        self.weight = np.zeros(shape)
+        self._all = 0.0
+        self._sigmas: list[float] = []
+
+    def parts(self) -> Iterator[_Part]:
+        """Read what the tile sees of each layer."""
+        for number, layer in enumerate(self._layers):
+            data, variance = np.zeros(self._shape, np.float32), np.zeros(self._shape, np.float32)
+            bits = np.full(self._shape, int(MaskBit.NO_DATA), np.uint32)
+            part = _common(layer.window, self._window)
+            assert part is not None
+            at = tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, self._window, strict=True))
+            bits[at] = _read(layer.mask, layer, part)
+            good = (bits & np.uint32(UNUSABLE)) == 0
+            data[at] = _read(layer.data, layer, part)
+            if number >= len(self._sigmas):
+                variance[at] = _read(layer.variance, layer, part)
+                # of the sky: stars are few
+                self._sigmas.append(float(np.sqrt(np.median(variance[good]))))
+            yield _Part(layer, data, good, bits, self._sigmas[number])
+
+    def sum(self) -> None:
+        """Add up the images: first their mean, which fills their gaps, then their transforms."""
+        mean = np.zeros(self._shape)
+        for part in self.parts():
+            mean += np.where(part.good, part.data, 0.0) / part.sigma**2
+            self.weight += part.good / part.sigma**2
+            self._all += 1 / part.sigma**2
+        known = self.weight > 0
+        mean[known] /= self.weight[known]
+        mean[~known] = np.median(mean[known])
+        for psf, part in zip(self._psfs, self.parts(), strict=True):
+            filled = np.where(part.good, part.data, mean)
+            self.sums.add(fft.rfft2(filled, workers=num_threads()), psf, part.sigma)
+
+    def image(self) -> npt.NDArray[np.float64]:
+        """Return the proper co-add of the tile."""
+        return self.sums.image()
+
+    def variance(self) -> npt.NDArray[np.float64]:
+        """Return its variance: sum_j k_j^2 * V_j eta, with k_j what image j is convolved with.
+
+        Where image j has no pixel its value is the mean of those that have: if k_j is the share of j in the sum of all
+        kernels (PSFs that are alike), the variance of the sum grows by eta, the weights of all over those that are
+        there.
+        """
+        grown = self._all / np.where(self.weight > 0, self.weight, self._all)
+        total = np.zeros((self._shape[0], self._shape[1] // 2 + 1), np.complex128)
+        for psf, part in zip(self._psfs, self.parts(), strict=True):
+            own = np.full(self._shape, part.sigma**2)
+            window = _common(part.layer.window, self._window)
+            assert window is not None
+            at = tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(window, self._window, strict=True))
+            values = _read(part.layer.variance, part.layer, window)
+            own[at] = np.where(part.good[at], values, own[at])
+            kernel = self.sums.kernel(psf, part.sigma)
+            total += fft.rfft2(kernel**2) * fft.rfft2(own * grown, workers=num_threads())
+        return np.maximum(fft.irfft2(total, self._shape), np.finfo(np.float32).tiny)
+
+    def lost(self) -> npt.NDArray[np.float64]:
+        """Return the part of the PSF of each pixel that lies where no exposure has data."""
+        empty = (self.weight <= 0).astype(np.float64)
+        if not empty.any():
+            return empty
+        spectrum = np.sqrt(self.sums.power) * self.sums.noise
+        return np.asarray(fft.irfft2(fft.rfft2(empty) * spectrum, self._shape))
+
+
+def _common(one: Window, other: Window) -> Window | None:
+    """Return the part of the grid that two windows share."""
+    rows, columns = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
+    return None if rows.start >= rows.stop or columns.start >= columns.stop else (rows, columns)
+
+
+def _read(plane: Plane, layer: Layer, window: Window) -> npt.NDArray[Any]:
+    """Read a window of the grid from a plane of a layer."""
+    rows, columns = (slice(a.start - w.start, a.stop - w.start) for a, w in zip(window, layer.window, strict=True))
+    return plane.read((rows, columns))
