@@ -261,6 +261,16 @@ def _observe(model, epoch, rng, saturation):
     )
 
 
+def far_from_sources(pair, radius=15):
+    """Return the pixels with no star, galaxy or transient within `radius` pixels."""
+    y, x = np.indices(pair.science.shape)
+    far = np.ones(pair.science.shape, bool)
+    for table in (pair.stars, pair.galaxies, pair.transients):
+        for xs, ys in table.iterrows("x", "y"):
+            far &= (x - xs) ** 2 + (y - ys) ** 2 > radius**2
+    return far
+
+
 class ConstantKernel:
     """A matching kernel that is the same everywhere."""
 

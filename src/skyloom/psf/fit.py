@@ -157,9 +157,9 @@ def _mode_block(terms: Array, weight: Array, modes: Array, tau2: float) -> tuple
     """Factor the normal matrix of the modes' coefficients, the stars' sub-pixel shifts left out (a preconditioner)."""
     n_terms, n_modes = terms.shape[1], len(modes)
     flat = modes.reshape(n_modes, -1)
-    outer = np.einsum("sk,sl->skl", terms, terms).reshape(len(terms), -1)
+    outer = (terms[:, :, None] * terms[:, None, :]).reshape(len(terms), -1)
     pixels = outer.T @ weight.reshape(len(weight), -1)
-    block = np.einsum("mu,qu,nu->qmn", flat, pixels, flat, optimize=True)
+    block = np.stack([(flat * one) @ flat.T for one in pixels])
     block = block.reshape(n_terms, n_terms, n_modes, n_modes).transpose(0, 2, 1, 3).reshape(n_terms * n_modes, -1)
     return cho_factor(block + np.eye(len(block)) / tau2)
 

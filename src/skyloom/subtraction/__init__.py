@@ -10,6 +10,8 @@ from skyloom.subtraction.hotpants_wrapper import run_hotpants
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.result import Subtraction
+from skyloom.subtraction.zogy import ZogyOptions, ZogyResult, subtract_zogy
+from skyloom.subtraction.zogy.dropin import run_zogy
 
 __all__ = [
     "AlardLuptonOptions",
@@ -19,8 +21,12 @@ __all__ = [
     "HotpantsResult",
     "SpatialKernel",
     "Subtraction",
+    "ZogyOptions",
+    "ZogyResult",
     "build_error_map",
     "hotpants",
     "run_hotpants",
+    "run_zogy",
     "subtract",
+    "subtract_zogy",
 ]

@@ -1,0 +1,121 @@
+"""The filters of a proper difference as compact kernels that follow the point spread functions over the field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft
+
+from skyloom.filters import Grid, VaryingFilter
+from skyloom.psf import Psf
+from skyloom.psf.model import stamp_fwhm
+from skyloom.subtraction.zogy.fill import fill_from_each_other
+from skyloom.subtraction.zogy.match import Planes
+from skyloom.subtraction.zogy.proper import Array, ProperPair, centred, total, transfer
+
+TIGHT = 1e-4
+"""Error of the filters that see images: below the noise for stars of a signal-to-noise ratio of some thousands."""
+LOOSE = 3e-3
+"""Error of the filters that see variances, positions' scatter and masks."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProperFilters:
+    """Filters for images in one flux unit (beta = 1), evaluated on a grid of positions and interpolated between them.
+
+    Parameters
+    ----------
+    difference : VaryingFilter
+        Of science image and template: D / F_D.
+    score, score_of_template : VaryingFilter
+        S / F_S, of both images; k_r R / F_S, of the template.
+    difference_squared, score_squared : VaryingFilter
+        Of both variances: variances of D / F_D and S / F_S.
+    response : VaryingFilter
+        Part of a source's S / F_S that comes from where; of unit sum.
+    background_variances : (float, float, float)
+        Variances of S / F_S and of its derivatives along x and y, for the noise of the background.
+    transfers : (ndarray, ndarray)
+        Stamps of both point spread functions in the middle of the field.
+    """
+
+    difference: VaryingFilter
+    score: VaryingFilter
+    score_of_template: VaryingFilter
+    difference_squared: VaryingFilter
+    score_squared: VaryingFilter
+    response: VaryingFilter
+    background_variances: tuple[float, float, float]
+    stamps: tuple[Array, Array]
+
+    @classmethod
+    def on_grid(
+        cls, shape: tuple[int, int], psfs: tuple[Psf, Psf], sigmas: tuple[float, float], shift: tuple[float, float]
+    ) -> ProperFilters:
+        """Compute the filters at the nodes of a grid over an image.
+
+        Parameters
+        ----------
+        shape : (int, int)
+            Shape (ny, nx) of the image.
+        psfs : (Psf, Psf)
+            Of science image and template.
+        sigmas : (float, float)
+            Noise of both images in the flux unit of the science image.
+        shift : (float, float)
+            By how much (x, y) the template is to be moved.
+        """
+        grid = Grid(shape)
+        stamps = [grid.sample(psf.stamp) for psf in psfs]
+        middle = [psf.stamp((shape[1] - 1) / 2, (shape[0] - 1) / 2) for psf in psfs]
+        # the filters reach as far as the point spread functions and, by their differences in width, somewhat beyond
+        half = max(psf.half for psf in psfs) + int(np.ceil(max(stamp_fwhm(stamp) for stamp in middle)))
+        side = fft.next_fast_len(2 * half + 2 * max(psf.half for psf in psfs) + 1, real=True)
+        box = (side, side)
+        pair = ProperPair(transfer(stamps[0], box), transfer(stamps[1], box), *sigmas, 1.0, box)
+        move = np.exp(-2j * np.pi * (shift[0] * fft.rfftfreq(side)[None, :] + shift[1] * fft.fftfreq(side)[:, None]))
+        flux = pair.score_flux[..., None, None]
+        d_n, d_r = (fft.irfft2(f, box) for f in (pair.difference_filters[0], -pair.difference_filters[1] * move))
+        k_n, k_r = (fft.irfft2(f / flux, box) for f in (pair.score_filters[0], -pair.score_filters[1] * move))
+        p_n = fft.irfft2(pair.n, box)
+
+        def kernel(*planes: Array) -> Array:
+            """Return kernels of a convolution as stamps of a correlation, shape (n_y, n_x, planes, n, n)."""
+            return np.stack([centred(plane, half)[..., ::-1, ::-1] for plane in planes], axis=2)
+
+        response = kernel(k_n)[:, :, 0] * centred(p_n, half)
+        return cls(
+            difference=VaryingFilter(kernel(d_n, d_r), grid, TIGHT),
+            score=VaryingFilter(kernel(k_n, k_r), grid, TIGHT),
+            score_of_template=VaryingFilter(kernel(-k_r), grid, LOOSE),
+            difference_squared=VaryingFilter(kernel(d_n, d_r) ** 2, grid, LOOSE),
+            score_squared=VaryingFilter(kernel(k_n, k_r) ** 2, grid, LOOSE),
+            response=VaryingFilter(response / response.sum(axis=(-2, -1), keepdims=True), grid, LOOSE),
+            background_variances=_background_variances(pair),
+            stamps=(middle[0], middle[1]),
+        )
+
+    def fill(self, planes: tuple[Planes, Planes]) -> tuple[npt.NDArray, npt.NDArray]:
+        """Return both images with their unusable pixels filled, see `fill`."""
+        if all(plane.usable.all() for plane in planes):
+            return planes[0].data, planes[1].data
+        ny, nx = planes[0].usable.shape
+        reach = max(len(stamp) for stamp in self.stamps)
+        grid = (fft.next_fast_len(ny + reach, real=True), fft.next_fast_len(nx + reach, real=True))
+        transfers = [transfer(stamp, grid, np.complex64) for stamp in self.stamps]
+        return fill_from_each_other(
+            (planes[0].data, planes[1].data), (planes[0].usable, planes[1].usable), (transfers[0], transfers[1]),
+            stamp_fwhm(self.stamps[0]) / 2.355, grid,
+        )  # fmt: skip
+
+
+def _background_variances(pair: ProperPair) -> tuple[float, float, float]:
+    """Return the variances of S / F_S and of its derivatives along x and y, the mean over all positions."""
+    ny, nx = pair.shape
+    k_n, k_r = pair.score_filters
+    power = pair.sigma_n**2 * np.abs(k_n) ** 2 + pair.sigma_r**2 * np.abs(k_r) ** 2
+    y, x = (2 * np.pi * fft.fftfreq(ny)[:, None]) ** 2, (2 * np.pi * fft.rfftfreq(nx)[None, :]) ** 2
+    plain, along_x, along_y = (float((total(power * k2, pair.shape) / pair.score_flux**2).mean()) for k2 in (1.0, x, y))
+    return plain, along_x, along_y

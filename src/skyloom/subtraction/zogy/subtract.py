@@ -1,0 +1,293 @@
+"""`subtract_zogy`: the proper difference and score of two images on one grid."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.background import estimate_background
+from skyloom.errors import NoOverlapError, ShapeError, SubtractionError
+from skyloom.exposure import UNUSABLE, Exposure, MaskBit
+from skyloom.filters import correlate
+from skyloom.noise import with_variance
+from skyloom.psf import Psf, estimate_psf
+from skyloom.psf.model import stamp_fwhm
+from skyloom.registration import detect_sources
+from skyloom.subtraction.zogy.bank import ProperFilters
+from skyloom.subtraction.zogy.match import Match, Planes, match_stars
+from skyloom.subtraction.zogy.moving import gradient, moving_statistic
+from skyloom.subtraction.zogy.result import DifferencePsf, ZogyOptions, ZogyResult
+
+logger = logging.getLogger("skyloom.subtraction")
+
+Array = npt.NDArray[Any]
+
+MIN_COVERAGE = 0.1
+"""Least part of a source's signal that must come from usable pixels for a flux."""
+GOOD_COVERAGE = 0.95
+FIT_SNR = 20.0
+
+
+def subtract_zogy(
+    science: Exposure,
+    template: Exposure,
+    options: ZogyOptions | None = None,
+    *,
+    psf_science: Psf | None = None,
+    psf_template: Psf | None = None,
+    sources: Any = None,
+    moving: bool = False,
+) -> ZogyResult:
+    """Difference two images properly (Zackay, Ofek & Gal-Yam 2016).
+
+    Parameters
+    ----------
+    science, template : Exposure
+        On one pixel grid. Without a variance plane the noise is measured.
+    options : ZogyOptions, optional
+    psf_science, psf_template : Psf, optional
+        Point spread functions; measured on the images by default.
+    sources : table, optional
+        Sources of the science image with columns x, y, and flux or snr; detected by default. The fit of flux ratio and
+        shift takes the best of them.
+    moving : bool
+        Compute TRANSLIENT's Z^2 as well.
+
+    Returns
+    -------
+    ZogyResult
+
+    Raises
+    ------
+    ShapeError
+        The images differ in shape.
+    NoOverlapError
+        No pixel is usable in both.
+    TooFewSourcesError
+        Too few stars for a point spread function, or for a fit that was asked for.
+    SubtractionError
+        The flux ratio of the images is not above 0.
+    """
+    options = options or ZogyOptions()
+    _check(science, template)
+    science, template = (image if image.variance is not None else with_variance(image) for image in (science, template))
+    if sources is None and psf_science is None:
+        sources = detect_sources(science)
+    psfs = (
+        estimate_psf(science, sources) if psf_science is None else psf_science,
+        estimate_psf(template) if psf_template is None else psf_template,
+    )
+    planes = _planes(science), _planes(template)
+    match = fit_match(planes, psfs, sources, options)
+    return difference_planes(planes, psfs, match, masks=(science.mask, template.mask), moving=moving)
+
+
+def _check(science: Exposure, template: Exposure) -> None:
+    if science.shape != template.shape:
+        raise ShapeError(
+            f"The science image has the shape {science.shape}, the template {template.shape}; both must be on one "
+            "grid. Register and resample the template first.",
+            found=template.shape,
+            needed=science.shape,
+        )
+    if not (science.usable & template.usable).any():
+        raise NoOverlapError(
+            f"{science.name} and {template.name} have no usable pixel in common; check their masks and the "
+            "registration."
+        )
+
+
+def _planes(exposure: Exposure) -> Planes:
+    """Return an image without its background, and its noise."""
+    usable = exposure.usable
+    level = estimate_background(exposure).level
+    assert exposure.variance is not None
+    variance = np.where(usable, exposure.variance * exposure.data.dtype.type(exposure.correlation), 0)
+    sigma = float(np.sqrt(np.median(variance[usable])))
+    data = np.where(usable, exposure.data - level, 0).astype(exposure.data.dtype)
+    return Planes(data, variance.astype(exposure.data.dtype), usable, sigma)
+
+
+def fit_match(
+    planes: tuple[Planes, Planes],
+    psfs: tuple[Psf, Psf],
+    sources: Any,
+    options: ZogyOptions,
+    *,
+    good: npt.NDArray[np.bool_] | None = None,
+) -> Match:
+    """Return flux ratio, shift and scatter as the options ask: given, or fitted to the best of some sources.
+
+    Parameters
+    ----------
+    planes, psfs : pairs
+        Of science image and template.
+    sources : table or None
+        Columns x, y, optionally flux and flag. None: they are detected on the science image.
+    options : ZogyOptions
+    good : ndarray of bool, optional
+        Where stars may lie.
+
+    Raises
+    ------
+    TooFewSourcesError
+        Too few stars for what is to be fitted or measured.
+    SubtractionError
+        The flux ratio is not above 0.
+    """
+    measured = isinstance(options.scatter, str)
+    x, y = np.broadcast_to(0.0 if measured else np.asarray(options.scatter, float), 2)
+    given = (float(x), float(y))
+    if not (options.fit_ratio or options.fit_shift or measured) and options.flux_ratio is not None:
+        return Match(options.flux_ratio, (0.0, 0.0), scatter=given)
+    science = planes[0]
+    if sources is None:
+        sources = detect_sources(Exposure(science.data, science.variance, mask=bad_bits(science.usable), name="the science image"))
+    xy = best_stars(sources, science.sigma, psfs[0])
+    if good is not None:
+        row, column = (np.clip(np.round(xy[:, k]).astype(int), 0, good.shape[1 - k] - 1) for k in (1, 0))
+        xy = xy[good[row, column]]
+    fwhm = max(stamp_fwhm(psf.stamp(*_middle(science.usable.shape))) for psf in psfs)
+    match = match_stars(
+        *planes, psfs, xy, fwhm,
+        flux_ratio=options.flux_ratio, fit_ratio=options.fit_ratio, fit_shift=options.fit_shift,
+    )  # fmt: skip
+    if not match.flux_ratio > 0:
+        raise SubtractionError(
+            f"The stars of the template have {match.flux_ratio:.3g} times the flux of those of the science image; a "
+            "ratio above 0 is needed. Check that both show the same field.",
+            flux_ratio=match.flux_ratio,
+        )
+    return match if measured else dataclasses.replace(match, scatter=given)
+
+
+def bad_bits(usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+    """Return the mask of an exposure whose other pixels are bad."""
+    return np.where(usable, np.uint32(0), np.uint32(MaskBit.BAD))
+
+
+def _middle(shape: tuple[int, ...]) -> tuple[float, float]:
+    return (shape[1] - 1) / 2, (shape[0] - 1) / 2
+
+
+def best_stars(sources: Any, sigma: float, psf: Psf) -> npt.NDArray[np.float64]:
+    """Return positions (N, 2) of the sources of best signal, the brightest first."""
+    xy = np.column_stack([np.asarray(sources["x"], float), np.asarray(sources["y"], float)])
+    names = sources.colnames if hasattr(sources, "colnames") else sources.dtype.names
+    flux = np.asarray(sources["flux"], float) if "flux" in names else np.zeros(len(xy))
+    good = np.isfinite(xy).all(axis=1) & np.isfinite(flux)
+    for flag in ("flag", "flags"):
+        if flag in names:
+            good &= np.asarray(sources[flag]) == 0
+    if flux[good].any():
+        # noise of a matched filter on the background
+        noise = sigma / np.sqrt((psf.stamp(*xy[good].mean(axis=0)) ** 2).sum())
+        bright = good & (flux > FIT_SNR * noise)
+        good = bright if bright.sum() >= 10 else good & (flux > 5 * noise)
+    order = np.argsort(-flux[good], kind="stable")
+    return np.asarray(xy[good][order])
+
+
+# --- the difference -----------------------------------------------------------------------------------------
+
+
+def difference_planes(
+    planes: tuple[Planes, Planes],
+    psfs: tuple[Psf, Psf],
+    match: Match,
+    *,
+    masks: tuple[Array, Array] | None = None,
+    moving: bool = False,
+    threads: int | None = None,
+) -> ZogyResult:
+    """Difference two images whose background, point spread functions and match are known; see `subtract_zogy`."""
+    kind = np.result_type(*(p.data.dtype for p in planes))
+    science, template = _in_one_unit(planes, match)
+    both = science.usable & template.usable
+    filters = ProperFilters.on_grid(science.usable.shape, psfs, (science.sigma, template.sigma), match.shift)
+    n, r = filters.fill((science, template))
+    images = (n.astype(kind), r.astype(kind))
+    variances = (science.variance.astype(kind), template.variance.astype(kind))
+    image, variance, score, of_template, score_variance, coverage = correlate(
+        [
+            (filters.difference, images),
+            (filters.difference_squared, variances),
+            (filters.score, images),
+            (filters.score_of_template, images[1]),
+            (filters.score_squared, variances),
+            (filters.response, both.astype(kind)),
+        ],
+        threads,
+        dtype=kind.type,
+    )
+    # stars lie differently in both images by the scatter: what the template holds moves (eqs. 30-33)
+    slopes = gradient(of_template)
+    score_variance = np.maximum(score_variance, 0)
+    for sigma, slope in zip(match.scatter, slopes, strict=True):
+        score_variance += kind.type(sigma**2) * slope**2
+    score_variance += (kind.type(match.flux_scatter) * of_template) ** 2
+    valid = both & (coverage > MIN_COVERAGE) & (score_variance > 0)
+    safe_variance, safe_coverage = np.where(valid, score_variance, 1), np.where(valid, np.clip(coverage, 0, 1), 1)
+    mask = _mask(masks, planes, valid, coverage)
+    usable = (mask & np.uint32(UNUSABLE)) == 0
+    empty = np.empty((0, 0), np.float32)
+    z2 = moving_statistic(score, score_variance, slopes, match.scatter, filters) if moving else None
+    result = ZogyResult(
+        image=np.where(usable, image, 0),
+        variance=np.where(usable, np.maximum(variance, 0), 0),
+        mask=mask,
+        significance=np.where(valid, score / np.sqrt(safe_variance), 0).astype(np.float32),
+        flux=np.where(valid, score / safe_coverage, 0),
+        flux_variance=np.where(valid, safe_variance / safe_coverage**2, 0),
+        match=match,
+        psf_science=psfs[0],
+        psf_template=psfs[1],
+        psf=DifferencePsf(psfs, science.sigma, template.sigma),
+        moving=empty if z2 is None else np.where(valid, z2, 0).astype(np.float32),
+    )
+    result.statistics.update(_statistics(result))
+    return result
+
+
+def _in_one_unit(planes: tuple[Planes, Planes], match: Match) -> tuple[Planes, Planes]:
+    """Return science image and template in the flux unit of the science image, and without the fitted background."""
+    science, template = planes
+    beta = template.data.dtype.type(match.flux_ratio)
+    level = science.data.dtype.type(match.background)
+    return (
+        Planes(np.where(science.usable, science.data - level, 0), science.variance, science.usable, science.sigma),
+        Planes(template.data / beta, template.variance / beta**2, template.usable, template.sigma / float(beta)),
+    )
+
+
+def _mask(
+    masks: tuple[Array, Array] | None, planes: tuple[Planes, Planes], valid: npt.NDArray[np.bool_], coverage: Array
+) -> npt.NDArray[np.uint32]:
+    """Join the masks; pixels without a score are at an edge, those that lack part of it are touched."""
+    if masks is None:
+        masks = tuple(bad_bits(p.usable) for p in planes)  # type: ignore[assignment]
+    assert masks is not None
+    science, template = (np.asarray(mask, np.uint32) for mask in masks)
+    mask = science | template
+    mask[(template & np.uint32(UNUSABLE)) != 0] |= np.uint32(MaskBit.TEMPLATE)
+    unusable = (mask & np.uint32(UNUSABLE)) != 0
+    mask[~valid & ~unusable] |= np.uint32(MaskBit.EDGE)
+    mask[valid & (coverage < GOOD_COVERAGE)] |= np.uint32(MaskBit.SPREAD)
+    return mask
+
+
+def _statistics(result: ZogyResult) -> dict[str, Any]:
+    usable = result.usable & (result.variance > 0)
+    scaled = result.image[usable] / np.sqrt(result.variance[usable])
+    score = result.significance[usable]
+    robust = [1.4826 * float(np.median(np.abs(v - np.median(v)))) if v.size else 1.0 for v in (scaled, score)]
+    stars = result.match.stars
+    return {
+        "noise_std": robust[0],
+        "score_std": robust[1],
+        "n_stars": 0 if stars is None else int(np.sum(stars["used"])),
+    }
