@@ -72,5 +72,9 @@ class TooFewStampsError(SubtractionError, TooFewSourcesError):
     """Too few good stamps are left to fit the matching kernel."""
 
 
+class TooFewPixelsError(SubtractionError, NoUsableDataError, RuntimeError):
+    """Fewer pixels can be used than a fit to all pixels has unknowns."""
+
+
 class SkyloomWarning(UserWarning):
     """Something that the user should know, and that does not stop the work."""

@@ -163,6 +163,39 @@ def convolve_varying(
     rows: tuple[int, int],
 ) -> None: ...
 
+# delta
+def delta_gram(
+    padded: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float32],
+    kernel: tuple[int, int],
+    order: int,
+    centre: tuple[float, float],
+    scale: tuple[float, float],
+    cell: int,
+    rows: tuple[int, int],
+    out: npt.NDArray[np.float64],
+) -> None: ...
+def delta_project(
+    padded: npt.NDArray[np.float64],
+    image: npt.NDArray[np.float64],
+    kernel: tuple[int, int],
+    order: int,
+    centre: tuple[float, float],
+    scale: tuple[float, float],
+    rows: tuple[int, int],
+    out: npt.NDArray[np.float64],
+) -> None: ...
+def delta_apply(
+    padded: npt.NDArray[np.float64],
+    coefficients: npt.NDArray[np.float64],
+    kernel: tuple[int, int],
+    order: int,
+    centre: tuple[float, float],
+    scale: tuple[float, float],
+    rows: tuple[int, int],
+    out: npt.NDArray[np.float64],
+) -> None: ...
+
 # interpolate
 def interpolate(
     data: FloatArray,

@@ -9,6 +9,7 @@ void bind_drizzle(nb::module_& m);
 void bind_convolve(nb::module_& m);
 void bind_interpolate(nb::module_& m);
 void bind_covariance(nb::module_& m);
+void bind_delta(nb::module_& m);
 
 NB_MODULE(_ext, m) {
   m.doc() = "Numerical loops of skyloom. Pure functions on array views; the GIL is released inside.";
@@ -18,4 +19,5 @@ NB_MODULE(_ext, m) {
   bind_convolve(m);
   bind_interpolate(m);
   bind_covariance(m);
+  bind_delta(m);
 }

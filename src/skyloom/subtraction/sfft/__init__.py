@@ -1,0 +1,19 @@
+"""Subtraction with a delta-function kernel that varies over the field (Hu et al. 2022, ApJ 936, 157)."""
+
+from skyloom.subtraction.sfft.dropin import (
+    SFFTResult,
+    evaluate_background,
+    evaluate_flux_scale,
+    evaluate_kernel_at,
+    solve,
+)
+from skyloom.subtraction.sfft.run import run_sfft
+
+__all__ = [
+    "SFFTResult",
+    "evaluate_background",
+    "evaluate_flux_scale",
+    "evaluate_kernel_at",
+    "run_sfft",
+    "solve",
+]

@@ -1,0 +1,260 @@
+"""`solve`, `SFFTResult` and `evaluate_*` as stdpipe 0.4.1 has them in `stdpipe.sfft`.
+
+The terms of polynomials come in the order 1, x, y, x^2, xy, y^2, ... there, with x and y running from -1 to 1 over the
+image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.convolution import exponents
+from skyloom.errors import InputError
+from skyloom.exposure import BoolArray
+from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
+from skyloom.subtraction.sfft.fit import FitOptions, fit_delta, flux_scale
+from skyloom.subtraction.sfft.planes import SfftPlanes, error_plane, make_planes
+from skyloom.subtraction.sfft.solve import Penalties
+
+Log = Callable[..., None]
+
+
+@dataclass
+class SFFTResult:
+    """What `solve` returns.
+
+    Parameters
+    ----------
+    diff : ndarray, shape (ny, nx)
+        Image minus model; 0 where the image is not finite.
+    model : ndarray, shape (ny, nx)
+        The template, convolved, with the background.
+    kernel_coeffs : ndarray, shape (ky * kx, terms)
+        The kernel k[hy + dy, hx + dx], row by row, times each term of its polynomial:
+        model(p) = sum k[dy, dx] template(p - (dy, dx)) + background(p).
+    bg_coeffs : ndarray
+        Of the background's terms.
+    kernel_shape : (int, int)
+    kernel_poly_order, bg_poly_order, flux_poly_order : int
+    flux_poly_coeffs : ndarray
+        The kernel's sum as a polynomial of `flux_poly_order`.
+    n_iter : int
+        Number of fits.
+    rms : float
+        Of `diff` over the pixels of the last fit.
+    n_good : int
+        Number of those pixels.
+    dmask : ndarray of bool, shape (ny, nx)
+        True where the kernel reaches a bad pixel of the template, or outside of the image.
+    template_level : float
+        The kernel acts on template - template_level. 0 unless `bg_poly_order` is smaller than `kernel_poly_order`:
+        then the background cannot take up the kernel times the template's sky.
+    """
+
+    diff: Float64Array
+    model: Float64Array
+    kernel_coeffs: Float64Array
+    bg_coeffs: Float64Array
+    kernel_shape: tuple[int, int]
+    kernel_poly_order: int
+    bg_poly_order: int
+    flux_poly_order: int
+    flux_poly_coeffs: Float64Array
+    n_iter: int
+    rms: float
+    n_good: int
+    dmask: Any = None
+    template_level: float = 0.0
+
+
+def terms(order: int) -> list[tuple[int, int]]:
+    """Return the powers (i, j) of x and y in the order of stdpipe."""
+    return [(degree - j, j) for degree in range(order + 1) for j in range(degree + 1)]
+
+
+def _reordered(values: Float64Array, order: int) -> Float64Array:
+    """Return an array whose first axis are the terms, brought from the order of `exponents` to that of `terms`."""
+    place = {term: k for k, term in enumerate(exponents(order))}
+    return values[[place[term] for term in terms(order)]]
+
+
+def _ordered_back(values: Float64Array, order: int) -> Float64Array:
+    place = {term: k for k, term in enumerate(terms(order))}
+    return values[[place[term] for term in exponents(order)]]
+
+
+def solve(  # noqa: PLR0917  the reference's signature
+    image: npt.ArrayLike,
+    template: npt.ArrayLike,
+    mask: Any = None,
+    template_mask: Any = None,
+    err: Any = None,
+    template_err: Any = None,
+    kernel_shape: tuple[int, int] = (7, 7),
+    kernel_poly_order: int = 2,
+    bg_poly_order: int = 2,
+    flux_poly_order: int = 1,
+    flux_penalty: float = 1000.0,
+    ridge: float = 1e-6,
+    sigma_clip: float | None = 3.0,
+    max_iter: int = 5,
+    verbose: Any = False,
+    *,
+    rebuild: bool = False,
+) -> SFFTResult:
+    """Fit a kernel that varies over the field and a background, and subtract.
+
+    Parameters
+    ----------
+    image, template : array_like, shape (ny, nx)
+        On the same pixels. Pixels that are not finite are left out.
+    mask, template_mask : array_like of bool, optional
+        True where the image is not to be used for the fit, and where the template is bad.
+    err, template_err : array_like, optional
+        Standard deviations of the pixels, for the weights. True, and None, mean the same weight for all.
+    kernel_shape : (int, int)
+        (ky, kx), odd.
+    kernel_poly_order, bg_poly_order : int
+        Orders of the polynomials with which kernel and background vary.
+    flux_poly_order : int
+        The kernel's sum varies as a polynomial of this order,
+    flux_penalty : float
+        with this weight, in units of the median diagonal of the normal matrix.
+    ridge : float
+        Weight of the squares of the kernel's coefficients, in the same unit.
+    sigma_clip : float or None
+        Pixels that lie so many times the scatter off the model are left out.
+    max_iter : int
+        Fits with clipping; one more comes first if there is a `template_err`.
+    verbose : bool or callable
+        Print what is done, or call this with it.
+    rebuild : bool
+        Sum the normal matrix anew after each clipping: slower, and the result is the same.
+
+    Returns
+    -------
+    SFFTResult
+
+    Raises
+    ------
+    InputError
+        Shapes differ, an order or the kernel's shape cannot be used; a ValueError.
+    TooFewPixelsError
+        Fewer good pixels than unknowns; a RuntimeError.
+    """
+    model = make_model(kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, max_iter)
+    planes = make_planes(image, template, mask, template_mask, model.kernel_shape)
+    shape = planes.science.shape
+    planes = planes.with_errors(error_plane(err, shape, "err"), error_plane(template_err, shape, "template_err"))
+    log = logger(verbose)
+    options = FitOptions(
+        model, make_penalties(flux_poly_order, flux_penalty, ridge), sigma_clip, max_iter, rebuild, log
+    )
+    return fit_planes(planes, options)
+
+
+def make_model(
+    kernel_shape: tuple[int, int], kernel_order: int, background_order: int, flux_order: int, max_iter: int
+) -> DeltaModel:
+    """Check the arguments of `solve` that say what is fitted."""
+    shape = np.ravel(kernel_shape)
+    if len(shape) != 2 or any(side != int(side) or side < 1 or side % 2 == 0 for side in shape):
+        raise InputError(f"kernel_shape is {kernel_shape}; two odd numbers of pixels are needed, like (7, 7).")
+    for what, order in (
+        ("kernel_poly_order", kernel_order),
+        ("bg_poly_order", background_order),
+        ("flux_poly_order", flux_order),
+    ):
+        if order != int(order) or order < 0:
+            raise InputError(f"{what} is {order}; it must be a whole number of at least 0.")
+    if flux_order > kernel_order:
+        raise InputError(
+            f"flux_poly_order is {flux_order}; it must not be above kernel_poly_order, {kernel_order}: the kernel's "
+            "sum varies no "
+            "more than the kernel."
+        )
+    if max_iter != int(max_iter) or max_iter < 1:
+        raise InputError(f"max_iter is {max_iter}; it must be a whole number of at least 1.")
+    return DeltaModel((int(shape[0]), int(shape[1])), int(kernel_order), int(background_order))
+
+
+def make_penalties(flux_order: int, flux_penalty: float, ridge: float) -> Penalties:
+    """Check the arguments of `solve` that say what is asked for besides the data."""
+    for what, value in (("flux_penalty", flux_penalty), ("ridge", ridge)):
+        if not (np.isfinite(value) and value >= 0):
+            raise InputError(f"{what} is {value}; it must be a finite number of at least 0.")
+    return Penalties(int(flux_order), float(flux_penalty), float(ridge))
+
+
+def fit_planes(planes: SfftPlanes, options: FitOptions, region: BoolArray | None = None) -> SFFTResult:
+    """Fit to the pixels of a region, and put the result together."""
+    fit = fit_delta(planes.restricted(region), options)
+    model = fit.design.model
+    background = fit.background.copy()
+    background[exponents(model.background_order).index((0, 0))] += planes.science_level
+    level = planes.template_level
+    flux_order = options.penalties.flux_order
+    if model.background_order >= model.kernel_order:
+        # K * (R - r) = K * R - r sum K, whose last part the background can take up
+        sums = dict(zip(exponents(model.kernel_order), fit.kernel.sum(axis=(1, 2)), strict=True))
+        background -= level * np.array([sums.get(term, 0.0) for term in exponents(model.background_order)])
+        level = 0.0
+    flux = flux_scale(fit, flux_order)
+    image = planes.science + planes.science_level
+    return SFFTResult(
+        diff=np.where(planes.finite, fit.residual, 0.0),
+        model=image - fit.residual,
+        kernel_coeffs=_reordered(fit.kernel.reshape(len(fit.kernel), -1), model.kernel_order).T.copy(),
+        bg_coeffs=_reordered(background, model.background_order),
+        kernel_shape=model.kernel_shape,
+        kernel_poly_order=model.kernel_order,
+        bg_poly_order=model.background_order,
+        flux_poly_order=flux_order,
+        flux_poly_coeffs=_reordered(flux, model.kernel_order)[: len(terms(flux_order))],
+        n_iter=fit.n_iter,
+        rms=float(np.sqrt(np.mean(fit.residual[fit.used] ** 2))),
+        n_good=int(np.count_nonzero(fit.used)),
+        dmask=planes.dmask,
+        template_level=level,
+    )
+
+
+def evaluate_kernel_at(result: SFFTResult, x: float, y: float, image_shape: tuple[int, int]) -> Float64Array:
+    """Return the kernel at pixel (x, y), shape `result.kernel_shape`, its middle pixel the origin."""
+    return (result.kernel_coeffs @ _monomials(x, y, result.kernel_poly_order, image_shape)).reshape(result.kernel_shape)
+
+
+def evaluate_flux_scale(result: SFFTResult, x: Any, y: Any, image_shape: tuple[int, int]) -> Any:
+    """Return the kernel's sum at pixels (x, y), numbers or arrays of the same shape."""
+    return np.tensordot(result.flux_poly_coeffs, _monomials(x, y, result.flux_poly_order, image_shape), axes=1)[()]
+
+
+def evaluate_background(result: SFFTResult, x: Any, y: Any, image_shape: tuple[int, int]) -> Any:
+    """Return the background at pixels (x, y), numbers or arrays of the same shape."""
+    return np.tensordot(result.bg_coeffs, _monomials(x, y, result.bg_poly_order, image_shape), axes=1)[()]
+
+
+def convolved_variance(result: SFFTResult, variance: Float64Array) -> Float64Array:
+    """Return sum K^2 V for the variance V of the template's pixels."""
+    model = DeltaModel(result.kernel_shape, result.kernel_poly_order, 0)
+    planes = _ordered_back(result.kernel_coeffs.T, result.kernel_poly_order).reshape(-1, *result.kernel_shape)
+    unknowns = np.append(planes[:, ::-1, ::-1].ravel(), 0.0)
+    return np.maximum(Design(np.zeros(variance.shape), model).convolved_variance(unknowns, variance), 0.0)
+
+
+def _monomials(x: Any, y: Any, order: int, image_shape: tuple[int, int]) -> Float64Array:
+    ny, nx = image_shape
+    X, Y = ((2 * np.asarray(value, np.float64) - (size - 1)) / max(size - 1, 1) for value, size in ((x, nx), (y, ny)))
+    return np.stack([X**i * Y**j for i, j in terms(order)])
+
+
+def logger(verbose: Any) -> Log | None:
+    """Return what to call with messages: `verbose` itself, print, or nothing."""
+    if callable(verbose):
+        return verbose
+    return print if verbose else None

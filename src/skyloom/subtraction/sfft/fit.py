@@ -1,0 +1,220 @@
+"""The real-space form: weights from the noise, masks, clipping, and the template's own noise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from skyloom._threads import serial_blas
+from skyloom.background import MAD_TO_SIGMA
+from skyloom.convolution import exponents
+from skyloom.errors import InputError, TooFewPixelsError
+from skyloom.exposure import BoolArray
+from skyloom.subtraction.sfft.clip import outliers
+from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
+from skyloom.subtraction.sfft.solve import Penalties, Solver
+
+log = logging.getLogger("skyloom.subtraction.sfft")
+
+_WHILE_CLIPPING = 0.03  # of the statistical errors: as accurate as the choice of pixels needs the fit to be
+_IN_THE_END = 1e-6
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to fit; see `run_sfft` for the meaning of each.
+
+    Parameters
+    ----------
+    model : DeltaModel
+    penalties : Penalties
+    sigma_clip : float or None
+    max_iter : int
+        Fits, without the one after the weights have learnt of the template's noise.
+    rebuild : bool
+        Sum the matrix anew after each clipping; the result is the same.
+    log : callable, optional
+        Is told how it goes.
+    """
+
+    model: DeltaModel
+    penalties: Penalties
+    sigma_clip: float | None = 3.0
+    max_iter: int = 5
+    rebuild: bool = False
+    log: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sigma_clip is not None and not self.sigma_clip >= 0:
+            raise InputError(f"sigma_clip is {self.sigma_clip}; it must be None, 0 (no clipping) or above.")
+
+
+@dataclass(frozen=True, eq=False)
+class FitPlanes:
+    """What is fitted.
+
+    Parameters
+    ----------
+    science, template : ndarray of float64, shape (ny, nx)
+        Finite; the template is 0 where it cannot be used, its sky subtracted.
+    usable : ndarray of bool, shape (ny, nx)
+        The pixels of the fit.
+    variance, template_variance : ndarray of float64, optional
+        Of the pixels; positive where usable. Without a variance all weights are the same.
+    """
+
+    science: Float64Array
+    template: Float64Array
+    usable: BoolArray
+    variance: Float64Array | None
+    template_variance: Float64Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaFit:
+    """A fitted kernel and background.
+
+    Parameters
+    ----------
+    design : Design
+    unknowns : ndarray
+    residual : ndarray, shape (ny, nx)
+        Science minus model.
+    used : ndarray of bool, shape (ny, nx)
+        The pixels of the last fit.
+    n_iter : int
+        Number of fits.
+    """
+
+    design: Design
+    unknowns: Float64Array
+    residual: Float64Array
+    used: BoolArray
+    n_iter: int
+
+    @property
+    def kernel(self) -> Float64Array:
+        """c_ij, shape (terms, ky, kx), in the order of `skyloom.convolution.exponents`."""
+        return self.design.model.kernel(self.unknowns)
+
+    @property
+    def background(self) -> Float64Array:
+        """b_kl, in the order of `skyloom.convolution.exponents`."""
+        return self.design.model.background(self.unknowns)
+
+
+def fit_delta(planes: FitPlanes, options: FitOptions) -> DeltaFit:
+    """Fit kernel and background to the usable pixels by weighted least squares.
+
+    The weights are 1 / (V_S + sum_a K(a)^2 V_R): the first fit knows V_S only, its kernel gives the rest. Then pixels
+    that the model does not describe are left out (see `clip.outliers`) and the fit is repeated, `max_iter` times at
+    most. The template's noise, which adds to the expectation of A^T W A as a part N that is known, biases a kernel
+    towards 0; the last fit solves A^T W A x' = A^T W S + N x for the kernel x of the fit before, so that of a relative
+    bias N/A its square is left.
+
+    Raises
+    ------
+    TooFewPixelsError
+        Fewer usable pixels than unknowns.
+    SubtractionError
+        The template has no structure.
+    """
+    with serial_blas():
+        return _Fitter(planes, options).run()
+
+
+class _Fitter:
+    def __init__(self, planes: FitPlanes, options: FitOptions) -> None:
+        self.planes, self.options = planes, options
+        self.design = Design(planes.template, options.model)
+        self.solver = Solver(self.design, planes.science, options.penalties)
+        self.clipped = np.zeros(planes.usable.shape, bool)
+        self.n_iter = 0
+
+    def run(self) -> DeltaFit:
+        self.set_variance(self.planes.variance)
+        if self.planes.template_variance is not None:
+            self.fit(_WHILE_CLIPPING)
+            self.set_variance(self.full_variance())
+        for attempt in range(self.options.max_iter):
+            self.fit(_WHILE_CLIPPING)
+            if attempt + 1 == self.options.max_iter or not self.clip():
+                break
+        if self.planes.template_variance is not None:
+            self.solver.correction = self.design.noise_product(
+                self.solver.x, self.weight, self.planes.template_variance
+            )
+        self.solver.solve(_IN_THE_END)
+        return DeltaFit(self.design, self.solver.x, self.solver.residual, self.weight > 0, self.n_iter)
+
+    def need_enough(self, used: BoolArray) -> None:
+        count, needed = int(np.count_nonzero(used)), self.options.model.size
+        if count <= needed:
+            raise TooFewPixelsError(
+                f"Too few good pixels: {count} may be used and the model has {needed} unknowns. Check masks, errors "
+                "and overlap, "
+                "or give a smaller kernel or lower orders.",
+                found=count,
+                needed=needed,
+            )
+
+    def set_variance(self, variance: Float64Array | None) -> None:
+        usable = self.planes.usable
+        self.need_enough(usable)
+        self.variance = variance
+        self.inverse = usable.astype(np.float32)
+        if variance is not None:
+            # in units of their mean, so that single precision holds them whatever the unit of the images
+            mean = float(np.mean(variance[usable]))
+            np.divide(mean, variance, out=self.inverse, where=usable, casting="unsafe")
+        self.weight = self.inverse
+        self.solver.start(self.weight)
+
+    def fit(self, tolerance: float) -> None:
+        self.solver.solve(tolerance)
+        self.n_iter += 1
+        if self.options.log is not None:
+            used = self.weight > 0
+            rms = np.sqrt(np.mean(self.solver.residual[used] ** 2))
+            self.options.log(f"SFFT fit {self.n_iter}: rms {rms:.6g} over {np.count_nonzero(used)} pixels")
+
+    def full_variance(self) -> Float64Array:
+        """Return V_S + sum K^2 V_R; V_S, if not given, is a constant that explains the residual's scatter."""
+        assert self.planes.template_variance is not None
+        usable = self.planes.usable
+        template = self.design.convolved_variance(self.solver.x, self.planes.template_variance)
+        if self.planes.variance is not None:
+            return self.planes.variance + template
+        scatter = (MAD_TO_SIGMA * float(np.median(np.abs(self.solver.residual[usable])))) ** 2
+        typical = float(np.median(template[usable]))
+        return template + max(scatter - typical, 0.01 * scatter, 1e-12 * typical)
+
+    def clip(self) -> bool:
+        """Leave out what the model does not describe; return whether that changed anything."""
+        if not self.options.sigma_clip:
+            return False
+        usable, residual = self.planes.usable, self.solver.residual
+        sigma = np.ones(usable.shape) if self.variance is None else np.sqrt(np.where(usable, self.variance, 1.0))
+        signal = self.planes.science - residual - self.design.background(self.solver.x)
+        clipped = outliers(residual, sigma, signal, usable, self.options.sigma_clip)
+        if np.array_equal(clipped, self.clipped):
+            return False
+        self.clipped = clipped
+        self.need_enough(usable & ~clipped)
+        self.weight = np.where(clipped, np.float32(0), self.inverse)
+        self.solver.go_on(self.weight, rebuild=self.options.rebuild)
+        return True
+
+
+def flux_scale(fit: DeltaFit, order: int) -> Float64Array:
+    """Return the kernel's sum as a polynomial: its coefficients in the order of `exponents`, 0 beyond `order`."""
+    sums = fit.kernel.sum(axis=(1, 2))
+    return np.array(
+        [
+            value if i + j <= order else 0.0
+            for value, (i, j) in zip(sums, exponents(fit.design.model.kernel_order), strict=True)
+        ]
+    )

@@ -1,0 +1,154 @@
+"""Checked copies of the two images of a fit, without their levels, and what of them may be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from skyloom.errors import ShapeError
+from skyloom.exposure import BoolArray
+from skyloom.subtraction.sfft.design import Float64Array
+from skyloom.subtraction.sfft.fit import FitPlanes
+
+
+@dataclass(frozen=True, eq=False)
+class SfftPlanes:
+    """Images for `fit_delta`.
+
+    Parameters
+    ----------
+    science, template : ndarray of float64, shape (ny, nx)
+        Above their levels; 0 where not finite, the template where bad.
+    science_level, template_level : float
+        Medians of the usable pixels, which were taken off. The fit sees what varies, and no level can leak into the
+        kernel.
+    finite, bad_science, bad_template, dmask : ndarray of bool, shape (ny, nx)
+        Where science is a number; where each image is bad; where the kernel reaches a bad pixel of the template or
+        the border.
+    err, template_err : ndarray of float64, optional
+        Standard deviations.
+    """
+
+    science: Float64Array
+    template: Float64Array
+    science_level: float
+    template_level: float
+    finite: BoolArray
+    bad_science: BoolArray
+    bad_template: BoolArray
+    dmask: BoolArray
+    kernel_shape: tuple[int, int]
+    err: Float64Array | None = None
+    template_err: Float64Array | None = None
+
+    @property
+    def usable(self) -> BoolArray:
+        """True where a pixel may take part in the fit."""
+        return ~(self.bad_science | self.dmask)
+
+    def with_errors(self, err: Float64Array | None, template_err: Float64Array | None) -> SfftPlanes:
+        """Return the planes with errors; pixels whose error is not positive and finite become bad."""
+        bad_science, bad_template = self.bad_science, self.bad_template
+        if err is not None:
+            bad_science = bad_science | ~(np.isfinite(err) & (err > 0))
+        if template_err is not None:
+            bad_template = bad_template | ~(np.isfinite(template_err) & (template_err >= 0))
+        return replace(
+            self,
+            template=np.where(bad_template, 0.0, self.template),
+            bad_science=bad_science,
+            bad_template=bad_template,
+            dmask=reach(bad_template, self.kernel_shape),
+            err=err,
+            template_err=template_err,
+        )
+
+    def restricted(self, region: BoolArray | None = None) -> FitPlanes:
+        """Return what is fitted: the usable pixels, of a region."""
+        variance = None if self.err is None else np.where(self.bad_science, 1.0, self.err) ** 2
+        of_template = None if self.template_err is None else np.where(self.bad_template, 0.0, self.template_err) ** 2
+        usable = self.usable if region is None else self.usable & region
+        return FitPlanes(self.science, self.template, usable, variance, of_template)
+
+
+def make_planes(image: Any, template: Any, mask: Any, template_mask: Any, kernel_shape: tuple[int, int]) -> SfftPlanes:
+    """Check and copy two images.
+
+    Raises
+    ------
+    ShapeError
+        They differ in shape, or a mask does.
+    """
+    science, reference = (np.array(np.ma.getdata(plane), np.float64) for plane in (image, template))
+    shape = science.shape
+    if science.ndim != 2 or shape != reference.shape or science.size == 0:
+        raise ShapeError(
+            f"The image has the shape {shape} and the template {reference.shape}; two images of the same shape are "
+            "needed. "
+            "Resample the template first.",
+            image=shape,
+            template=reference.shape,
+        )
+    finite = np.isfinite(science)
+    bad_science = ~finite | bad_plane(mask, shape, "mask") | np.ma.getmaskarray(image)
+    bad_template = ~np.isfinite(reference) | bad_plane(template_mask, shape, "template_mask")
+    bad_template |= np.ma.getmaskarray(template)
+    dmask = reach(bad_template, kernel_shape)
+    usable = ~(bad_science | dmask)
+    levels = [float(np.median(plane[usable])) if usable.any() else 0.0 for plane in (science, reference)]
+    return SfftPlanes(
+        science=np.where(finite, science - levels[0], 0.0),
+        template=np.where(bad_template, 0.0, reference - levels[1]),
+        science_level=levels[0],
+        template_level=levels[1],
+        finite=finite,
+        bad_science=bad_science,
+        bad_template=bad_template,
+        dmask=dmask,
+        kernel_shape=kernel_shape,
+    )
+
+
+def reach(bad: BoolArray, kernel_shape: tuple[int, int]) -> BoolArray:
+    """Return True where a kernel reaches a bad pixel, or outside of the image."""
+    hy, hx = kernel_shape[0] // 2, kernel_shape[1] // 2
+    grown: BoolArray = bad.copy()
+    if bad.any():
+        grown = ndimage.maximum_filter(bad, size=kernel_shape, mode="constant", cval=0)
+    ny, nx = bad.shape
+    grown[:hy] = grown[max(ny - hy, 0) :] = True
+    grown[:, :hx] = grown[:, max(nx - hx, 0) :] = True
+    return grown
+
+
+def bad_plane(mask: Any, shape: tuple[int, ...], what: str) -> BoolArray:
+    """Return a mask as booleans, True where bad."""
+    if mask is None:
+        return np.zeros(shape, bool)
+    plane = np.asarray(mask)
+    _need_shape(plane, shape, what)
+    return plane.astype(bool)
+
+
+def error_plane(err: Any, shape: tuple[int, ...], what: str) -> Float64Array | None:
+    """Return standard deviations as doubles; None if there are none, or all are the same unknown number (True)."""
+    if err is None or err is True or err is False:
+        return None
+    plane = np.array(np.ma.filled(err, np.nan) if isinstance(err, np.ma.MaskedArray) else err, np.float64)
+    if plane.ndim == 0:
+        return np.full(shape, float(plane))
+    _need_shape(plane, shape, what)
+    return plane
+
+
+def _need_shape(plane: npt.NDArray[Any], shape: tuple[int, ...], what: str) -> None:
+    if plane.shape != shape:
+        raise ShapeError(
+            f"{what} has the shape {plane.shape}, but the images have {shape}; they must be of the same shape.",
+            found=plane.shape,
+            needed=shape,
+        )

@@ -1,0 +1,98 @@
+"""Where to fit: boxes around stars that are spread over the field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from skyloom.errors import InputError
+from skyloom.exposure import BoolArray
+from skyloom.subtraction.sfft.design import Float64Array
+
+_DEFAULT_SIZE = 15
+_PER_FWHM = 3.0
+
+
+def box_half_size(objects: Any) -> int:
+    """Return 3 times the median FWHM of the objects, or 15 pixels if their FWHM is not known."""
+    if "fwhm" in _names(objects):
+        fwhm = np.asarray(objects["fwhm"], np.float64)
+        fwhm = fwhm[np.isfinite(fwhm) & (fwhm > 0)]
+        if fwhm.size:
+            return max(1, round(_PER_FWHM * float(np.median(fwhm))))
+    return _DEFAULT_SIZE
+
+
+def object_region(
+    objects: Any,
+    bad: BoolArray,
+    *,
+    size: int,
+    grid: int = 4,
+    per_cell: int | None = 10,
+    max_masked_fraction: float = 0.5,
+) -> tuple[BoolArray, int]:
+    """Return True in boxes around the best objects of each cell of a grid, and how many boxes there are.
+
+    Parameters
+    ----------
+    objects : Table
+        Columns x and y, and, if there, flags (objects with any are left out), flux and fluxerr (which tell the order).
+    bad : ndarray of bool, shape (ny, nx)
+        Pixels that cannot be used.
+    size : int
+        Half the size of a box: 2 size + 1 pixels a side.
+    grid : int
+        Cells along each axis.
+    per_cell : int or None
+        So many objects of a cell at most.
+    max_masked_fraction : float
+        Boxes of which more is bad are left out.
+    """
+    for what, value, least in (("obj_size", size, 0), ("obj_grid", grid, 1), ("obj_per_cell", per_cell, 1)):
+        if value is not None and value < least:
+            raise InputError(f"{what} is {value}; it must be at least {least}.")
+    ny, nx = bad.shape
+    region = np.zeros(bad.shape, bool)
+    taken: dict[tuple[int, int], int] = {}
+    count = 0
+    for x, y in _positions(objects):
+        column, row = round(x), round(y)
+        if not (0 <= column < nx and 0 <= row < ny):
+            continue
+        cell = row * grid // ny, column * grid // nx
+        if per_cell is not None and taken.get(cell, 0) >= per_cell:
+            continue
+        box = slice(max(row - size, 0), row + size + 1), slice(max(column - size, 0), column + size + 1)
+        if bad[box].mean() > max_masked_fraction:
+            continue
+        region[box] = True
+        taken[cell] = taken.get(cell, 0) + 1
+        count += 1
+    return region, count
+
+
+def _positions(objects: Any) -> list[tuple[float, float]]:
+    """Return x and y of the objects without flags, those of the highest S/N first."""
+    names = _names(objects)
+    for needed in ("x", "y"):
+        if needed not in names:
+            raise InputError(f"obj has no column {needed}; it has {', '.join(names)}. Give positions as x and y.")
+    x, y = (np.asarray(objects[name], np.float64) for name in ("x", "y"))
+    good = np.isfinite(x) & np.isfinite(y)
+    if "flags" in names:
+        good &= np.asarray(objects["flags"]) == 0
+    order = np.arange(len(x))
+    if "flux" in names:
+        merit: Float64Array = np.asarray(objects["flux"], np.float64)
+        if "fluxerr" in names:
+            error = np.asarray(objects["fluxerr"], np.float64)
+            merit = np.divide(merit, error, out=np.full(len(merit), -np.inf), where=error > 0)
+        order = np.argsort(-np.nan_to_num(merit, nan=-np.inf), kind="stable")
+    return [(float(x[k]), float(y[k])) for k in order if good[k]]
+
+
+def _names(objects: Any) -> list[str]:
+    names = getattr(objects, "colnames", None) or getattr(getattr(objects, "dtype", None), "names", None)
+    return list(names or ())

@@ -1,0 +1,143 @@
+"""Solve the weighted least squares of a `Design`, with penalties on the kernel, to any accuracy.
+
+What is minimised is
+
+    (S - A x)^T W (S - A x) + x^T P x - 2 x^T d,
+
+P being diagonal ridge terms and the penalty on the variation of the kernel's sum, d a correction (see `fit`).
+Conjugate gradients use the residual S - A x, exactly, and the approximate matrix of `Design.matrix` as preconditioner
+(Hestenes & Stiefel 1952; Golub & Van Loan, Matrix Computations, algorithm 11.5.1): what is approximate in the matrix
+delays the solution and does not change it. The matrix may also be that of somewhat different weights, as when pixels
+were clipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.convolution import exponents
+from skyloom.errors import SubtractionError
+from skyloom.subtraction.normal import Factored
+from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
+
+_MOST_STEPS = 200
+_ROUNDING = 1e-26  # of the first gradient's square: all that double precision leaves
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """What the kernel is asked for besides the data, in units of the median diagonal h of the kernel's normal matrix.
+
+    Parameters
+    ----------
+    flux_order : int
+        The kernel's sum is asked to vary as a polynomial of this order: for each term of a higher degree,
+        flux * h * (sum over the taps)^2 is added to what is minimised.
+    flux : float
+    ridge : float
+        ridge * h * (sum of the squares of the kernel's coefficients) is added. The background is left alone: its scale
+        is another one, and it must not depend on the level of the sky.
+    """
+
+    flux_order: int
+    flux: float
+    ridge: float
+
+    def matrix(self, model: DeltaModel, normal: Float64Array) -> Float64Array:
+        """Return P for the normal matrix A^T W A."""
+        n = model.n_kernel
+        unit = float(np.median(np.diagonal(normal)[:n]))
+        if not unit > 0:
+            raise SubtractionError(
+                "The template has no structure where it may be used (all its pixels are alike), so that no kernel "
+                "can be "
+                "fitted. Check the template and the masks."
+            )
+        penalty = np.zeros_like(normal)
+        penalty[np.arange(n), np.arange(n)] = self.ridge * unit
+        for t, (i, j) in enumerate(exponents(model.kernel_order)):
+            if i + j > self.flux_order:
+                block = slice(t * model.taps, (t + 1) * model.taps)
+                penalty[block, block] += self.flux * unit
+        return penalty
+
+
+class Solver:
+    """Conjugate gradients for one design, target and set of penalties, from weights to weights.
+
+    Parameters
+    ----------
+    design : Design
+    target : ndarray, shape (ny, nx)
+        S; finite everywhere.
+    penalties : Penalties
+
+    Attributes
+    ----------
+    x : ndarray
+        The unknowns.
+    residual : ndarray, shape (ny, nx)
+        S - A x.
+    """
+
+    def __init__(self, design: Design, target: Float64Array, penalties: Penalties) -> None:
+        self._design, self._penalties = design, penalties
+        self.x = np.zeros(design.model.size)
+        self.residual = target.copy()
+        self.correction = np.zeros(design.model.size)
+        """d: added to the right-hand side."""
+
+    def start(self, weight: npt.NDArray[np.float32]) -> None:
+        """Take weights, their matrix and the unit of the penalties that belongs to it."""
+        matrix = self._design.matrix(weight)
+        self._penalty = self._penalties.matrix(self._design.model, matrix)
+        self._set(weight, matrix)
+
+    def go_on(self, weight: npt.NDArray[np.float32], *, rebuild: bool) -> None:
+        """Take weights that differ for a few pixels: the unit stays, and the matrix unless it is to be rebuilt."""
+        self._set(weight, self._design.matrix(weight) if rebuild else None)
+
+    def _set(self, weight: npt.NDArray[np.float32], matrix: Float64Array | None) -> None:
+        self._weight = weight.astype(np.float64)
+        self._used = max(int(np.count_nonzero(weight)), 1)
+        if matrix is not None:
+            self._preconditioner = Factored(matrix + self._penalty)
+            self._largest = 0.0
+
+    def solve(self, tolerance: float) -> None:
+        """Bring x to the minimum, to within `tolerance` of the statistical error of any direction of x.
+
+        The distance to the minimum in units of the errors is sqrt(r^T M^-1 r) over the deviation of a pixel of weight
+        1, where r is the gradient and M the preconditioner.
+        """
+        r, energy = self._gradient()
+        z = self._preconditioner.solve(r)
+        direction, left = z, float(r @ z)
+        for _ in range(_MOST_STEPS):
+            self._largest = max(self._largest, left)
+            if left <= max(tolerance**2 * energy / self._used, _ROUNDING * self._largest):
+                return
+            change = self._design.apply(direction)
+            curvature = float(np.vdot(change, self._weight * change) + direction @ (self._penalty @ direction))
+            step = left / curvature
+            self.x += step * direction
+            self.residual -= step * change
+            r, energy = self._gradient()
+            z = self._preconditioner.solve(r)
+            previous, left = left, float(r @ z)
+            direction = z + (left / previous) * direction
+        raise SubtractionError(
+            f"The fit of the kernel has not converged after {_MOST_STEPS} steps. Give a smaller kernel, lower orders "
+            "or a larger "
+            "ridge.",
+            steps=_MOST_STEPS,
+        )
+
+    def _gradient(self) -> tuple[Float64Array, float]:
+        """Return half the descent of what is minimised, and the weighted sum of squares of the residual."""
+        weighted = self._weight * self.residual
+        gradient = self._design.project(weighted) - self._penalty @ self.x + self.correction
+        return gradient, float(np.vdot(weighted, self.residual))
