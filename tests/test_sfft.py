@@ -9,8 +9,8 @@ import pytest
 from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import sfft_oracle as oracle
 
+from reference import sfft_oracle as oracle
 from skyloom.compat.stdpipe import sfft as drop_in
 from skyloom.convolution import exponents
 from skyloom.errors import InputError, ShapeError, SubtractionError, TooFewPixelsError

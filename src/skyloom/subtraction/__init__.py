@@ -10,6 +10,7 @@ from skyloom.subtraction.hotpants_wrapper import run_hotpants
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.result import Subtraction
+from skyloom.subtraction.sfft import run_sfft
 from skyloom.subtraction.zogy import ZogyOptions, ZogyResult, subtract_zogy
 from skyloom.subtraction.zogy.dropin import run_zogy
 
@@ -26,6 +27,7 @@ __all__ = [
     "build_error_map",
     "hotpants",
     "run_hotpants",
+    "run_sfft",
     "run_zogy",
     "subtract",
     "subtract_zogy",
