@@ -33,7 +33,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {
     "drizzle": ("drizzle", "drizzle.cdrizzle", "drizzle.resample", "drizzle.util", "drizzle.utils"),
     "spalipy": ("spalipy", "spalipy.spalipy", "spalipy.utils"),
     "stcal": ("stcal.resample", "stcal.resample.resample", "stcal.resample.utils"),
-    "stdpipe": ("stdpipe.sfft", "stdpipe.subtraction"),
+    "stdpipe": ("stdpipe.psf", "stdpipe.sfft", "stdpipe.subtraction"),
 }
 """For each original, those of its modules that the module of the same path in `skyloom.compat` replaces."""
 

@@ -80,17 +80,20 @@ class PsfexModel:
 
     def stamp_at(self, x: float, y: float, dx: float, dy: float) -> Stamp:
         """Return the PSF at (x, y), centred (dx, dy) pixels from the middle pixel, with unit sum when centred."""
-        fine = self.supersampled(x, y)
-        return self._pixels(fine, dx, dy) / self._pixels(fine, 0.0, 0.0).sum()
+        return self.raw_stamp(x, y, dx, dy) / self.raw_stamp(x, y, 0.0, 0.0).sum()
 
     def stamp(self, x: float, y: float) -> Stamp:
         """Return the PSF at (x, y), centred on the middle pixel, with unit sum."""
         return self.stamp_at(x, y, 0.0, 0.0)
 
-    def _pixels(self, fine: Stamp, dx: float, dy: float) -> Stamp:
+    def raw_stamp(self, x: float, y: float, dx: float, dy: float) -> Stamp:
+        """Return what the super-sampled image at (x, y) holds at the pixels of the detector, by cubic splines."""
+        fine = self.supersampled(x, y)
         axis = np.arange(-self.half, self.half + 1.0)
-        y, x = ((axis - shift) / self.sampling + size // 2 for shift, size in zip((dy, dx), fine.shape, strict=True))
-        return np.asarray(ndimage.map_coordinates(fine, np.meshgrid(y, x, indexing="ij"), order=3))
+        rows, columns = (
+            (axis - shift) / self.sampling + size // 2 for shift, size in zip((dy, dx), fine.shape, strict=True)
+        )
+        return np.asarray(ndimage.map_coordinates(fine, np.meshgrid(rows, columns, indexing="ij"), order=3))
 
     # --- other representations ------------------------------------------------------------------------------
 
