@@ -112,7 +112,7 @@ def run_psfex(  # noqa: PLR0917  the reference's signature
 
     Returns
     -------
-    dict, or (dict, Table)
+    dict, or a list of it and a Table
 
     Raises
     ------
@@ -137,7 +137,7 @@ def run_psfex(  # noqa: PLR0917  the reference's signature
     if psffile is not None:
         psfex.write(psffile, overwrite=True)
     _say(verbose, f"{model!r}")
-    return (psfex.to_dict(), objects) if get_obj else psfex.to_dict()
+    return [psfex.to_dict(), objects] if get_obj else psfex.to_dict()
 
 
 def create_psf_model(  # noqa: PLR0917  the reference's signature

@@ -204,9 +204,11 @@ def as_psf(psf: Any) -> Psf:
         It is none of these, or cannot be used.
     """
     if isinstance(psf, Mapping):
-        return PsfexModel.from_dict(psf)
-    if isinstance(psf, (str, Path)):
-        return PsfexModel.read(psf)
+        psf = PsfexModel.from_dict(psf)
+    elif isinstance(psf, (str, Path)):
+        psf = PsfexModel.read(psf)
+    if isinstance(psf, PsfexModel) and psf.degree == 0:
+        return ArrayPsf(psf.stamp(0.0, 0.0))  # computed once, and not at every star
     if isinstance(psf, Psf):
         return psf
     if isinstance(psf, (np.ndarray, list, tuple)):

@@ -94,7 +94,8 @@ def run_zogy(  # noqa: PLR0917  the reference's signature
     verbose : bool or callable
         Print (or call with) what is done.
     **kwargs
-        ``order``, the degree to which measured point spread functions vary over the image. The other arguments of
+        ``order``, the degree to which measured point spread functions vary over the image; by default as the stars show
+        it. The other arguments of
         stdpipe's `run_psfex` (thresh, aper, r0, gain, ...) tune programs that are not run here: without effect.
 
     Returns
@@ -117,7 +118,7 @@ def run_zogy(  # noqa: PLR0917  the reference's signature
     _check_options(dx, dy, nx, ny, overlap, nthreads, kwargs)
     science = _planes(image, mask, err, image_gain, "image", None)
     reference = _planes(template, template_mask, template_err, template_gain, "template", science.data.shape)
-    order = kwargs.get("order", 0)
+    order = kwargs.get("order", "auto")
     psfs = (
         _psf(image_psf, science, "image", order, psf_clean),
         _psf(template_psf, reference, "template", order, psf_clean),
