@@ -207,7 +207,9 @@ def difference_planes(
     threads: int | None = None,
 ) -> ZogyResult:
     """Difference two images whose background, point spread functions and match are known; see `subtract_zogy`."""
-    kind = np.dtype(np.float32 if all(_single_precision_does(p) for p in planes) else np.float64)
+    single = all(_single_precision_does(p) for p in planes)
+    precision: type[np.float32] | type[np.float64] = np.float32 if single else np.float64
+    kind = np.dtype(precision)
     science, template = _in_one_unit(planes, match)
     both = science.usable & template.usable
     filters = ProperFilters.on_grid(science.usable.shape, psfs, (science.sigma, template.sigma), match.shift)
@@ -224,7 +226,7 @@ def difference_planes(
             (filters.response, both.astype(kind)),
         ],
         threads,
-        dtype=kind.type,
+        dtype=precision,
     )
     # stars lie differently in both images by the scatter: what the template holds moves (eqs. 30-33)
     slopes = gradient(of_template)
