@@ -38,8 +38,8 @@ SKYLOOM_INLINE void read_weights(const Input& input, int64_t j, int64_t i0, int 
   }
   if (input.inverse_weight) {
     for (int k = 0; k < n; ++k) {
-      const double inverse = 1.0 / w[k];
-      w[k] = std::fabs(inverse) <= 0x1.fffffep127 ? double(float(inverse)) : 0.0;
+      const float inverse = 1.0f / float(w[k]);
+      w[k] = std::fabs(inverse) <= 0x1.fffffep127f ? double(inverse) : 0.0;
     }
   }
   if (input.mask.data != nullptr) {
@@ -49,6 +49,15 @@ SKYLOOM_INLINE void read_weights(const Input& input, int64_t j, int64_t i0, int 
     } else {
       for (int k = 0; k < n; ++k) w[k] = (bits[k * input.mask.col] & input.rejected) != 0 ? 0.0 : w[k];
     }
+  }
+}
+
+// Square roots, of negative numbers `huge`; those of float32 as float32, which takes a third of the time.
+SKYLOOM_INLINE void take_roots(bool is_double, double* __restrict e) {
+  if (is_double) {
+    for (int k = 0; k < kBatch; ++k) e[k] = e[k] < 0 ? huge : std::sqrt(std::fabs(e[k]));
+  } else {
+    for (int k = 0; k < kBatch; ++k) e[k] = e[k] < 0 ? huge : double(std::sqrt(std::fabs(float(e[k]))));
   }
 }
 
@@ -67,8 +76,7 @@ SKYLOOM_INLINE void load_errors(const Input& input, int64_t j, int64_t i0, int n
       const Plane& plane = root ? input.roots[size_t(which - n_errors)] : input.errors[size_t(which)];
       if (plane.data == nullptr) continue;
       read_row_body(plane, j, i0, n, e[side]);
-      if (root)
-        for (int k = 0; k < kBatch; ++k) e[side][k] = e[side][k] < 0 ? huge : std::sqrt(std::fabs(e[side][k]));
+      if (root) take_roots(plane.is_double, e[side]);
       const double scale = root ? input.root_scale : input.error_scale;
       for (int k = 0; k < kBatch; ++k) {
         const double part = e[side][k] * scale * w[k];
@@ -207,55 +215,55 @@ SKYLOOM_INLINE void merge_own_weight(const Plane& plane, const Plane& weight, in
   write_row_body(weight, j, i0, n, p.total);
 }
 
-// Weights u of an image in the running variances: 0 where there is none.
-SKYLOOM_INLINE void variance_weights(const Output& out, const Piece& p, const double* __restrict variance,
-                                     double* __restrict weight) {
-  for (int k = 0; k < kBatch; ++k) {
-    const double u = out.reference < 0 ? out.own_weight : 1.0 / variance[k];
-    weight[k] = p.weight[k] != 0.0 && u > 0 && u <= huge ? u : 0.0;
-  }
-}
-
-// The squares of the means of roots in a tile; negative where it is not known.
-SKYLOOM_INLINE void read_variances(const double* __restrict sums, int n, const Piece& p, double* __restrict variance) {
-  std::fill_n(variance, kBatch, -1.0);
+// The squares of the means of roots in a tile; -1 where it is not known. per_weight: 1 / sum of weights of the image.
+SKYLOOM_INLINE void read_variances(const double* __restrict sums, int n, const double* __restrict per_weight,
+                                   double* __restrict variance) {
   for (int k = 0; k < n; ++k) {
-    const double mean = sums[2 * k] / p.weight[k], square = mean * mean;
+    const double mean = sums[2 * k] * per_weight[k], square = mean * mean;
     variance[k] = std::fabs(sums[2 * k]) <= kKnownSum && square <= huge ? square : -1.0;
   }
+  for (int k = n; k < kBatch; ++k) variance[k] = -1.0;
 }
 
 template <bool kFresh>
 SKYLOOM_INLINE void merge_roots(const Tile& tile, const Output& out, const double* sums, int64_t j, int64_t i0, int n,
                                 const Piece& data) {
-  Piece common{}, p;
-  alignas(64) double variance[kBatch], weight[kBatch];
+  Piece common, own;
+  alignas(64) double variance[kBatch], referred[kBatch], per_weight[kBatch];
   const auto plane_sums = [&](int which) {
     const int s = int(out.errors.size()) + which;
     return sums + (s / 2 + 1) * tile.plane + s % 2;
   };
-  if (out.reference >= 0) read_variances(plane_sums(out.reference), n, data, variance);
-  variance_weights(out, data, variance, weight);
+  for (int k = 0; k < kBatch; ++k) per_weight[k] = 1.0 / data.weight[k];
+  if (out.reference >= 0) read_variances(plane_sums(out.reference), n, per_weight, referred);
+  for (int k = 0; k < kBatch; ++k) {  // u, 0 where there is none
+    const double u = out.reference < 0 ? out.own_weight : 1.0 / referred[k];
+    common.weight[k] = data.weight[k] != 0.0 && u > 0 && u <= huge ? u : 0.0;
+  }
   if (out.root_weight.data != nullptr) {
+    std::fill_n(common.before, kBatch, 0.0);
     if (!kFresh) read_row_body(out.root_weight, j, i0, n, common.before);
-    std::copy_n(weight, kBatch, common.weight);
     add_weights(common, out.most_weight());
     write_row_body(out.root_weight, j, i0, n, common.total);
   }
   for (int s = 0; s < int(out.roots.size()); ++s) {
     const Mean& to = out.roots[size_t(s)];
     if (to.mean.data == nullptr) continue;
-    read_variances(plane_sums(s), n, data, variance);
-    p = common;
-    if (to.weight.data != nullptr) {
-      std::fill_n(p.before, kBatch, 0.0);
-      if (!kFresh) read_row_body(to.weight, j, i0, n, p.before);
-      for (int k = 0; k < kBatch; ++k) p.weight[k] = variance[k] >= 0 ? weight[k] : 0.0;
-      add_weights(p, out.most_weight());
-      write_row_body(to.weight, j, i0, n, p.total);
+    const bool alone = to.weight.data != nullptr;
+    if (s != out.reference) read_variances(plane_sums(s), n, per_weight, variance);
+    const double* __restrict v = s == out.reference ? referred : variance;
+    if (alone) {
+      std::fill_n(own.before, kBatch, 0.0);
+      if (!kFresh) read_row_body(to.weight, j, i0, n, own.before);
+      for (int k = 0; k < kBatch; ++k) own.weight[k] = v[k] >= 0 ? common.weight[k] : 0.0;
+      add_weights(own, out.most_weight());
+      write_row_body(to.weight, j, i0, n, own.total);
     }
-    for (int k = 0; k < kBatch; ++k)
-      p.sum[k] = p.weight[k] == 0.0 ? 0.0 : variance[k] * out.variance_scale * p.weight[k] * p.weight[k];
+    Piece& p = alone ? own : common;
+    for (int k = 0; k < kBatch; ++k) {
+      const double sum = v[k] * out.variance_scale * p.weight[k] * p.weight[k];
+      p.sum[k] = p.weight[k] == 0.0 ? 0.0 : sum;
+    }
     merge_plane<2, kFresh>(to.mean, j, i0, n, p, true, std::nan(""));
   }
 }
