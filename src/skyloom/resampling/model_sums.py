@@ -14,7 +14,7 @@ instead, V = sum (a w)^2 v / (sum a w)^2 over all pixels: what the noise of inde
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom import _kernels
+from skyloom._threads import map_bands, row_bands
 from skyloom.exposure import FloatArray
 from skyloom.resampling._drizzle_kernels import Placing, drizzle
 from skyloom.resampling._drizzle_planes import fill_number, fill_text
@@ -31,7 +32,7 @@ from skyloom.resampling.model_input import ModelImage
 
 @dataclass(frozen=True)
 class Scales:
-    """Factors on what a model brings: on its data, its errors, and its variances (beside the square of that of data)."""
+    """Factors on the data of a model, on its errors, and on its variances (beside the square of that on the data)."""
 
     data: float = 1.0
     error: float = 1.0
@@ -121,6 +122,7 @@ class ModelSums:
         placing: Placing,
         footprint: _kernels.DrizzleFootprint,
         kernel: str,
+        *,
         number: int,
         scales: Scales,
     ) -> None:
@@ -183,7 +185,7 @@ class ModelSums:
         scratch.settle()
         scratch.variances, scratch.variance_weights = self.variances, self.variance_weights
         scratch.root_weight = self.root_weight
-        scratch.add(image, placing, footprint, kernel, 0, scales)
+        scratch.add(image, placing, footprint, kernel, number=0, scales=scales)
         self.root_weight = scratch.root_weight
 
     def planes_of(self, image: ModelImage) -> tuple[int, int]:
@@ -272,6 +274,24 @@ class ModelSums:
         if self.root_weight is None and not squared and any(slot.weight is None for slot in slots):
             self.root_weight = np.empty_like(self.out_wht)
         return slots
+
+
+def root_of_sum(planes: Sequence[FloatArray], dtype: npt.DTypeLike) -> FloatArray:
+    """Return the root of the sum of those of the variances that are known; NaN where none is."""
+    root = np.zeros(planes[0].shape, dtype)
+
+    def fill(band: tuple[int, int]) -> None:
+        part = root[slice(*band)]
+        any_known = np.zeros(part.shape, bool)
+        for plane in planes:
+            known = ~np.isnan(plane[slice(*band)])
+            np.add(part, plane[slice(*band)], out=part, where=known)
+            any_known |= known
+        np.sqrt(part, out=part)
+        part[~any_known] = np.nan
+
+    map_bands(fill, row_bands(len(root)))
+    return root
 
 
 @dataclass(frozen=True, eq=False)

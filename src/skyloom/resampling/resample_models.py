@@ -8,7 +8,6 @@ see `skyloom.resampling.model_sums` for the formulas.
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -18,18 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning
 from skyloom.exposure import FloatArray
-from skyloom.resampling._drizzle_kernels import Placing, drop_scale, find_footprint, kernel_in_use
-from skyloom.resampling._drizzle_map import Positions, any_finite, for_kernels, positions_of
-from skyloom.resampling._drizzle_planes import fill_text
-from skyloom.resampling.drizzle import SUPPORTED_DRIZZLE_KERNELS
+from skyloom.resampling._drizzle_kernels import find_footprint
+from skyloom.resampling._drizzle_map import Positions, positions_of
 from skyloom.resampling.maps import SampledMap, XYArray
 from skyloom.resampling.model_input import (
-    WEIGHT_PLANES,
     ModelImage,
-    ModelOptions,
     ModelTypeError,
     check_times,
     is_spectral_wcs,
@@ -37,15 +31,16 @@ from skyloom.resampling.model_input import (
     model_name,
     read_model,
 )
-from skyloom.resampling.model_sums import ModelSums, Scales, SumsOptions
+from skyloom.resampling.model_placing import ModelPlacing, pixels_within
+from skyloom.resampling.model_sums import ModelSums, SumsOptions, root_of_sum
 from skyloom.resampling.model_times import ModelTimes
 from skyloom.resampling.pipeline_utils import (
     build_driz_weight,
     is_flux_density,
-    is_imaging_wcs,
     resample_range,
 )
-from skyloom.resampling.pixmap import Box, _without_box, blank_outside, positions_between
+from skyloom.resampling.pixmap import Box, blank_outside
+from skyloom.resampling.resample_options import Options
 from skyloom.resampling.resample_output import OutputFrame
 
 _log = logging.getLogger(__name__)
@@ -64,7 +59,6 @@ _KEYS = [
     "level",
     "subtracted",
 ]
-_EXACT = 1e-5  # pixels; what is promised of a map where every pixel is asked for
 
 
 class FinalizedError(InputError, RuntimeError):
@@ -75,16 +69,16 @@ class NoModelsError(NoUsableDataError, RuntimeError):
     """A co-add without any model is to be finished."""
 
 
-class Resample(OutputFrame, ModelTimes):
+class Resample(Options, OutputFrame, ModelPlacing, ModelTimes):
     """Resample models onto the grid of one output WCS, and co-add them.
 
     Parameters
     ----------
     output_wcs : dict
         ``wcs``: the WCS of the output (`gwcs.WCS`, `astropy.wcs.WCS`, or any other with the common interface).
-        ``pixel_scale``: side of its pixels, arcsec; from the WCS if it is not given. ``pixel_scale_ratio``: that over the
-        side of the pixels of the models (imaging; the inverse for spectra); by default from each model. A bare WCS is as
-        good.
+        ``pixel_scale``: side of its pixels, arcsec; from the WCS if it is not given. ``pixel_scale_ratio``: that over
+        the side of the pixels of the models (imaging; the inverse for spectra); by default from each model. A bare WCS
+        is as good.
     n_input_models : int, optional
         How many models are expected, so that the context is allocated once.
     pixfrac : float
@@ -92,7 +86,7 @@ class Resample(OutputFrame, ModelTimes):
     kernel : {'square', 'gaussian', 'point', 'turbo', 'lanczos2', 'lanczos3'}
         How the flux of a pixel is spread: see `skyloom.resampling.Drizzle`.
     fillval : float, str or None
-        Value of pixels of the data (and of errors that are drizzled) to which nothing contributes. None and 'INDEF': NaN.
+        Value of pixels of the data (and of errors that are drizzled) without weight. None and 'INDEF': NaN.
     weight_type : {'ivm', 'ivm-sky', 'exptime', None}
         Weights of pixels: 1 / ``var_rnoise``, 1 / ``var_sky`` (1 for a model that has no such plane), the measurement
         time or else the exposure time, or 1. Pixels that `good_bits` excludes, and those without a finite value, have
@@ -104,21 +98,21 @@ class Resample(OutputFrame, ModelTimes):
     enable_var : bool
         Whether the variances `variance_array_names` are co-added.
     compute_err : {'from_var', 'driz_err', None}
-        ``err`` of the output: the root of the sum of the co-added variances (which implies `enable_var`), or the mean of
-        the errors of the models.
+        ``err`` of the output: the root of the sum of the co-added variances (which implies `enable_var`), or the mean
+        of the errors of the models.
     propagate_dq : bool
         Whether the data-quality bits of all pixels that contribute are combined by OR.
     pixmap_stepsize : float
-        1: the map from each model to the output is known to 1e-5 pixels. Above: to `pixmap_tolerance`, and where no error
-        can be promised it is evaluated every so many pixels.
+        1: the map from each model to the output is known to 1e-5 pixels. Above: to `pixmap_tolerance`, and where no
+        error can be promised it is evaluated every so many pixels.
     pixmap_order : {1, 3}
         Splines for that last case.
     pixmap_tolerance : float, optional
         Largest error of the map, pixels of the output. By default 1e-5 or, for a `pixmap_stepsize` above 1, 1e-3.
     squared_weights : bool, optional
-        Propagate variances and errors with squared weights: what the noise of independent pixels gives. By default as the
-        class attribute says (False): each model counts as one measurement with the squared mean error of its pixels,
-        which is what stcal does.
+        Propagate variances and errors with squared weights: what the noise of independent pixels gives. By default as
+        the class attribute says (False): each model counts as one measurement with the squared mean error of its
+        pixels, which is what stcal does.
 
     Attributes
     ----------
@@ -149,7 +143,7 @@ class Resample(OutputFrame, ModelTimes):
         var_poisson=np.float32,
         err=np.float32,
     )
-    variance_array_names: Any = ["var_rnoise", "var_flat", "var_poisson"]
+    variance_array_names: Any = ["var_rnoise", "var_flat", "var_poisson"]  # noqa: RUF012  subclasses set it on instances
     error_from_variances: Any = None
     dq_flag_name_map: Any = None
     squared_weights: bool = False
@@ -271,8 +265,8 @@ class Resample(OutputFrame, ModelTimes):
     def add_model(self, model: dict[str, Any]) -> None:
         """Add a model.
 
-        Everything is checked before anything is changed: a call that fails leaves the co-add as it was. A model that does
-        not overlap the output is left out, with a warning.
+        Everything is checked before anything is changed: a call that fails leaves the co-add as it was. A model that
+        does not overlap the output is left out, with a warning.
 
         Parameters
         ----------
@@ -314,7 +308,7 @@ class Resample(OutputFrame, ModelTimes):
         """Add a model that has been checked; return False if it does not overlap the output."""
         positions, box = self._positions(model)
         limits = resample_range(image.data.shape, box)
-        placing, kernel = self._place(image, positions, _within(limits, box), ratio)
+        placing, kernel = self._place(image, positions, pixels_within(limits, box), ratio)
         footprint = None if placing is None else find_footprint(kernel, placing)
         reached = None if footprint is None else footprint.whole()
         if placing is None or footprint is None or reached is None:
@@ -326,7 +320,7 @@ class Resample(OutputFrame, ModelTimes):
         own_variances = not self._overrides("resample_variance_arrays")
         try:
             shown = image if own_variances else replace(image, variances={})
-            self._driz.add(shown, placing, footprint, kernel, number, self._scales(ratio, iscale))
+            self._driz.add(shown, placing, footprint, kernel, number=number, scales=self._scales(ratio, iscale))
             if arguments is not None:
                 self.add_model_hook(**arguments)
             self._count(model)
@@ -375,7 +369,7 @@ class Resample(OutputFrame, ModelTimes):
         pixmap: XYArray,
         pixel_scale_ratio: float | None,
         iscale: float,
-        weight_map: FloatArray,
+        weight_map: FloatArray,  # noqa: ARG002  weights are those of the model
         xmin: int,
         xmax: int,
         ymin: int,
@@ -396,7 +390,7 @@ class Resample(OutputFrame, ModelTimes):
             self._driz.add_variances(image, placing, footprint, kernel, self._scales(pixel_scale_ratio, iscale))
 
     def _get_intensity_scale(self, model: Mapping[str, Any]) -> float:
-        """Return the factor on the data: flux densities of spectra shrink with the pixels, surface brightness does not."""
+        """Return the factor on the data: flux densities of spectra shrink with the pixels, nothing else does."""
         if model["pixelarea_steradians"] and is_spectral_wcs(model["wcs"]) and is_flux_density(model["bunit_data"]):
             if self._pixel_scale_ratio is None:
                 raise InputError(
@@ -433,7 +427,8 @@ class Resample(OutputFrame, ModelTimes):
         if self._compute_err == "driz_err":
             self._output_model["err"] = self._driz.final_error()
         elif self._compute_err == "from_var":
-            self._output_model["err"] = self._error_from_variances()
+            planes = [self._output_model[name] for name in self._names_for_error()]
+            self._output_model["err"] = root_of_sum(planes, self.output_array_types["err"])
         del self._driz
         self.finalize_time_info()
 
@@ -450,27 +445,7 @@ class Resample(OutputFrame, ModelTimes):
             raise missing_key({**self._output_model, "filename": "output"}, unknown[0])
         return names
 
-    def _error_from_variances(self) -> FloatArray:
-        """Return the root of the sum of the variances that are known; NaN where none is."""
-        planes = [self._output_model[name] for name in self._names_for_error()]
-        error = np.full(self._output_array_shape, np.nan, self.output_array_types["err"])
-
-        def fill(band: tuple[int, int]) -> None:
-            rows = slice(*band)
-            part = error[rows]
-            for plane in planes:
-                known = ~np.isnan(plane[rows])
-                part[known] = np.where(np.isnan(part[known]), 0, part[known]) + plane[rows][known]
-            np.sqrt(part, out=part)
-
-        map_bands(fill, row_bands(len(error)))
-        return error
-
     # --- parts of `add_model` -------------------------------------------------------------------------------
-
-    @property
-    def _variance_names(self) -> list[str]:
-        return list(self.variance_array_names) if self._enable_var else []
 
     @property
     def _variance_info(self) -> dict[str, dict[str, FloatArray | None]]:
@@ -482,114 +457,6 @@ class Resample(OutputFrame, ModelTimes):
     def _driz_error(self) -> ModelSums:
         """Where errors are summed."""
         return self._driz
-
-    def _check_options(self) -> None:
-        """Raise if an option, which users may set at any time, makes no sense."""
-        if not isinstance(self.kernel, str) or self.kernel.lower() not in SUPPORTED_DRIZZLE_KERNELS:
-            raise InputError(f"Kernel '{self.kernel}' is not supported.", kernel=self.kernel)
-        if self.weight_type not in (*WEIGHT_PLANES, "exptime", None):
-            raise InputError(
-                f"Unexpected weight type: '{self.weight_type}'. It must be 'ivm', 'ivm-sky', 'exptime', or None.",
-                weight_type=self.weight_type,
-            )
-        if self._compute_err not in ("from_var", "driz_err", None, False):
-            raise InputError(
-                f"compute_err is {self._compute_err!r}; it must be 'from_var', 'driz_err' or None.",
-                compute_err=self._compute_err,
-            )
-        if not (_is_number(self.pixfrac) and 0 <= self.pixfrac < math.inf):
-            raise InputError(f"pixfrac is {self.pixfrac!r}; a finite number from 0 is needed.", pixfrac=self.pixfrac)
-        if not (_is_number(self.pixmap_stepsize) and 1 <= self.pixmap_stepsize < math.inf):
-            raise InputError(
-                f"pixmap_stepsize is {self.pixmap_stepsize!r}; a number from 1 (pixels) is needed.",
-                pixmap_stepsize=self.pixmap_stepsize,
-            )
-        if self.pixmap_stepsize > 1 and self.pixmap_order not in (1, 3):
-            raise InputError(
-                f"Interpolation order should be either 1 or 3; found pixmap_order = {self.pixmap_order!r}.",
-                pixmap_order=self.pixmap_order,
-            )
-        if self.pixmap_tolerance is not None and not (_is_number(self.pixmap_tolerance) and self.pixmap_tolerance >= 0):
-            raise InputError(
-                f"pixmap_tolerance is {self.pixmap_tolerance!r}; a number from 0 (pixels) is needed, or None.",
-                pixmap_tolerance=self.pixmap_tolerance,
-            )
-        fill_text(self.fillval, given=False)
-
-    def _model_options(self) -> ModelOptions:
-        return ModelOptions(
-            weight_type=self.weight_type,
-            good_bits=self.good_bits,
-            flag_names=self.dq_flag_name_map,
-            variance_names=self._variance_names,
-            with_error=self._compute_err == "driz_err",
-            with_dq=self._propagate_dq,
-        )
-
-    def _check_order_of_times(self, model: Mapping[str, Any]) -> None:
-        """Raise if the times of a model cannot be compared with those before it."""
-        for key, known in (("start_time", self._exptime_start), ("end_time", self._exptime_end)):
-            others = [time for time in known if time is not None]
-            if model[key] is None or not others:
-                continue
-            try:
-                min(model[key], others[0])
-            except (TypeError, ValueError) as error:
-                raise ModelTypeError(
-                    f"Model '{model_name(model)}' has '{key}' = {model[key]!r}, which cannot be compared with "
-                    f"{others[0]!r} of another model.",
-                    key=key,
-                ) from error
-        if self.weight_type == "exptime" and (known_times := self._measurement_time_success):
-            if known_times[-1] != (model["measurement_time"] is not None):
-                _log.warning(
-                    "Model '%s' %s a measurement time, unlike the one before: weights mix measurement and exposure times.",
-                    model_name(model),
-                    "lacks" if known_times[-1] else "has",
-                )
-
-    def _positions(self, model: Mapping[str, Any]) -> tuple[Positions, Box | None]:
-        """Return where the pixels of a model lie in the output, and the bounding box of its WCS."""
-        tolerance = self.pixmap_tolerance
-        if tolerance is None:
-            tolerance = _EXACT if self.pixmap_stepsize == 1 else 1e-3
-        source, box = _without_box(model["wcs"], ignore=False)
-        target, _ = _without_box(self._output_wcs, ignore=True)
-        shape = np.shape(model["data"])
-        positions = positions_between(
-            source,
-            target,
-            (shape[0], shape[1]),
-            stepsize=self.pixmap_stepsize,
-            order=self.pixmap_order,
-            tolerance=tolerance,
-        )
-        return positions_of(positions, shape, expand=False), box
-
-    def _place(
-        self, image: ModelImage, positions: Positions, window: tuple[int, int, int, int] | None, ratio: float | None
-    ) -> tuple[Placing | None, str]:
-        """Return how a model lies on the output (None if it has no position there), and the kernel in use."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore") if self._n_res_models else None
-            kernel = kernel_in_use(self.kernel, self.pixfrac, False)
-        if window is None or not any_finite(positions, window):
-            return None, kernel
-        scale = drop_scale(kernel, self.pixfrac, ratio, positions, window)
-        squares, errors = self._driz.planes_of(image)
-        shape = self._output_array_shape
-        return Placing(for_kernels(positions), window, shape, self.pixfrac, scale, squares, False, errors), kernel
-
-    def _scales(self, ratio: float | None, iscale: float) -> Scales:
-        """Return the factors on a model.
-
-        Errors of surface brightness shrink with larger output pixels (imaging: in proportion to the ratio of output and
-        input scales; spectra: to the root of its inverse, which is what their ratio is).
-        """
-        if ratio is None or self.squared_weights:
-            return Scales(iscale, iscale, 1.0)
-        error = 1.0 / ratio if is_imaging_wcs(self._output_wcs) else math.sqrt(ratio)
-        return Scales(iscale, iscale * error, error**2)
 
     def _overrides(self, method: str) -> bool:
         return getattr(type(self), method) is not getattr(Resample, method)
@@ -658,17 +525,3 @@ class Resample(OutputFrame, ModelTimes):
             self._output_model["dq"] = self._driz.out_dq
         if self._compute_err == "driz_err":
             self._output_model["err"] = self._driz.error
-
-
-def _within(limits: tuple[int, int, int, int], box: Box | None) -> tuple[int, int, int, int] | None:
-    """Return the pixels within limits and a bounding box as half-open bounds (x0, x1, y0, y1); None if there are none."""
-    xmin, xmax, ymin, ymax = limits
-    if box is not None:
-        (low_x, high_x), (low_y, high_y) = box
-        xmin, xmax = math.ceil(max(xmin, low_x)), math.floor(min(xmax, high_x))
-        ymin, ymax = math.ceil(max(ymin, low_y)), math.floor(min(ymax, high_y))
-    return (xmin, xmax + 1, ymin, ymax + 1) if xmin <= xmax and ymin <= ymax else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

@@ -117,8 +117,8 @@ class OutputFrame:
             _, box = _without_box(output_wcs, ignore=False)
             if box is None:
                 raise WcsError(
-                    "Unable to infer output image size from provided inputs: the output WCS has neither array_shape nor "
-                    "a bounding box; set one of them."
+                    "Unable to infer output image size from provided inputs: the output WCS has neither array_shape "
+                    "nor a bounding box; set one of them."
                 )
             half = 0.5 + sys.float_info.epsilon
             output_wcs.array_shape = (int(box[1][1] + half), int(box[0][1] + half))
@@ -131,8 +131,8 @@ class OutputFrame:
         model : dict
             With ``wcs``, ``data`` and ``pixelarea_steradians``.
         prefer_mean : bool
-            Whether the mean over the image comes before ``pixelarea_steradians``, the nominal value; the other serves if
-            the first cannot be had.
+            Whether the mean over the image comes before ``pixelarea_steradians``, the nominal value; the other serves
+            if the first cannot be had.
 
         Returns
         -------
@@ -192,7 +192,7 @@ class OutputFrame:
             output_wcs = {"wcs": output_wcs}
         if not isinstance(output_wcs, Mapping) or output_wcs.get("wcs") is None:
             raise WcsError(
-                "Output WCS must be provided either through the 'output_wcs' parameter: a dictionary with the key 'wcs' is "
+                "Output WCS must be provided through the 'output_wcs' parameter: a dictionary with the key 'wcs' is "
                 f"needed; found {type(output_wcs).__name__}"
                 + (f" with the keys {list(output_wcs)}." if isinstance(output_wcs, Mapping) else ".")
             )
