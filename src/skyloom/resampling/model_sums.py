@@ -267,8 +267,8 @@ class ModelSums:
             alone = source is None or (not squared and (signed or not _is_variance(source)))
             if alone and name not in self.variance_weights:
                 common = self.out_wht if squared else self.root_weight
-                copy = self.blank or common is None
-                self.variance_weights[name] = np.zeros_like(self.out_wht) if copy else common.copy()
+                first = self.blank or common is None
+                self.variance_weights[name] = np.zeros_like(self.out_wht) if first else np.array(common)
             if source is not None:
                 slots.append(_Slot(source, self.variances[name], self.variance_weights.get(name)))
         if self.root_weight is None and not squared and any(slot.weight is None for slot in slots):
