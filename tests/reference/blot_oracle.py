@@ -43,8 +43,10 @@ def continued(row, k, method):
 
 def blot_one(data, x, y, *, method, scale=1.0, fill=0.0):
     ny, nx = data.shape
-    if not (0 <= x < nx and 0 <= y < ny):
+    rounding = 1e-6  # of positions
+    if not (-rounding <= x < nx - rounding and -rounding <= y < ny - rounding):
         return fill
+    x, y = max(x, 0.0), max(y, 0.0)
     if method == "nearest":
         value = data[min(math.floor(y + 0.5), ny - 1), min(math.floor(x + 0.5), nx - 1)]
         return scale * value if math.isfinite(value) else fill

@@ -50,8 +50,12 @@ double interpolate_generally(const BlotInput<T>& in, const Group<T, Taps>& group
   return anchor + sum;
 }
 
+// Coordinate systems and pixel maps round positions, by 1e-9 pixels or so: an image that lies pixel on pixel must neither
+// lose its first row by that nor gain one at the end.
+constexpr double kRounding = 1e-6;
+
 SKYLOOM_INLINE bool is_inside(double x, double y, std::ptrdiff_t nx, std::ptrdiff_t ny) {
-  return x >= 0 && x < double(nx) && y >= 0 && y < double(ny);  // false for NaN
+  return x >= -kRounding && x < double(nx) - kRounding && y >= -kRounding && y < double(ny) - kRounding;  // false for NaN
 }
 
 // A group whose stencils all lie in the image.
@@ -84,7 +88,8 @@ void blot_mixed_group(const BlotInput<T>& in, const TapPolynomials<T, Taps>& pol
       continue;
     }
     done &= ~(1u << g);
-    if (is_inside(xy[2 * g], xy[2 * g + 1], in.nx, in.ny)) std::copy_n(xy + 2 * g, 2, position + 2 * g);
+    if (!is_inside(xy[2 * g], xy[2 * g + 1], in.nx, in.ny)) continue;
+    for (int i = 2 * g; i < 2 * g + 2; ++i) position[i] = std::max(xy[i], 0.0);
   }
   Group<T, Taps> group;
   group.locate(position, polynomials);
@@ -145,7 +150,7 @@ void blot_nearest(const BlotInput<T>& in, const BlotValues& values, T* out) {
     const double x = in.xy[2 * i], y = in.xy[2 * i + 1];
     double v = NAN;
     if (is_inside(x, y, in.nx, in.ny)) {
-      // x >= 0: cutting is floor
+      // x + 0.5 > 0: cutting is floor
       const std::ptrdiff_t column = std::min(std::ptrdiff_t(x + 0.5), in.nx - 1);
       const std::ptrdiff_t row = std::min(std::ptrdiff_t(y + 0.5), in.ny - 1);
       v = double(in.data[row * in.nx + column]);

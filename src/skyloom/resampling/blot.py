@@ -72,6 +72,7 @@ def blot_image(  # noqa: PLR0917  the reference's signature
         The image. Pixels that are NaN, infinite, or masked in a masked array are missing.
     pixmap : array_like of float, shape (my, mx, 2), or SampledMap
         Position (x, y) in `data` of each output pixel, 0 at the centre of the first pixel. Used in double precision.
+        Positions from 0 to nx (ny), less 1e-6 pixels for their rounding, are inside.
     pix_ratio : float, optional
         Deprecated: divides `iscale` by its square.
     exptime : float, optional
