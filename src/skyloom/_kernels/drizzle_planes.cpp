@@ -183,8 +183,16 @@ SKYLOOM_INLINE void add_weights(Piece& p, double most) {
 
 // mean = (mean W + sum wd) / (W + sum w), or (mean W^2 + sum w^2 v) / (W + sum w)^2 for kPower = 2. With W = 0 the old
 // mean is no number that means anything, and is not looked at.
-template <int kPower>
+template <int kPower, bool kFresh>
 SKYLOOM_INLINE void merge_means(Piece& p, bool fills, double fill) {
+  if constexpr (kFresh) {  // the same, with W = 0
+#pragma GCC ivdep
+    for (int k = 0; k < kBatch; ++k) {
+      const double once = p.sum[k] * p.inverse[k], mean = kPower == 2 ? once * p.inverse[k] : once;
+      p.mean[k] = p.weight[k] == 0.0 ? fill : mean;
+    }
+    return;
+  }
 #pragma GCC ivdep
   for (int k = 0; k < kBatch; ++k) {
     const double before = kPower == 2 ? p.before[k] * p.before[k] : p.before[k];
@@ -201,7 +209,7 @@ SKYLOOM_INLINE void merge_means(Piece& p, bool fills, double fill) {
 template <int kPower, bool kFresh>
 SKYLOOM_INLINE void merge_plane(const Plane& plane, int64_t j, int64_t i0, int n, Piece& p, bool fills, double fill) {
   if (!kFresh) read_row_body(plane, j, i0, n, p.mean);
-  merge_means<kPower>(p, fills, fill);
+  merge_means<kPower, kFresh>(p, fills, fill);
   write_row_body(plane, j, i0, n, p.mean);
 }
 
@@ -318,21 +326,31 @@ SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, i
   }
 }
 
+// Make a row of a tile ready for the next one, with the margins beside it, while it is in the cache.
+SKYLOOM_INLINE void clear_row(const Tile& tile, int64_t y) {
+  const int64_t margin = (tile.stride - tile.nx) / 2, first = y * tile.stride - margin;
+  for (int p = 0; p < tile.pairs; ++p) std::fill_n(tile.sums + p * tile.plane + 2 * first, 2 * tile.stride, 0.0);
+  if (tile.dq != nullptr) std::fill_n(tile.dq + first, tile.stride, 0u);
+  if (tile.positive != nullptr) std::fill_n(tile.positive + first, tile.stride, uint8_t(0));
+}
+
 template <bool kFresh>
 SKYLOOM_INLINE void merge_planes(const Tile& tile, const Output& out) {
   const double least = out.least_weight(), most = out.most_weight();
+  const int64_t margin = (tile.stride - tile.nx) / 2;
+  for (int64_t y = 1; y <= margin; ++y) clear_row(tile, -y), clear_row(tile, tile.ny - 1 + y);
   Piece p{};
-  for (int64_t y = 0; y < tile.ny; ++y)
+  for (int64_t y = 0; y < tile.ny; ++y) {
     for (int64_t x = 0; x < tile.nx; x += kBatch) {
       const int n = int(tile.nx - x < kBatch ? tile.nx - x : kBatch);
       const int64_t j = tile.y0 + y, i0 = tile.x0 + x;
       const double* __restrict sums = tile.sums + (y * tile.stride + x) * 2;
       if (!kFresh) read_row_body(out.weight, j, i0, n, p.before);
       for (int k = 0; k < n; ++k) {
+        const double weight = sums[2 * k + 1];
         p.sum[k] = sums[2 * k];
-        p.weight[k] = sums[2 * k + 1];
+        p.weight[k] = std::fabs(weight) > least ? weight : 0.0;
       }
-      for (int k = 0; k < kBatch; ++k) p.weight[k] = std::fabs(p.weight[k]) > least ? p.weight[k] : 0.0;
       add_weights(p, most);
       merge_bits<kFresh>(tile, out, y, x, n, p);
       write_row_body(out.weight, j, i0, n, p.total);
@@ -351,6 +369,8 @@ SKYLOOM_INLINE void merge_planes(const Tile& tile, const Output& out) {
         }
       }
     }
+    clear_row(tile, y);
+  }
 }
 
 SKYLOOM_INLINE void merge_tile_body(const Tile& tile, bool reached, const Output& out) {
@@ -383,16 +403,9 @@ Tile& TileMemory::reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny) {
   tile_.stride = nx + 2 * margin_;
   const int64_t cells = tile_.stride * (ny + 2 * margin_), first = margin_ * tile_.stride + margin_;
   tile_.plane = 2 * cells;
-  std::fill_n(sums_.data(), tile_.plane * tile_.pairs, 0.0);
   tile_.sums = sums_.data() + 2 * first;
-  if (!dq_.empty()) {
-    std::fill_n(dq_.data(), cells, 0u);
-    tile_.dq = dq_.data() + first;
-  }
-  if (!positive_.empty()) {
-    std::fill_n(positive_.data(), cells, uint8_t(0));
-    tile_.positive = positive_.data() + first;
-  }
+  if (!dq_.empty()) tile_.dq = dq_.data() + first;
+  if (!positive_.empty()) tile_.positive = positive_.data() + first;
   return tile_;
 }
 
@@ -401,6 +414,7 @@ void load_batch(const Input& input, int64_t j, int64_t i0, int n, double* values
   if (input.dq.data == nullptr) return;
   const uint32_t* p = input.dq.data + j * input.dq.row + i0 * input.dq.col;
   if (input.dq.col == 1) {
+    for (int k = 0; k < n; k += 16) __builtin_prefetch(p + input.dq.row + k);  // as in read_as_double
     std::copy_n(p, n, dq);
   } else {
     for (int k = 0; k < n; ++k) dq[k] = p[k * input.dq.col];

@@ -97,7 +97,8 @@ struct Pairs {
       : linear(1 + (input.linears() + 1) / 2), all(linear + int((input.squares.size() + 1) / 2)) {}
 };
 
-// Memory of a tile, used for one tile after another.
+// Memory of a tile, used for one tile after another. A tile that is not merged must be without sums, bits and marks: it is
+// not cleared before its next use.
 class TileMemory {
  public:
   TileMemory(int64_t nx, int64_t ny, Pairs pairs, bool with_dq, int margin = kMargin, bool with_positive = false);
@@ -116,7 +117,7 @@ class TileMemory {
 void load_batch(const Input& input, int64_t j, int64_t i0, int n, double* values, int32_t* usable,
                 uint32_t* dq);
 
-// Merge the sums of a tile into the running means. reached: whether anything was added to it.
+// Merge the sums of a tile into the running means, and clear the tile. reached: whether anything was added to it.
 void merge_tile(const Tile& tile, bool reached, const Output& output);
 
 }  // namespace skyloom::drizzle

@@ -519,7 +519,8 @@ class Drizzle:
             elif weights[k] is None and square is None:
                 weights[k] = self._out_wht.copy()
             if planes[k] is None:
-                planes[k] = np.full(self._shape, value, self._dtype)
+                blank = self._blank and weights[k] is None  # all of it will be written
+                planes[k] = np.empty(self._shape, self._dtype) if blank else np.full(self._shape, value, self._dtype)
         self._out_img2, self._out_wht2 = planes, weights
 
     def _allocate(self, check_context: bool) -> None:
