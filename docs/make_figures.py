@@ -44,5 +44,77 @@ def overview() -> None:
     figure.savefig(IMAGES / "overview.png", dpi=110)
 
 
+def coadds() -> None:
+    """One frame and two co-adds of six, and the PSF and the photometry of them; prints the numbers of the page."""
+    from skyloom.pipeline.stack import stack
+    from skyloom.psf import estimate_psf
+    from skyloom.stacking import CoaddOptions
+
+    frames = [skyloom.read(saao_frame(number)) for number in (*SAAO_TEMPLATE, 43, 100)]
+    made = {method: stack(frames, CoaddOptions(method), align="stars") for method in ("clipped", "proper")}
+    images = {"one frame": frames[0], **{f"{method}, 6 frames": one.exposure for method, one in made.items()}}
+    for frame in frames:
+        print(f"{frame.name}: FWHM {estimate_psf(frame).fwhm():.2f}")
+    for method, one in made.items():
+        print(f"{method}: FWHM {one.psf.fwhm():.2f}, rejected {one.n_rejected}, noise {_sky_noise(one.exposure):.2f}")
+    print(f"one frame: noise {_sky_noise(frames[0]):.2f}")
+    _photometry(frames[0], made)
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.3), layout="constrained")
+    for ax, (title, image) in zip(axes, images.items(), strict=True):
+        data = np.where(image.usable, image.data, np.nan)[150:350, 180:380]
+        low, high = np.nanpercentile(data, (5, 99.5))
+        norm = ImageNormalize(vmin=low, vmax=high, stretch=AsinhStretch(0.1))
+        ax.imshow(data, origin="lower", cmap="gray", norm=norm)
+        ax.set_title(title)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    figure.savefig(IMAGES / "coadd_saao.png", dpi=90)
+
+
+def _sky_noise(image: skyloom.Exposure) -> float:
+    """Error of the flux of a faint star, in units of the data: the deviation of a pixel over the root of sum P^2."""
+    from skyloom.background import white_noise
+    from skyloom.psf import estimate_psf
+
+    psf = estimate_psf(image).stamp(256, 256)
+    return white_noise(image) * np.sqrt(image.correlation) / np.sqrt((psf**2).sum())
+
+
+def _photometry(frame: skyloom.Exposure, made: dict) -> None:
+    """Fluxes of isolated stars in apertures of 6 pixels: the co-adds over the frame."""
+    from scipy.spatial import cKDTree
+
+    from skyloom.registration import detect_sources
+    from skyloom.resampling import circle_weights
+
+    stars = detect_sources(frame)
+    stars = stars[(stars["flag"] == 0)]
+    xy = np.column_stack([stars["x"], stars["y"]])
+    alone = cKDTree(xy).query(xy, k=2)[0][:, 1] > 14
+    inside = (xy > 90).all(axis=1) & (xy < 420).all(axis=1)
+    xy = xy[alone & inside][:40]
+
+    def fluxes(image: skyloom.Exposure) -> np.ndarray:
+        result = []
+        for x, y in xy:
+            weights = {radius: circle_weights(x, y, radius) for radius in (6.0, 10.0)}
+            sums = {}
+            for radius, (w, x0, y0) in weights.items():
+                cut = np.s_[y0 : y0 + w.shape[0], x0 : x0 + w.shape[1]]
+                sums[radius] = (w * image.data[cut]).sum(), w.sum()
+            (small, area), (large, whole) = sums[6.0], sums[10.0]
+            result.append(small - area * (large - small) / (whole - area))
+        return np.array(result)
+
+    reference = fluxes(frame)
+    for method, one in made.items():
+        ratio = fluxes(one.exposure) / reference
+        print(
+            f"{method}: flux over that in the frame: median {np.median(ratio):.4f} of {len(ratio)} stars, "
+            f"scatter {1.4826 * np.median(np.abs(ratio - np.median(ratio))):.4f}"
+        )
+
+
 if __name__ == "__main__":
     overview()
+    coadds()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.errors import InputError, WcsError
+from skyloom.errors import InputError, ReadError, WcsError
 from skyloom.exposure import Exposure
 from skyloom.resampling.maps import XYArray
 
@@ -94,7 +96,7 @@ def grid_of(given: Any, shape: tuple[int, int] | None = None) -> tuple[Any, tupl
     Parameters
     ----------
     given : APE-14 WCS, FITS header, Exposure, path or HDU
-        What describes the grid.
+        What describes the grid. A path may be that of an image, or of a header as text (.hdr, .head, .txt).
     shape : (int, int), optional
         Shape (ny, nx), if it is not that of the header, image or WCS.
 
@@ -121,6 +123,8 @@ def grid_of(given: Any, shape: tuple[int, int] | None = None) -> tuple[Any, tupl
         from skyloom.io import read
         from skyloom.io.wcs import wcs_from_header
 
+        if isinstance(given, str | os.PathLike) and Path(given).suffix.lower() in (".hdr", ".head", ".txt"):
+            given = header_from_text(given)
         if isinstance(given, fits.Header | Mapping):
             header = given if isinstance(given, fits.Header) else fits.Header(given)
             wcs = wcs_from_header(header, None, "the output header")
@@ -136,6 +140,16 @@ def grid_of(given: Any, shape: tuple[int, int] | None = None) -> tuple[Any, tupl
     if shape is None:
         raise WcsError("The output WCS does not know the shape of its image; give shape=(ny, nx).")
     return wcs, check_shape(shape)
+
+
+def header_from_text(path: str | os.PathLike[str]) -> Any:
+    """Return the header in a text file; raise a ReadError if there is none."""
+    from astropy.io import fits
+
+    try:
+        return fits.Header.fromtextfile(Path(path).expanduser())
+    except (OSError, ValueError) as error:
+        raise ReadError(f"{path} cannot be read as the text of a header: {error}.", path=str(path)) from error
 
 
 def check_shape(shape: Any) -> tuple[int, int]:

@@ -93,7 +93,6 @@ def coadd(
         check_writable(output, options.overwrite)
     _check_resume(earlier, options, wcs, shape, maps)
     report = progress or _silent
-    budget = Budget.of(options.memory)
     members = survey(exposures, with_wcs=maps is None, progress=report)
     if earlier is not None:
         check_units([_as_member(earlier), *members])
@@ -105,6 +104,7 @@ def coadd(
     scales = _scales(members, options, earlier)
     placed = _scaled(placed, scales, members, options)
     placed = _matched(placed, earlier, options)
+    budget = Budget.of(options.memory)  # now that what is kept of the exposures is there, and all libraries are loaded
     with ExitStack() as stack:
         scratch = stack.enter_context(Scratch(output))
         job = Job(placed, _kept(scales, members, placed), shape, options, budget, scratch, earlier, report)

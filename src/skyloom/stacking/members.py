@@ -18,7 +18,7 @@ from skyloom.errors import InputError, SkyloomError, WcsError
 from skyloom.exposure import BoolArray, Exposure
 
 _SAMPLES = 100_000  # pixels of an exposure that its sky level is measured on
-_BLOCKS = 512  # along an axis: usable pixels are known by blocks of so many to a side, single pixels in small images
+_BLOCKS = 128  # along an axis: usable pixels are known by blocks of so many to a side, single pixels in small images
 
 Progress = Callable[[str, int, int], None]
 

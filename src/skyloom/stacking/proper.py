@@ -199,6 +199,10 @@ class _Tiles:
         for number, core in enumerate(cores):
             self._job.progress("co-adding", number, len(cores))
             stamps.append(self._one(core))
+        for core in cores:  # what fills gaps so that FFTs have no holes is no data
+            empty = self._planes["WHT"].read(core) <= 0
+            for name in ("SCI", "VAR"):
+                self._planes[name].write(core, np.where(empty, 0, self._planes[name].read(core)))
         known = [stamp for stamp in stamps if stamp is not None]
         side = 2 * self._half + 1
         mean = np.mean(known, axis=0) if known else np.ones((side, side))

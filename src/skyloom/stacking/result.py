@@ -19,7 +19,7 @@ from skyloom.resampling.correlation import CovarianceMap
 from skyloom.stacking.memory import Plane, Window
 from skyloom.stacking.options import CoaddOptions
 
-_PSF_REGION = 2048  # pixels a side of the part of a large co-add whose stars give the PSF
+_PSF_REGION = 1024  # pixels a side of the part of a large co-add whose stars give the PSF
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Coadd:
     def psf(self) -> Any:
         """PSF of the co-add (see `skyloom.psf.Psf`): known from the method, or measured from its stars.
 
-        None if there are too few of them. Of a large co-add the middle is measured.
+        None if there are too few of them. Of a large co-add, the middle is measured.
         """
         if self.known_psf is not None:
             return self.known_psf
