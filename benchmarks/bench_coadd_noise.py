@@ -2,7 +2,7 @@
 
 Dithered and turned exposures of different depth, with masked pixels, are co-added many times with fresh noise. Printed
 are the scatter of single pixels over what the variance plane says, and the scatter of sums in circles of 1 to 10 pixels
-radius over the errors from the co-add's covariances (blocks, scaled to the variance plane), for the methods and weights.
+radius over the errors from the co-add's covariances (blocks, scaled to the variance plane).
 """
 
 from __future__ import annotations

@@ -193,8 +193,8 @@ def test_tiles_and_gaps_keep_fluxes_and_noise(monkeypatch):
     noise = coadd(blank, PROPER, maps=maps, shape=(300, 300)).exposure
     use = noise.usable
     pull = (noise.data[use] - 50) / np.sqrt(noise.variance[use])
-    # where frames lack pixels the noise is right as far as PSFs are alike: here they differ by a factor 2 in width
-    assert pull.std() == pytest.approx(1, abs=0.05)
+    # some 80 000 pixels, and the noise of each tile's noise; two to four exposures at a place
+    assert pull.std() == pytest.approx(1, abs=0.03)
     assert abs(pull.mean()) < 0.05
 
 

@@ -4,8 +4,8 @@ Each exposure is resampled once by a Lanczos kernel, which leaves its noise near
 in each, the formula of `skyloom.proper` is applied with the PSFs and the noise of that place, to the tile with a margin
 all around that takes what wraps; neighbouring tiles overlap and are blended linearly.
 
-Pixels that an exposure lacks take the weighted mean of the exposures that have them (which keeps the flux and, to their
-difference, the PSF of sources), and the noise of the result accounts for it.
+Pixels that an exposure lacks take the weighted mean of the exposures that have them (which keeps the flux of sources,
+and their PSF as far as PSFs are alike), and the variance of the result accounts for it.
 """
 
 from __future__ import annotations
@@ -292,10 +292,9 @@ class _Tile:
         self, layers: Sequence[Layer], window: Window, shape: tuple[int, int], middle: tuple[float, float]
     ) -> None:
         self._layers, self._window, self._shape = layers, window, shape
-        self._psfs = [psf_spectrum(layer.psf.stamp(*middle), shape) for layer in layers]
+        self._stamps = [layer.psf.stamp(*middle) for layer in layers]
         self.sums = ProperSum(shape)
         self.weight = np.zeros(shape)
-        self._all = 0.0
         self._sigmas: list[float] = []
 
     def parts(self) -> Iterator[_Part]:
@@ -321,13 +320,15 @@ class _Tile:
         for part in self.parts():
             mean += np.where(part.good, part.data, 0.0) / part.sigma**2
             self.weight += part.good / part.sigma**2
-            self._all += 1 / part.sigma**2
         known = self.weight > 0
         mean[known] /= self.weight[known]
         mean[~known] = np.median(mean[known])
-        for psf, part in zip(self._psfs, self.parts(), strict=True):
+        for number, part in enumerate(self.parts()):
             filled = np.where(part.good, part.data, mean)
-            self.sums.add(fft.rfft2(filled, workers=num_threads()), psf, part.sigma)
+            self.sums.add(fft.rfft2(filled, workers=num_threads()), self._spectrum(number), part.sigma)
+
+    def _spectrum(self, number: int) -> npt.NDArray[Any]:
+        return psf_spectrum(self._stamps[number], self._shape)
 
     def image(self) -> npt.NDArray[np.float64]:
         """Return the proper co-add of the tile."""
@@ -336,20 +337,25 @@ class _Tile:
     def variance(self) -> npt.NDArray[np.float64]:
         """Return its variance: sum_j k_j^2 * V_j eta, with k_j what image j is convolved with.
 
-        Where image j has no pixel its value is the mean of those that have: if k_j is the share of j in the sum of all
-        kernels (PSFs that are alike), the variance of the sum grows by eta, the weights of all over those that are
-        there.
+        eta is by how much the noise of the sum grows where images lack pixels, see `_growth`.
         """
-        grown = self._all / np.where(self.weight > 0, self.weight, self._all)
+        reach = [min(2 * layer.psf.half + 1, min(self._shape) // 2) for layer in self._layers]
+        kernels, lacking = [], np.empty((len(self._layers), *self._shape), bool)
+        for number, part in enumerate(self.parts()):
+            kernel = self.sums.kernel(self._spectrum(number), part.sigma)
+            around = np.arange(-max(reach), max(reach) + 1)
+            kernels.append(kernel[np.ix_(around, around)].ravel())
+            lacking[number] = ~part.good
+        grown = _growth(lacking, np.array(kernels), np.array(self._sigmas))
         total = np.zeros((self._shape[0], self._shape[1] // 2 + 1), np.complex128)
-        for psf, part in zip(self._psfs, self.parts(), strict=True):
+        for number, part in enumerate(self.parts()):
             own = np.full(self._shape, part.sigma**2)
             window = _common(part.layer.window, self._window)
             assert window is not None
             at = tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(window, self._window, strict=True))
             values = _read(part.layer.variance, part.layer, window)
             own[at] = np.where(part.good[at], values, own[at])
-            kernel = self.sums.kernel(psf, part.sigma)
+            kernel = self.sums.kernel(self._spectrum(number), part.sigma)
             total += fft.rfft2(kernel**2) * fft.rfft2(own * grown, workers=num_threads())
         return np.maximum(fft.irfft2(total, self._shape), np.finfo(np.float32).tiny)
 
@@ -360,6 +366,46 @@ class _Tile:
             return empty
         spectrum = np.sqrt(self.sums.power) * self.sums.noise
         return np.asarray(fft.irfft2(fft.rfft2(empty) * spectrum, self._shape))
+
+
+def _growth(
+    lacking: npt.NDArray[np.bool_], kernels: npt.NDArray[np.float64], sigma: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return what the variance that a pixel brings is multiplied with, because some images lack it.
+
+    An image m that lacks a pixel has the mean of the others there, sum_i a_i M_i with a_i = sigma_i^-2 / W and
+    W = sum_i sigma_i^-2 over those that have it. What it brings to the sum has the variance
+
+        sum_i |k_i + a_i sum_m k_m|^2 sigma_i^2
+            = sum_i C_ii sigma_i^2 + (2 sum_im C_im + sum_mm' C_mm') / W,    C_jj' = k_j . k_j',
+
+    over that of all images, sum_j C_jj sigma_j^2.
+
+    Parameters
+    ----------
+    lacking : ndarray of bool, shape (n, ny, nx)
+        Pixels that images lack.
+    kernels : ndarray of float64, shape (n, size)
+        What they are convolved with.
+    sigma : ndarray of float64, shape (n,)
+        Standard deviations of their noise.
+
+    Returns
+    -------
+    ndarray of float64, shape (ny, nx)
+        1 where no image has the pixel.
+    """
+    packed = np.packbits(lacking, axis=0).reshape(-1, lacking[0].size).T
+    patterns, which = np.unique(packed, axis=0, return_inverse=True)
+    missing = np.unpackbits(patterns, axis=1, count=len(lacking)).astype(np.float64)
+    gram = kernels @ kernels.T
+    own = np.diag(gram) * sigma**2
+    weight = (1 - missing) @ sigma**-2.0
+    cross = missing @ gram
+    extra = 2 * (cross * (1 - missing)).sum(axis=1) + (cross * missing).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        growth = np.where(weight > 0, ((1 - missing) @ own + extra / weight) / own.sum(), 1.0)
+    return growth[which.ravel()].reshape(lacking.shape[1:])
 
 
 def _common(one: Window, other: Window) -> Window | None:
