@@ -58,18 +58,17 @@ def sip_wcs(size: int, dx: float, dy: float, distortion: float = 2e-6) -> WCS:
 def as_gwcs(wcs: WCS) -> GWCS:
     """Return the same as a gwcs."""
     x0, y0 = wcs.wcs.crpix - 1
-    polynomials = [am.Polynomial2D(3), am.Polynomial2D(3)]
-    for axis, coefficients in enumerate([] if wcs.sip is None else [wcs.sip.a, wcs.sip.b]):
-        for (p, q), value in np.ndenumerate(coefficients):
-            if p + q <= 3:
-                setattr(polynomials[axis], f"c{p}_{q}", value)
-    polynomials[0].c1_0 += 1
-    polynomials[1].c0_1 += 1
     tan = am.Pix2Sky_TAN() | am.RotateNative2Celestial(*wcs.wcs.crval, 180)
     linear = am.AffineTransformation2D(wcs.wcs.cd)
-    transform = (
-        am.Shift(-x0) & am.Shift(-y0) | am.Mapping((0, 1, 0, 1)) | polynomials[0] & polynomials[1] | linear | tan
-    )
+    transform = am.Shift(-x0) & am.Shift(-y0)
+    if wcs.sip is not None:
+        polynomials = [am.Polynomial2D(3, c1_0=1), am.Polynomial2D(3, c0_1=1)]
+        for axis, coefficients in enumerate([wcs.sip.a, wcs.sip.b]):
+            for (p, q), value in np.ndenumerate(coefficients):
+                if value:
+                    setattr(polynomials[axis], f"c{p}_{q}", value)
+        transform = transform | am.Mapping((0, 1, 0, 1)) | polynomials[0] & polynomials[1]
+    transform = transform | linear | tan
     detector = cf.Frame2D(name="detector", unit=(u.pix, u.pix))
     sky = cf.CelestialFrame(name="sky", reference_frame=coord.ICRS(), unit=(u.deg, u.deg))
     result = GWCS([(detector, transform), (sky, None)])

@@ -33,6 +33,7 @@ class ModelPlacing:
     _driz: ModelSums
     _n_res_models: int
     _output_wcs: Any
+    _bare_output: Any
     _output_array_shape: tuple[int, int]
 
     def _positions(self, model: Mapping[str, Any]) -> tuple[Positions, Box | None]:
@@ -41,11 +42,10 @@ class ModelPlacing:
         if tolerance is None:
             tolerance = _EXACT if self.pixmap_stepsize == 1 else 1e-3
         source, box = _without_box(model["wcs"], ignore=False)
-        target, _ = _without_box(self._output_wcs, ignore=True)
         shape = np.shape(model["data"])
         positions = positions_between(
             source,
-            target,
+            self._bare_output,
             (shape[0], shape[1]),
             stepsize=self.pixmap_stepsize,
             order=self.pixmap_order,

@@ -204,6 +204,7 @@ class OutputFrame:
         if 0 in tuple(shape):
             raise WcsError(f"Invalid output frame shape: {tuple(shape)}", found=tuple(shape))
         self._output_array_shape = output_shape(shape)
+        self._bare_output, _ = _without_box(self._output_wcs, ignore=True)
         self._given_ratio = _scale(output_wcs, "pixel_scale_ratio")
         self._pixel_scale_ratio = self._given_ratio
         scale = _scale(output_wcs, "pixel_scale")
