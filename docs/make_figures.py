@@ -56,8 +56,7 @@ def coadds() -> None:
     for frame in frames:
         print(f"{frame.name}: FWHM {estimate_psf(frame).fwhm():.2f}")
     for method, one in made.items():
-        print(f"{method}: FWHM {one.psf.fwhm():.2f}, rejected {one.n_rejected}, noise {_sky_noise(one.exposure):.2f}")
-    print(f"one frame: noise {_sky_noise(frames[0]):.2f}")
+        print(f"{method}: FWHM {one.psf.fwhm():.2f}, rejected {one.n_rejected}")
     _photometry(frames[0], made)
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.3), layout="constrained")
     for ax, (title, image) in zip(axes, images.items(), strict=True):
@@ -68,24 +67,16 @@ def coadds() -> None:
         ax.set_title(title)
         ax.set_xticks([])
         ax.set_yticks([])
-    figure.savefig(IMAGES / "coadd_saao.png", dpi=90)
-
-
-def _sky_noise(image: skyloom.Exposure) -> float:
-    """Error of the flux of a faint star, in units of the data: the deviation of a pixel over the root of sum P^2."""
-    from skyloom.background import white_noise
-    from skyloom.psf import estimate_psf
-
-    psf = estimate_psf(image).stamp(256, 256)
-    return white_noise(image) * np.sqrt(image.correlation) / np.sqrt((psf**2).sum())
+    figure.savefig(IMAGES / "coadd_saao.png", dpi=65)
 
 
 def _photometry(frame: skyloom.Exposure, made: dict) -> None:
-    """Fluxes of isolated stars in apertures of 6 pixels: the co-adds over the frame."""
+    """Fluxes of isolated stars, fitted with the PSF of each image: the co-adds over the frame."""
     from scipy.spatial import cKDTree
 
+    from skyloom.psf import estimate_psf
+    from skyloom.psf.shift import shift_stamp
     from skyloom.registration import detect_sources
-    from skyloom.resampling import circle_weights
 
     stars = detect_sources(frame)
     stars = stars[(stars["flag"] == 0)]
@@ -94,21 +85,18 @@ def _photometry(frame: skyloom.Exposure, made: dict) -> None:
     inside = (xy > 90).all(axis=1) & (xy < 420).all(axis=1)
     xy = xy[alone & inside][:40]
 
-    def fluxes(image: skyloom.Exposure) -> np.ndarray:
+    def fluxes(image: skyloom.Exposure, psf: object) -> np.ndarray:
         result = []
         for x, y in xy:
-            weights = {radius: circle_weights(x, y, radius) for radius in (6.0, 10.0)}
-            sums = {}
-            for radius, (w, x0, y0) in weights.items():
-                cut = np.s_[y0 : y0 + w.shape[0], x0 : x0 + w.shape[1]]
-                sums[radius] = (w * image.data[cut]).sum(), w.sum()
-            (small, area), (large, whole) = sums[6.0], sums[10.0]
-            result.append(small - area * (large - small) / (whole - area))
+            i, j = round(x), round(y)
+            stamp = shift_stamp(psf.stamp(x, y), x - i, y - j)[psf.half - 5 : psf.half + 6, psf.half - 5 : psf.half + 6]
+            design = np.column_stack([stamp.ravel(), np.ones(stamp.size)])
+            result.append(np.linalg.lstsq(design, image.data[j - 5 : j + 6, i - 5 : i + 6].ravel())[0][0])
         return np.array(result)
 
-    reference = fluxes(frame)
+    reference = fluxes(frame, estimate_psf(frame))
     for method, one in made.items():
-        ratio = fluxes(one.exposure) / reference
+        ratio = fluxes(one.exposure, one.psf) / reference
         print(
             f"{method}: flux over that in the frame: median {np.median(ratio):.4f} of {len(ratio)} stars, "
             f"scatter {1.4826 * np.median(np.abs(ratio - np.median(ratio))):.4f}"
