@@ -234,6 +234,8 @@ def test_memory_mapped_results(tmp_path):
     one = aligned(source, template, source_mask=mask, use_memmap=True, temp_dir=tmp_path)
     assert isinstance(one.aligned_data, np.memmap)
     assert isinstance(one.aligned_mask, np.memmap)
+    assert isinstance(one.template_data, np.memmap)
+    np.testing.assert_array_equal(one.template_data, template)
     np.testing.assert_array_equal(one.aligned_data, aligned(source, template, source_mask=mask).aligned_data)
     assert list(tmp_path.iterdir()) == []  # unlinked
 
@@ -255,6 +257,14 @@ def test_quads_are_those_of_lang():
         moved, again = quad(image, pdist(image))
         np.testing.assert_allclose(again, shape, atol=1e-9)
         np.testing.assert_allclose(moved, AffineTransform([0.3, -1.2, 5.0, 7.0]).apply_transform(stars), atol=1e-9)
+
+
+def test_no_detections_within_the_edge_buffer():
+    source, template, _ = pair()
+    one = Spalipy(source, template_data=template, min_n_match=9, quad_edge_buffer=max(source.shape))
+    for function in (one.make_source_quadlist, one.make_template_quadlist):
+        with pytest.raises(ValueError, match="lower quad_edge_buffer"):
+            function()
 
 
 def test_quad_lists_by_tiles():

@@ -199,7 +199,7 @@ class Spalipy:
             copy=copy,
         )
         self.anchor, self._moved = np.zeros(2, np.intp), False
-        self.template_data = inputs.template_data
+        self.template_data = None if inputs.template_data is None else self._kept(inputs.template_data)
         self.template_quadlist: list[Quad] | None = None
         self._entries = [
             Entry(data, mask, shape)
@@ -491,7 +491,13 @@ class Spalipy:
     def _quads(self, coo: Float, shape: tuple[int, ...] | None) -> list[list[Quad]]:
         ny, nx = np.ceil(coo.max(axis=0)[::-1]) + 1 if shape is None else shape
         found = []
-        for inside in tiles(coo, (int(ny), int(nx)), self.sub_tile, self.quad_edge_buffer):
+        of_tiles = tiles(coo, (int(ny), int(nx)), self.sub_tile, self.quad_edge_buffer)
+        if not np.any(of_tiles):
+            raise InputError(
+                f"No detection lies {self.quad_edge_buffer} pixels or more from the border; lower quad_edge_buffer.",
+                quad_edge_buffer=self.quad_edge_buffer,
+            )
+        for inside in of_tiles:
             brightest = coo[inside][: self.n_quad_det]
             if len(brightest) < self.n_quad_det:
                 log.warning("Low number of detections found - restricting n_quad_det to %d", len(brightest))
