@@ -255,23 +255,40 @@ def test_a_table_of_the_binary_needs_no_border_for_one_region():
         HotpantsKernel.from_table(table)
 
 
-def test_regions_blend_without_steps(pair, seeing):
-    image, template = pair.science.data, pair.template.data
-    found = {}
-    for blend in (True, False):
-        found[blend] = run_hotpants(
-            image, template, **seeing, nx=2, extra={"blend": blend, "ko": 0, "bgo": 0, "nsx": 5, "nsy": 5},
-            get_convolved=True, get_header=True,
-        )  # fmt: skip
-    assert found[True][2]["NREGION"] == 4
-    assert found[True][2]["REGION03"] == "[193:384,193:384]"
-    middle = 384 // 2
-    smooth = {b: np.median(f[1][:, middle] - f[1][:, middle - 1] - (image[:, middle] - image[:, middle - 1]))
-              for b, f in found.items()}  # fmt: skip
-    steps = {b: abs(v) for b, v in smooth.items()}
-    assert steps[False] > 3 * steps[True]
-    far = np.s_[30:60, 30:60]
-    np.testing.assert_array_equal(found[True][0][far], found[False][0][far])
+def two_regions(first, second):
+    """Two regions side by side, each with one Gaussian and a constant background."""
+    basis = HotpantsBasis(3, (0,), (1.2,))
+    regions = Region(0, 49, 0, 59, 0, 61, 0, 59), Region(50, 99, 0, 59, 38, 99, 0, 59)
+    columns = np.array([[0, total, level] for total, level in (first, second)], float)
+    return HotpantsKernel(basis, 0, 0, regions, columns, ("template", "template"))
+
+
+def test_regions_blend_without_steps():
+    flat = np.full((60, 100), 100.0)
+    kernel = two_regions((1.0, 0.0), (1.1, 20.0))
+    limits = {"tl": -1.0, "il": -1.0, "n": "i", "r": 3, "nrx": 2, "nsx": 1, "nsy": 1, "rss": 4}
+    rows = {
+        blend: hotpants(flat, flat, HotpantsOptions(ki=kernel, blend=blend, **limits)).convolved[30, 3:-3]
+        for blend in (True, False)
+    }
+    for row in rows.values():
+        np.testing.assert_allclose(row[[0, 20]], 100, atol=1e-3)
+        np.testing.assert_allclose(row[[70, 90]], 130, atol=1e-3)
+    assert np.abs(np.diff(rows[False])).max() == pytest.approx(30, abs=1e-3)
+    # a sine from 12 pixels before to 12 pixels after the border: its steepest place is in the middle
+    assert np.abs(np.diff(rows[True])).max() < 30 * 0.5 * np.pi / 2 / 12 * 1.01
+    assert rows[True][46] + rows[True][47] == pytest.approx(230, abs=1e-3)
+
+
+def test_regions_tile_the_field_and_are_fitted_each(pair, seeing):
+    extra = {"ko": 0, "bgo": 0, "nsx": 5, "nsy": 5}
+    diff, header = run_hotpants(pair.science.data, pair.template.data, **seeing, nx=2, extra=extra, get_header=True)
+    assert header["NREGION"] == 4
+    limits = [header[f"REGION{k:02d}"] for k in range(4)]
+    assert limits == ["[1:192,1:192]", "[193:384,1:192]", "[1:192,193:384]", "[193:384,193:384]"]
+    for k in range(4):
+        assert float(header[f"KSUM{k:02d}"]) == pytest.approx(1 / pair.flux_ratio, rel=0.05)
+    assert (diff[15:-15, 15:-15] != np.float32(1e-30)).all()
 
 
 @settings(max_examples=20)

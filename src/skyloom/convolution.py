@@ -176,8 +176,6 @@ def convolve_varying(
     ShapeError
         The planes differ in shape.
     """
-    if usable is None:
-        usable = np.ones(data.shape, bool)
     for what, plane in (("variance", variance), ("usable", usable)):
         if plane is not None and plane.shape != data.shape:
             raise ShapeError(
@@ -185,6 +183,13 @@ def convolve_varying(
                 found=plane.shape,
                 needed=data.shape,
             )
+    if _untouched(data.shape, kernel, usable, part):
+        out, out_variance, _, _ = _run(data, kernel, variance, None, part=part, threads=threads)
+        if out_variance is not None:
+            np.maximum(out_variance, 0, out=out_variance)
+        return Convolved(out, out_variance, np.zeros(out.shape, np.float32))
+    if usable is None:
+        usable = np.ones(data.shape, bool)
     out, out_variance, lost, kept = _run(data, kernel, variance, usable, part=part, threads=threads)
     assert lost is not None
     assert kept is not None
@@ -197,6 +202,14 @@ def convolve_varying(
         # the first-order expansion of K^2 may dip below 0 where a kernel varies wildly
         np.maximum(out_variance, 0, out=out_variance)
     return Convolved(out, out_variance, lost)
+
+
+def _untouched(shape: tuple[int, ...], kernel: PolynomialKernel, usable: BoolArray | None, part: Part | None) -> bool:
+    """Whether the kernel reaches usable pixels only, from everywhere in the part."""
+    (y0, y1), (x0, x1) = part or ((0, shape[0]), (0, shape[1]))
+    y, x = (side // 2 for side in kernel.planes.shape[1:])
+    inside = y0 >= y and x0 >= x and y1 + y <= shape[0] and x1 + x <= shape[1]
+    return inside and (usable is None or bool(usable[y0 - y : y1 + y, x0 - x : x1 + x].all()))
 
 
 def convolve(image: FloatArray, kernel: npt.ArrayLike, usable: BoolArray | None = None) -> FloatArray:

@@ -10,29 +10,45 @@
 namespace skyloom {
 namespace {
 
+// For short loops over registers: left as loops they would keep them in memory.
+#if defined(__GNUC__) && !defined(__clang__)
+#define SKYLOOM_UNROLL _Pragma("GCC unroll 8")
+#else
+#define SKYLOOM_UNROLL
+#endif
+
 constexpr int kChunk = kConvolveChunk;
 constexpr int kBlock = 2 * kChunk;  // the kernel is expanded about the middle of so many columns
+constexpr int kGroup = 4;           // rows that are worked on together
 
-// One chunk as registers of LANES floats.
 template <int LANES>
-struct Chunk {
+struct Register {
   typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
-  static constexpr int kParts = kChunk / LANES;
-  Vec part[kParts];
 };
+
+// How many rows of output are summed at a time, for N polynomial terms and PARTS registers of columns: as many sums as
+// hide the latency of a multiply-add, and no more than there are registers (32 of 16 lanes, else 16).
+template <int LANES, int N>
+constexpr int rows_at_a_time() {
+  if (LANES == 16) return N <= 3 ? 4 : 2;
+  if (LANES == 8) return N == 1 ? 4 : N <= 3 ? 2 : 1;
+  return N == 1 ? 2 : 1;
+}
+static_assert(kGroup % 4 == 0);
 
 // The kernel around the middle of one block. Along x it is a polynomial in t = X - X(middle),
 // K = sum_k t^k taylor[k]: exact, so there is no step anywhere. K^2 is taken to first order in t: at the ends of a
 // block it is off by (16 px / x_scale)^2 of the curvature of K^2 over the field.
 struct Taps {
   int count;                    // ky * kx
-  std::vector<double> by_row;   // [order + 1][count]: sum_j Y^j planes[ij]
+  std::vector<double> sum;      // [count]
+  std::vector<float> by_row;    // [order + 1][count]: sum_j Y^j planes[ij]
   std::vector<float> taylor;    // [order + 1][count]
   std::vector<float> squared;   // [2][count]: K^2 and its derivative by t
   std::vector<float> absolute;  // [order + 1][count]: |K|, where no tap changes its sign within the block
 
   Taps(int n, int order)
-      : count(n), by_row(n * (order + 1)), taylor(n * (order + 1)), squared(2 * n), absolute(n * (order + 1)) {}
+      : count(n), sum(n), by_row(n * (order + 1)), taylor(n * (order + 1)), squared(2 * n), absolute(n * (order + 1)) {}
 };
 
 template <int ORDER>
@@ -40,77 +56,122 @@ SKYLOOM_INLINE void collapse_y(const VaryingKernel& kernel, double y, Taps& taps
   const double Y = (y - kernel.y_centre) / kernel.y_scale;
   const double* plane = kernel.planes;
   for (int i = 0; i <= ORDER; ++i) {
-    double* row = taps.by_row.data() + i * taps.count;
+    float* __restrict row = taps.by_row.data() + i * taps.count;
+    double* __restrict sum = taps.sum.data();
     double power = 1.0;
     for (int j = 0; j <= ORDER - i; ++j, plane += taps.count, power *= Y)
-      for (int tap = 0; tap < taps.count; ++tap) row[tap] = (j == 0 ? 0.0 : row[tap]) + power * plane[tap];
+      for (int tap = 0; tap < taps.count; ++tap) sum[tap] = (j == 0 ? 0.0 : sum[tap]) + power * plane[tap];
+    for (int tap = 0; tap < taps.count; ++tap) row[tap] = static_cast<float>(sum[tap]);
   }
 }
 
-// Taylor coefficients about X: taylor[k] = sum_{i >= k} binomial(i, k) X^(i - k) by_row[i].
+// taylor[K] = sum_{i >= K} binomial(i, K) X^(i - K) by_row[i], for K and all above it.
+template <int ORDER, int K>
+SKYLOOM_INLINE void expand_terms(double X, int n, const float* __restrict by_row, float* __restrict taylor) {
+  float factor[ORDER + 1 - K];
+  double power = 1.0, binomial = 1.0;
+  for (int i = K; i <= ORDER; ++i) {
+    factor[i - K] = static_cast<float>(power * binomial);
+    power *= X;
+    binomial = binomial * (i + 1) / (i + 1 - K);
+  }
+  for (int tap = 0; tap < n; ++tap) {
+    float value = factor[0] * by_row[K * n + tap];
+    SKYLOOM_UNROLL
+    for (int i = K + 1; i <= ORDER; ++i) value += factor[i - K] * by_row[i * n + tap];
+    taylor[K * n + tap] = value;
+  }
+  if constexpr (K < ORDER) expand_terms<ORDER, K + 1>(X, n, by_row, taylor);
+}
+
+// Taylor coefficients about X of K, and of K^2 to first order.
 template <int ORDER>
 SKYLOOM_INLINE void expand_x(double X, Taps& taps) {
   const int n = taps.count;
-  for (int k = 0; k <= ORDER; ++k) {
-    double factor[ORDER + 1];
-    double power = 1.0, binomial = 1.0;
-    for (int i = k; i <= ORDER; ++i) {
-      factor[i] = power * binomial;
-      power *= X;
-      binomial = binomial * (i + 1) / (i + 1 - k);
-    }
-    const double* by_row = taps.by_row.data();
-    float* taylor = taps.taylor.data() + k * n;
-    for (int tap = 0; tap < n; ++tap) {
-      double value = 0.0;
-      for (int i = k; i <= ORDER; ++i) value += factor[i] * by_row[i * n + tap];
-      taylor[tap] = static_cast<float>(value);
-    }
-  }
+  expand_terms<ORDER, 0>(X, n, taps.by_row.data(), taps.taylor.data());
   const float* k0 = taps.taylor.data();
-  const float* k1 = ORDER > 0 ? k0 + n : nullptr;
-  float* squared = taps.squared.data();
-  float* absolute = taps.absolute.data();
+  float* __restrict squared = taps.squared.data();
   for (int tap = 0; tap < n; ++tap) squared[tap] = k0[tap] * k0[tap];
-  for (int k = 0; k <= ORDER; ++k)
-    for (int tap = 0; tap < n; ++tap) absolute[k * n + tap] = std::copysign(1.0f, k0[tap]) * k0[k * n + tap];
-  if constexpr (ORDER > 0)
+  if constexpr (ORDER > 0) {
+    const float* k1 = k0 + n;
     for (int tap = 0; tap < n; ++tap) squared[n + tap] = 2.0f * k0[tap] * k1[tap];
+  }
 }
 
-// sums[k][lane] = sum over taps of taps[k][tap] * image[row + v][column + u + lane]. Each row of the kernel is summed on
-// its own first, which keeps the rounding error at that of about ky + kx additions.
-template <int LANES, int N>
-SKYLOOM_INLINE void correlate(const float* image, std::int64_t stride, const float* taps, int ky, int kx,
-                              Chunk<LANES> (&sums)[N]) {
-  using Vec = typename Chunk<LANES>::Vec;
-  constexpr int kParts = Chunk<LANES>::kParts;
-  const int n = ky * kx;
-  for (int k = 0; k < N; ++k) sums[k] = {};
-  for (int v = 0; v < ky; ++v) {
-    const float* row = image + v * stride;
-    const float* tap = taps + v * kx;
-    Chunk<LANES> partial[N] = {};
-    for (int u = 0; u < kx; ++u)
-      for (int p = 0; p < kParts; ++p) {
-        Vec pixels;
-        std::memcpy(&pixels, row + u + p * LANES, sizeof pixels);
-        for (int k = 0; k < N; ++k) partial[k].part[p] += tap[k * n + u] * pixels;
-      }
+// |K| around the middle of a block: that of K, with the signs that its taps have in the middle.
+template <int ORDER>
+SKYLOOM_INLINE void take_absolute(Taps& taps) {
+  const int n = taps.count;
+  const float* k0 = taps.taylor.data();
+  float* __restrict absolute = taps.absolute.data();
+  for (int k = 0; k <= ORDER; ++k)
+    for (int tap = 0; tap < n; ++tap) absolute[k * n + tap] = std::copysign(1.0f, k0[tap]) * k0[k * n + tap];
+}
+
+// Adds one row of the image to COUNT rows of output: sums[r][k] += sum_u taps[r][k * n + u] * row[u + lane]. Each row of a
+// kernel is summed on its own first, which keeps the rounding error at that of about ky + kx additions.
+template <int LANES, int N, int COUNT, int PARTS>
+SKYLOOM_INLINE void add_row(const float* row, const float* const* taps, int n, int kx,
+                            typename Register<LANES>::Vec (*sums)[N][PARTS]) {
+  using Vec = typename Register<LANES>::Vec;
+  Vec partial[COUNT][N][PARTS] = {};
+  const float* tap[COUNT][N];
+  SKYLOOM_UNROLL
+  for (int r = 0; r < COUNT; ++r)
+    SKYLOOM_UNROLL
+    for (int k = 0; k < N; ++k) tap[r][k] = taps[r] + k * n;
+  for (int u = 0; u < kx; ++u) {
+    Vec pixels[PARTS];
+    SKYLOOM_UNROLL
+    for (int p = 0; p < PARTS; ++p) std::memcpy(&pixels[p], row + u + p * LANES, sizeof(Vec));
+    SKYLOOM_UNROLL
+    for (int r = 0; r < COUNT; ++r)
+      SKYLOOM_UNROLL
+      for (int k = 0; k < N; ++k)
+        SKYLOOM_UNROLL
+        for (int p = 0; p < PARTS; ++p) partial[r][k][p] += tap[r][k][u] * pixels[p];
+  }
+  SKYLOOM_UNROLL
+  for (int r = 0; r < COUNT; ++r)
+    SKYLOOM_UNROLL
     for (int k = 0; k < N; ++k)
-      for (int p = 0; p < kParts; ++p) sums[k].part[p] += partial[k].part[p];
+      SKYLOOM_UNROLL
+      for (int p = 0; p < PARTS; ++p) sums[r][k][p] += partial[r][k][p];
+}
+
+template <int LANES, int N, int COUNT, int PARTS>
+SKYLOOM_INLINE void add_row_to(int count, const float* row, const float* const* taps, int n, int kx,
+                               typename Register<LANES>::Vec (*sums)[N][PARTS]) {
+  if constexpr (COUNT > 1)
+    if (count < COUNT) return add_row_to<LANES, N, COUNT - 1, PARTS>(count, row, taps, n, kx, sums);
+  add_row<LANES, N, COUNT, PARTS>(row, taps, n, kx, sums);
+}
+
+// sums[r][k][lane] = sum over taps of taps[r][k][tap] * image[row r + v][column u + lane], for ROWS rows below one another,
+// each with its own kernel. A row of the image is read once for all of them.
+template <int LANES, int N, int ROWS, int PARTS>
+SKYLOOM_INLINE void correlate(const float* image, std::int64_t stride, const float* const* taps, int ky, int kx,
+                              typename Register<LANES>::Vec (&sums)[ROWS][N][PARTS]) {
+  const int n = ky * kx;
+  for (int r = 0; r < ROWS; ++r)
+    for (int k = 0; k < N; ++k)
+      for (int p = 0; p < PARTS; ++p) sums[r][k][p] = typename Register<LANES>::Vec{};
+  for (int i = 0; i < ky + ROWS - 1; ++i) {
+    const int first = std::max(0, i - ky + 1), last = std::min(ROWS - 1, i);
+    const float* now[ROWS];
+    for (int r = first; r <= last; ++r) now[r - first] = taps[r] + (i - r) * kx;
+    add_row_to<LANES, N, ROWS, PARTS>(last - first + 1, image + i * stride, now, n, kx, sums + first);
   }
 }
 
 // to[lane] = sum_k t^k sums[k][lane]
-template <int LANES, int N>
-SKYLOOM_INLINE void polynomial(const Chunk<LANES> (&sums)[N], const float* t, float* to) {
-  float terms[N][kChunk];
-  std::memcpy(terms, sums, sizeof terms);
-  for (int lane = 0; lane < kChunk; ++lane) {
-    float value = terms[N - 1][lane];
-    for (int k = N - 2; k >= 0; --k) value = value * t[lane] + terms[k][lane];
-    to[lane] = value;
+template <int LANES, int N, int PARTS>
+SKYLOOM_INLINE void polynomial(const typename Register<LANES>::Vec (&sums)[N][PARTS], const float* t, float* to) {
+  for (int p = 0; p < PARTS; ++p) {
+    typename Register<LANES>::Vec at, value = sums[N - 1][p];
+    std::memcpy(&at, t + p * LANES, sizeof at);
+    for (int k = N - 2; k >= 0; --k) value = value * at + sums[k][p];
+    std::memcpy(to + p * LANES, &value, sizeof value);
   }
 }
 
@@ -118,9 +179,10 @@ SKYLOOM_INLINE void polynomial(const Chunk<LANES> (&sums)[N], const float* t, fl
 template <int LANES, int ORDER>
 SKYLOOM_INLINE void usable_share(const float* usable, std::int64_t stride, const float* taps, int ky, int kx,
                                  const float* t, float* share) {
-  Chunk<LANES> sums[ORDER + 1];
-  correlate<LANES, ORDER + 1>(usable, stride, taps, ky, kx, sums);
-  polynomial<LANES, ORDER + 1>(sums, t, share);
+  constexpr int kParts = kChunk / LANES;
+  typename Register<LANES>::Vec sums[1][ORDER + 1][kParts];
+  correlate<LANES, ORDER + 1, 1, kParts>(usable, stride, &taps, ky, kx, sums);
+  polynomial<LANES, ORDER + 1, kParts>(sums[0], t, share);
   double total[ORDER + 1] = {};
   for (int k = 0; k <= ORDER; ++k)
     for (int tap = 0; tap < ky * kx; ++tap) total[k] += taps[k * ky * kx + tap];
@@ -172,25 +234,52 @@ class UnusableInReach {
   std::vector<int> columns_;
 };
 
-template <int LANES, int ORDER>
-SKYLOOM_INLINE void convolve_chunk(const ConvolvePlanes& planes, const VaryingKernel& kernel, const Taps& taps,
-                                   const float* t, bool masked, std::int64_t in, std::int64_t out) {
-  const int ky = kernel.ky, kx = kernel.kx;
-  Chunk<LANES> data[ORDER + 1];
-  correlate<LANES, ORDER + 1>(planes.data + in, planes.stride, taps.taylor.data(), ky, kx, data);
-  polynomial<LANES, ORDER + 1>(data, t, planes.out + out);
-  if (planes.variance != nullptr) {
-    constexpr int kTerms = ORDER > 0 ? 2 : 1;
-    Chunk<LANES> variance[kTerms];
-    correlate<LANES, kTerms>(planes.variance + in, planes.stride, taps.squared.data(), ky, kx, variance);
-    polynomial<LANES, kTerms>(variance, t, planes.out_variance + out);
+// Convolves PARTS registers of columns in `count` rows with the polynomials of N terms whose taps start at taps[r].
+template <int LANES, int N, int PARTS>
+SKYLOOM_INLINE void convolve_columns(const float* image, std::int64_t stride, const float* const* taps, int ky, int kx,
+                                     const float* t, float* out, std::int64_t width, int count) {
+  constexpr int kRows = rows_at_a_time<LANES, N>();
+  int r = 0;
+  for (; r + kRows <= count; r += kRows) {
+    typename Register<LANES>::Vec sums[kRows][N][PARTS];
+    correlate<LANES, N, kRows, PARTS>(image + r * stride, stride, taps + r, ky, kx, sums);
+    for (int k = 0; k < kRows; ++k) polynomial<LANES, N, PARTS>(sums[k], t, out + (r + k) * width);
   }
-  if (masked) {
-    weigh_mask<LANES, ORDER>(planes, kernel, taps, t, in, out);
-  } else if (planes.usable != nullptr) {
-    for (int lane = 0; lane < kChunk; ++lane) {
-      planes.out_lost[out + lane] = 0.0f;
-      planes.out_kept[out + lane] = 1.0f;
+  for (; r < count; ++r) {
+    typename Register<LANES>::Vec sums[1][N][PARTS];
+    correlate<LANES, N, 1, PARTS>(image + r * stride, stride, taps + r, ky, kx, sums);
+    polynomial<LANES, N, PARTS>(sums[0], t, out + r * width);
+  }
+}
+
+// The same for all columns of a block.
+template <int LANES, int N>
+SKYLOOM_INLINE void convolve_block(const float* image, std::int64_t stride, const float* const* taps, int ky, int kx,
+                                   const float* t, float* out, std::int64_t width, int count, int columns) {
+  constexpr int kWide = LANES == 16 ? 2 : kChunk / LANES;
+  int x = 0;
+  for (; x + kWide * LANES <= columns; x += kWide * LANES)
+    convolve_columns<LANES, N, kWide>(image + x, stride, taps, ky, kx, t + x, out + x, width, count);
+  if constexpr (kWide * LANES > kChunk)
+    for (; x < columns; x += kChunk)
+      convolve_columns<LANES, N, kChunk / LANES>(image + x, stride, taps, ky, kx, t + x, out + x, width, count);
+}
+
+// The shares of the kernel's weight on usable pixels, for one row of a block.
+template <int LANES, int ORDER>
+SKYLOOM_INLINE void weigh_block(const ConvolvePlanes& planes, const VaryingKernel& kernel, Taps& taps,
+                                const UnusableInReach& unusable, const float* t, std::int64_t y, std::int64_t x,
+                                int columns) {
+  for (int c = 0; c < columns; c += kChunk) {
+    const std::int64_t out = y * planes.width + x + c;
+    if (unusable.any(x + c, kChunk + kernel.kx - 1)) {
+      take_absolute<ORDER>(taps);
+      weigh_mask<LANES, ORDER>(planes, kernel, taps, t + c, y * planes.stride + x + c, out);
+    } else {
+      for (int lane = 0; lane < kChunk; ++lane) {
+        planes.out_lost[out + lane] = 0.0f;
+        planes.out_kept[out + lane] = 1.0f;
+      }
     }
   }
 }
@@ -198,26 +287,43 @@ SKYLOOM_INLINE void convolve_chunk(const ConvolvePlanes& planes, const VaryingKe
 template <int LANES, int ORDER>
 SKYLOOM_INLINE void convolve_rows(const VaryingKernel& kernel, const ConvolvePlanes& planes, std::int64_t row_start,
                                   std::int64_t row_stop) {
-  Taps taps(kernel.ky * kernel.kx, ORDER);
-  float t[kBlock] = {};
-  UnusableInReach unusable(planes, kernel.ky, row_start);
-  if constexpr (ORDER == 0) {
-    collapse_y<0>(kernel, 0.0, taps);
-    expand_x<0>(0.0, taps);
+  const int ky = kernel.ky, kx = kernel.kx;
+  std::vector<Taps> taps(kGroup, Taps(ky * kx, ORDER));
+  std::vector<UnusableInReach> unusable;
+  const float *taylor[kGroup], *squared[kGroup];
+  for (int r = 0; r < kGroup; ++r) {
+    taylor[r] = taps[r].taylor.data();
+    squared[r] = taps[r].squared.data();
+    if (row_start + r < row_stop) unusable.emplace_back(planes, ky, row_start + r);
+    if constexpr (ORDER == 0) {
+      collapse_y<0>(kernel, 0.0, taps[r]);
+      expand_x<0>(0.0, taps[r]);
+    }
   }
-  for (std::int64_t y = row_start; y < row_stop; ++y) {
-    if constexpr (ORDER > 0) collapse_y<ORDER>(kernel, static_cast<double>(y), taps);
-    for (std::int64_t x = 0; x < planes.width; x += kChunk) {
-      const int offset = static_cast<int>(x % kBlock);
-      if (ORDER > 0 && offset == 0) {
+  for (std::int64_t y = row_start; y < row_stop; y += kGroup) {
+    const int count = static_cast<int>(std::min<std::int64_t>(kGroup, row_stop - y));
+    if constexpr (ORDER > 0)
+      for (int r = 0; r < count; ++r) collapse_y<ORDER>(kernel, static_cast<double>(y + r), taps[r]);
+    for (std::int64_t x = 0; x < planes.width; x += kBlock) {
+      const int columns = static_cast<int>(std::min<std::int64_t>(kBlock, planes.width - x));
+      float t[kBlock] = {};
+      if constexpr (ORDER > 0) {
         const double middle = 0.5 * (x + std::min(x + kBlock, planes.columns) - 1);
-        expand_x<ORDER>((middle - kernel.x_centre) / kernel.x_scale, taps);
+        for (int r = 0; r < count; ++r) expand_x<ORDER>((middle - kernel.x_centre) / kernel.x_scale, taps[r]);
         for (int lane = 0; lane < kBlock; ++lane) t[lane] = static_cast<float>((x + lane - middle) / kernel.x_scale);
       }
-      convolve_chunk<LANES, ORDER>(planes, kernel, taps, t + offset, unusable.any(x, kChunk + kernel.kx - 1),
-                                   y * planes.stride + x, y * planes.width + x);
+      const std::int64_t in = y * planes.stride + x, out = y * planes.width + x;
+      convolve_block<LANES, ORDER + 1>(planes.data + in, planes.stride, taylor, ky, kx, t, planes.out + out,
+                                       planes.width, count, columns);
+      if (planes.variance != nullptr)
+        convolve_block<LANES, (ORDER > 0 ? 2 : 1)>(planes.variance + in, planes.stride, squared, ky, kx, t,
+                                                   planes.out_variance + out, planes.width, count, columns);
+      if (planes.usable != nullptr)
+        for (int r = 0; r < count; ++r)
+          weigh_block<LANES, ORDER>(planes, kernel, taps[r], unusable[r], t, y + r, x, columns);
     }
-    if (y + 1 < row_stop) unusable.step(y);
+    for (int r = 0; r < count; ++r)
+      for (int step = 0; step < kGroup && y + r + kGroup < row_stop; ++step) unusable[r].step(y + r + step);
   }
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,9 @@ class KernelBasis:
 
     filters: Float64Array
     mix: Float64Array
+    _cache: dict[tuple[int, int], tuple[Float64Array, Float64Array, npt.NDArray[np.intp]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def half(self) -> int:
@@ -59,16 +62,30 @@ class KernelBasis:
         ndarray, shape (n, ny, nx)
             Only the part that no border touches.
         """
-        half = self.half
-        ny, nx = stamp.shape[0] - 2 * half, stamp.shape[1] - 2 * half
-        along_x, index = np.unique(self.filters[:, 1], axis=0, return_inverse=True)
-        # out[x] = sum_u f[u] in[x - u + half]: a band matrix for each filter
-        windows = np.lib.stride_tricks.sliding_window_view(stamp.astype(np.float64), 2 * half + 1, axis=1)[:, :nx]
-        rows = np.tensordot(along_x[:, ::-1], windows, axes=(1, 2))
-        columns = np.lib.stride_tricks.sliding_window_view(np.eye(ny + 2 * half), 2 * half + 1, axis=1)
-        band = np.tensordot(self.filters[:, 0, ::-1], columns, axes=(1, 2))  # (n_raw, ny + 2 half, ny)
-        raw = np.matmul(band.transpose(0, 2, 1), rows[index.reshape(-1)])
-        return np.tensordot(self.mix, raw, axes=1)
+        ny, nx = (side - 2 * self.half for side in stamp.shape)
+        along_x, along_y, index = self._bands(ny, nx)
+        rows = (stamp.astype(np.float64) @ along_x).reshape(len(stamp), -1, nx).transpose(1, 0, 2)
+        raw = np.matmul(along_y, rows[index])
+        return (self.mix @ raw.reshape(len(raw), -1)).reshape(len(self.mix), ny, nx)
+
+    def _bands(self, ny: int, nx: int) -> tuple[Float64Array, Float64Array, npt.NDArray[np.intp]]:
+        """Return the filters as band matrices for stamps of one size: out[x] = sum_u f[u] in[x - u + half].
+
+        Shapes (nx + 2 half, n_x nx) for the n_x different filters along x, (n_raw, ny, ny + 2 half) along y; and which
+        of the former belongs to each function.
+        """
+        if (ny, nx) not in self._cache:
+            width = 2 * self.half + 1
+            filters, index = np.unique(self.filters[:, 1], axis=0, return_inverse=True)
+            columns = np.lib.stride_tricks.sliding_window_view(np.eye(nx + width - 1), width, axis=1)
+            along_x = np.tensordot(columns, filters[:, ::-1], axes=(2, 1)).transpose(0, 2, 1)
+            rows = np.lib.stride_tricks.sliding_window_view(np.eye(ny + width - 1), width, axis=1)
+            along_y = np.tensordot(self.filters[:, 0, ::-1], rows, axes=(1, 2)).transpose(0, 2, 1)
+            self._cache[ny, nx] = (
+                np.ascontiguousarray(along_x).reshape(nx + width - 1, -1), np.ascontiguousarray(along_y),
+                index.reshape(-1),
+            )  # fmt: skip
+        return self._cache[ny, nx]
 
 
 def gaussian_basis(sigmas: tuple[float, ...], orders: tuple[int, ...], half: int) -> KernelBasis:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom._threads import map_bands
-from skyloom.convolution import convolve, exponents, monomials
+from skyloom.convolution import PolynomialKernel, convolve_varying, exponents, monomials
 from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray
 from skyloom.subtraction.basis import Float64Array, KernelBasis
@@ -87,13 +87,17 @@ class _Loaded:
     """The pixels of one sub-stamp, flattened, and its share of the normal equations."""
 
     def __init__(
-        self, star: Substamp, source: Side, target: Side, basis: KernelBasis, options: HotpantsOptions
-    ) -> None:
+        self, star: Substamp, source: Side, target: Side, region: Region, *, basis: KernelBasis,
+        options: HotpantsOptions,
+    ) -> None:  # fmt: skip
         half, reach = options.rss, options.rss + basis.half
         box, wide = ((slice(star.y - h, star.y + h + 1), slice(star.x - h, star.x + h + 1)) for h in (half, reach))
         inner = (slice(basis.half, -basis.half),) * 2
         self.star = star
         self.design = basis.convolve(source.data[wide]).reshape(len(basis), -1).astype(np.float32)
+        x, y = np.arange(star.x - half, star.x + half + 1), np.arange(star.y - half, star.y + half + 1)
+        background = monomials(x[None, :], y[:, None], options.bgo, region.centre, region.scale)
+        self.background = background.reshape(len(background), -1)
         self.target = target.data[box].astype(np.float64).ravel()
         self.target_variance = target.variance(*box).ravel()
         self.source_variance = source.variance(*wide)
@@ -135,30 +139,29 @@ class _Fit:
         self.waiting = [queue[1:] for queue in queues]
         self.n_rejected = 0
         self.active = self.load([queue[0] for queue in queues])
-        self.sum_up(self.active)
+        # the first fit, on every other pixel, is only there to find the weights of the second
+        self.sum_up(self.active, 2 if self.weighted else 1)
 
     def load(self, stars: list[Substamp]) -> list[_Loaded]:
-        return map_bands(lambda star: _Loaded(star, self.source, self.target, self.basis, self.options), stars)
+        def one(star: Substamp) -> _Loaded:
+            return _Loaded(star, self.source, self.target, self.region, basis=self.basis, options=self.options)
 
-    def background(self, star: Substamp) -> Float64Array:
-        """Return the background's monomials on the pixels of a sub-stamp, shape (n, n_pixels)."""
-        half = self.options.rss
-        x, y = np.arange(star.x - half, star.x + half + 1), np.arange(star.y - half, star.y + half + 1)
-        planes = monomials(x[None, :], y[:, None], self.options.bgo, self.region.centre, self.region.scale)
-        return planes.reshape(len(planes), -1)
+        return map_bands(one, stars)
 
-    def sum_up(self, stamps: list[_Loaded]) -> None:
-        """Sum the normal equations over the pixels of these stamps: with their present weights, or without any."""
+    def sum_up(self, stamps: list[_Loaded], step: int = 1) -> None:
+        """Sum the normal equations over each `step`-th pixel of these stamps, with their present weights if any."""
 
         def one(stamp: _Loaded) -> None:
             weight = np.ones(len(stamp.target))
             if self.weighted:
                 total = stamp.variance + (self.eps * stamp.signal) ** 2
                 weight = np.divide(1.0, total, out=np.zeros_like(total), where=stamp.good)
-            root = np.sqrt(weight)
-            design = np.concatenate([stamp.design, self.background(stamp.star)]) * root
-            target = stamp.target * root
-            noise = float(weight @ stamp.convolved_variance) / stamp.gain
+            root = np.sqrt(weight[::step])
+            design = np.empty((len(stamp.design) + len(stamp.background), len(root)))
+            np.multiply(stamp.design[:, ::step], root, out=design[: len(stamp.design)])
+            np.multiply(stamp.background[:, ::step], root, out=design[len(stamp.design) :])
+            target = stamp.target[::step] * root
+            noise = float(weight[::step] @ stamp.convolved_variance[::step]) / stamp.gain
             stamp.sums = design @ design.T, design @ target, float(target @ target), noise
 
         map_bands(one, stamps)
@@ -175,17 +178,18 @@ class _Fit:
         self.kernels = np.tensordot(local[:, :n], self.images, axes=1)
         for stamp, c in zip(self.active, local, strict=True):
             stamp.signal = (c[:n].astype(np.float32) @ stamp.design).astype(np.float64)
-            stamp.residual = stamp.target - stamp.signal - c[n:] @ self.background(stamp.star)
+            stamp.residual = stamp.target - stamp.signal - c[n:] @ stamp.background
 
     def reweight(self, stamps: list[_Loaded], kernels: Float64Array) -> None:
         """Variances with the kernel that was found, at each stamp."""
-        inner = (slice(self.basis.half, -self.basis.half),) * 2
+        half, side = self.basis.half, 2 * self.options.rss + 1
+        inner = (half, half + side), (half, half + side)
 
         def one(k: int) -> None:
-            squared = kernels[k] ** 2
-            variance = convolve(stamps[k].source_variance.astype(np.float32), squared)
-            stamps[k].convolved_variance = variance[inner].astype(np.float64).ravel()
-            stamps[k].gain = float(squared.sum())
+            squared = PolynomialKernel(kernels[k][None] ** 2)
+            variance = convolve_varying(stamps[k].source_variance, squared, part=inner, threads=1).data
+            stamps[k].convolved_variance = variance.astype(np.float64).ravel()
+            stamps[k].gain = float(squared.planes.sum())
 
         map_bands(one, range(len(stamps)))
 

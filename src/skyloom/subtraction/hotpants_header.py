@@ -19,8 +19,9 @@ _SAMPLE = 600  # pixels of a region along each axis from which its statistics ar
 
 
 def make_header(
-    products: Products, kernel: HotpantsKernel, fitted: list[RegionFit | None], options: HotpantsOptions
-) -> fits.Header:
+    products: Products, kernel: HotpantsKernel, fitted: list[RegionFit | None], options: HotpantsOptions, *,
+    statistics: bool = True,
+) -> fits.Header:  # fmt: skip
     """Return the keywords of HOTPANTS; with `okn`, rescale the noise of pixels that are OK.
 
     The values of each region are strings, as there. SSSIG and SSSCAT are the mean merit of the sub-stamps and its
@@ -34,7 +35,10 @@ def make_header(
     header["DATE"] = (datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "When it was started (GMT)")
     for number, region in enumerate(kernel.regions):
         fit = fitted[number] if number < len(fitted) else None
-        for name, (value, comment) in _region_cards(number, region, products, kernel, fit=fit, options=options).items():
+        cards = _region_cards(number, region, kernel, fit, options)
+        if np.isfinite(kernel.solutions[number]).all() and (statistics or options.okn):
+            cards |= _statistics_cards(region, products, options)
+        for name, (value, comment) in cards.items():
             header[f"{name}{number:02d}"] = (value, comment)
     header["PHOTNORM"] = (options.n, "Direction of photometric normalization")
     header["NREGION"] = (len(kernel.regions), "Number of independent regions")
@@ -45,9 +49,8 @@ def make_header(
 
 
 def _region_cards(
-    number: int, region: Region, products: Products, kernel: HotpantsKernel, *, fit: RegionFit | None,
-    options: HotpantsOptions,
-) -> dict[str, tuple[str, str]]:  # fmt: skip
+    number: int, region: Region, kernel: HotpantsKernel, fit: RegionFit | None, options: HotpantsOptions
+) -> dict[str, tuple[str, str]]:
     """Return the keywords of one region, without its number."""
     limits = f"[{region.x0 + 1}:{region.x1 + 1},{region.y0 + 1}:{region.y1 + 1}]"
     cards = {"REGION": (limits, ""), "CONVOL": (kernel.convolved[number].upper(), "")}
@@ -60,6 +63,12 @@ def _region_cards(
         if options.fom == "v":
             cards["FSIG"] = (f"{fit.merit:.4f}", "Final SSSIG")
             cards["FSCAT"] = (f"{fit.scatter:.4f}", "Final SSSCAT")
+    return cards
+
+
+def _statistics_cards(region: Region, products: Products, options: HotpantsOptions) -> dict[str, tuple[str, str]]:
+    """Return the keywords of one region that tell of the difference; with `okn`, rescale its noise."""
+    cards: dict[str, tuple[str, str]] = {}
     if products.noise is None:
         return cards
     box = _lattice(region)

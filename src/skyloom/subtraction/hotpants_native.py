@@ -77,6 +77,7 @@ def hotpants(
     sharper: bool = False,
     want_convolved: bool = True,
     want_noise: bool = True,
+    want_statistics: bool = True,
 ) -> HotpantsResult:
     """Match a template to an image as HOTPANTS does, and subtract it.
 
@@ -90,8 +91,8 @@ def hotpants(
         x, y (0-based) of stars for sub-stamps; those of `ssf` and `cmp` if not given.
     sharper : bool
         With c='t': if the kernel that was found sharpens the template, convolve the image in its place.
-    want_convolved, want_noise : bool
-        Planes that are not wanted save time and memory.
+    want_convolved, want_noise, want_statistics : bool
+        Planes, and statistics of the difference in the header: what is not wanted saves time and memory.
 
     Raises
     ------
@@ -128,7 +129,7 @@ def hotpants(
     products = make_planes(
         sides["image"], sides["template"], kernel, options, want_convolved=want_convolved, want_noise=want_noise
     )
-    header = make_header(products, kernel, fitted, options)
+    header = make_header(products, kernel, fitted, options, statistics=want_statistics)
     stamps = _stamp_table(fitted)
     return HotpantsResult(products.diff, products.convolved, products.noise, products.mask, kernel, header, stamps)
 

@@ -63,7 +63,7 @@ def make_planes(
     shape = image.data.shape
     products = Products(
         np.full(shape, options.fi, np.float32),
-        np.full(shape, HotpantsBit.OUTPUT_ISBAD, np.uint16),
+        image.bits | template.bits | np.uint16(HotpantsBit.OUTPUT_ISBAD),
         np.full(shape, options.fi, np.float32) if want_convolved else None,
         np.full(shape, options.fin, np.float32) if want_noise else None,
     )
@@ -101,22 +101,22 @@ def _fill_strip(
     x0, x1, y0, y1 = field_window((ny, nx), options)
     margins = (y0 + half, y1 + 1 - half), (x0 + half, x1 + 1 - half)
     if len(tasks) == 1:
-        box = _clip_box(rows, tasks[0].region, 0)
+        box = _clip_box(rows, tasks[0].region, 0, margins)
         if box is not None:
-            _store(box, _region_part(tasks[0], box, half, want_noise, options), products, margins, options)
+            _store(box, _region_part(tasks[0], box, half, want_noise, options), products, options)
         return
     blended = _Blend(rows, nx)
     for task in tasks:
         region = task.region
         blend = _blend_width(region) if options.blend else 0
-        box = _clip_box(rows, region, blend)
+        box = _clip_box(rows, region, blend, margins)
         if box is not None:
             weight = np.outer(
                 _ramp(box[0], region.y0, region.y1, blend=blend, first=region.by0, last=region.by1),
                 _ramp(box[1], region.x0, region.x1, blend=blend, first=region.bx0, last=region.bx1),
             )
             blended.add(box, region, weight, _region_part(task, box, half, want_noise, options))
-    _store((rows, (0, nx)), blended.part(), products, margins, options)
+    _store((rows, (0, nx)), blended.part(), products, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,11 +133,13 @@ Box = tuple[tuple[int, int], tuple[int, int]]
 """Rows and columns, half-open."""
 
 
-def _clip_box(rows: tuple[int, int], region: Region, blend: int) -> Box | None:
-    """Return the rows and columns of a strip that a region reaches."""
+def _clip_box(rows: tuple[int, int], region: Region, blend: int, margins: Box) -> Box | None:
+    """Return the rows and columns of a strip that a region reaches, within the margins."""
     y = max(rows[0], region.by0, region.y0 - blend), min(rows[1], region.by1 + 1, region.y1 + 1 + blend)
     x = max(region.bx0, region.x0 - blend), min(region.bx1 + 1, region.x1 + 1 + blend)
-    return (y, x) if y[0] < y[1] else None
+    y = max(y[0], margins[0][0]), min(y[1], margins[0][1])
+    x = max(x[0], margins[1][0]), min(x[1], margins[1][1])
+    return (y, x) if y[0] < y[1] and x[0] < x[1] else None
 
 
 def _region_part(task: _Task, box: Box, half: int, want_noise: bool, options: HotpantsOptions) -> _Part:
@@ -244,22 +246,21 @@ class _Blend:
     def part(self) -> _Part:
         """Return the means; pixels that lie in no region are bad."""
         weight = np.where(self.weight > 0, self.weight, np.float32(1))
-        self.bits[~self.inside] |= np.uint16(HotpantsBit.OUTPUT_ISBAD)
+        self.bits[~self.inside | (self.weight == 0)] |= np.uint16(HotpantsBit.OUTPUT_ISBAD)
         return _Part(self.sums[0] / weight, self.sums[1] / weight, self.sums[2] / weight, self.bits)
 
 
-def _store(box: Box, part: _Part, products: Products, margins: Box, options: HotpantsOptions) -> None:
-    """Put a part into the products, with fill values where it is bad; pixels outside of the margins are bad."""
-    rows, columns = np.arange(*box[0]), np.arange(*box[1])
-    outside = (rows < margins[0][0]) | (rows >= margins[0][1]), (columns < margins[1][0]) | (columns >= margins[1][1])
-    part.bits[outside[0]] |= np.uint16(HotpantsBit.OUTPUT_ISBAD)
-    part.bits[:, outside[1]] |= np.uint16(HotpantsBit.OUTPUT_ISBAD)
-    bad = (part.bits & np.uint16(HotpantsBit.OUTPUT_ISBAD)) != 0
+def _store(box: Box, part: _Part, products: Products, options: HotpantsOptions) -> None:
+    """Put a part into the products, with fill values where it is bad."""
     here = slice(*box[0]), slice(*box[1])
     products.mask[here] = part.bits
-    fill = bad if options.mous >= 0 else np.zeros_like(bad)
-    products.diff[here] = np.where(fill, np.float32(options.fi), part.diff)
+    products.diff[here] = part.diff
     if products.convolved is not None:
         products.convolved[here] = part.convolved
     if products.noise is not None and part.variance is not None:
-        products.noise[here] = np.where(fill, np.float32(options.fin), np.sqrt(part.variance))
+        np.sqrt(part.variance, out=products.noise[here])
+    if options.mous >= 0 and part.bits.any():
+        bad = (part.bits & np.uint16(HotpantsBit.OUTPUT_ISBAD)) != 0
+        products.diff[here][bad] = options.fi
+        if products.noise is not None:
+            products.noise[here][bad] = options.fin

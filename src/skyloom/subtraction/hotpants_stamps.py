@@ -166,7 +166,7 @@ def sky_statistics(pixels: npt.NDArray[np.floating], clip: float) -> tuple[float
     """
     values = np.sort(pixels, axis=None)
     for _ in range(5):
-        low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+        low, middle, high = (float(values[int(share * (len(values) - 1))]) for share in (0.25, 0.5, 0.75))
         sigma = (high - low) / _QUARTILES
         inner = slice(*np.searchsorted(values, (middle - clip * sigma, middle + clip * sigma), side="left"))
         kept = values[inner]
@@ -175,7 +175,7 @@ def sky_statistics(pixels: npt.NDArray[np.floating], clip: float) -> tuple[float
         values = kept
     share = max(2, int(_MODE_SHARE * len(values)))
     if share >= len(values):
-        return float(np.median(values)), float(sigma)
+        return float(middle), float(sigma)
     start = int(np.argmin(values[share:] - values[:-share]))
     return float(values[start] + values[start + share]) / 2, float(sigma)
 
@@ -218,12 +218,17 @@ def _find_substamps(
 def _peaks(data: npt.NDArray[np.float32], good: BoolArray, floor: float, upper: float) -> Sequence[tuple[int, int]]:
     """Return pixels (x, y) above the floor that none of their eight neighbours exceeds, brightest first."""
     ny, nx = data.shape
-    y, x = np.nonzero((data > floor) & (data < upper) & good)
+    y, x = np.nonzero(data > floor)
     value = data[y, x]
+    fit = (value < upper) & good[y, x]
+    y, x, value = y[fit], x[fit], value[fit]
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
-            top = data[np.clip(y + dy, 0, ny - 1), np.clip(x + dx, 0, nx - 1)] <= value
-            y, x, value = y[top], x[top], value[top]
+            if (dy, dx) != (0, 0):
+                top = (
+                    data[np.minimum(np.maximum(y + dy, 0), ny - 1), np.minimum(np.maximum(x + dx, 0), nx - 1)] <= value
+                )
+                y, x, value = y[top], x[top], value[top]
     order = np.argsort(-value, kind="stable")
     return [(int(x[k]), int(y[k])) for k in order]
 

@@ -139,11 +139,11 @@ def run_hotpants(  # noqa: PLR0917  # the signature is that of the original
                                 positions=positions, tmpdir=_tmpdir, workdir=_workdir)  # fmt: skip
         kernel, header = found.kernel, found.header
     else:
-        wants_noise = get_scaled or get_noise or get_header or options.okn
+        files = any(getattr(options, name) is not None for name in ("oni", "ond", "outim"))
         found = hotpants(
             image, template, options, positions=positions, sharper="c" not in own and not wider,
             want_convolved=get_convolved or options.oci is not None or options.outim is not None,
-            want_noise=wants_noise or any(getattr(options, name) is not None for name in ("oni", "ond", "outim")),
+            want_noise=get_scaled or get_noise or get_header or options.okn or files, want_statistics=get_header,
         )  # fmt: skip
         kernel, header = found.kernel.to_table() if get_kernel else None, found.header
         write_files(found, options)
