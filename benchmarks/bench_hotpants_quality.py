@@ -4,7 +4,8 @@
 
 Columns: robust deviation of difference / noise on the sky, and its deviation within 3 pixels of stars above 2e4 ADU
 (both should be 1); robust deviation of the matched filter with weights 1 / noise^2 on the sky (1 where the template is
-deep); peaks above 5 and below -5 per image that are no transients; bias and pull of PSF fluxes of transients above S/N 15.
+deep); peaks above 5 and below -5 per image that are no transients; bias and pull of PSF fluxes of transients above S/N
+15.
 """
 
 from __future__ import annotations
