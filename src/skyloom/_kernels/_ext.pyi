@@ -72,9 +72,7 @@ class DrizzleOutput:
         fresh: bool = False,
         filled: bool = False,
     ) -> None: ...
-    def set_errors(
-        self, planes: Sequence[FloatArray | None], weights: Sequence[FloatArray | None]
-    ) -> None: ...
+    def set_errors(self, planes: Sequence[FloatArray | None], weights: Sequence[FloatArray | None]) -> None: ...
     def set_roots(
         self,
         planes: Sequence[FloatArray | None],
