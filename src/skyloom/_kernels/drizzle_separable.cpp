@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "drizzle_runs.hpp"
 #include "drizzle_walk.hpp"
 #include "vectors.hpp"
 
@@ -19,7 +20,7 @@ struct Batch {
   Shares x, y;
   alignas(64) int32_t cell[kBatch];    // first cell in the tile
   alignas(64) int32_t usable[kBatch];  // 1 if the pixel has a weight
-  alignas(64) int32_t live[kBatch];    // bit 0: the drop reaches the tile; bit 1: see Sorting::unsure
+  alignas(64) int32_t flags[kBatch];   // bits: see Sorting
   uint32_t dq[kBatch];
   std::vector<double> values;          // pairs, as in a tile
 };
@@ -158,13 +159,17 @@ SKYLOOM_INLINE void mark_positive_body(const Batch& b, uint64_t drops, int taps,
 
 SKYLOOM_DISPATCH(void, mark_positive, (const Batch& b, uint64_t drops, int taps, const Tile& tile), (b, drops, taps, tile))
 
+constexpr int kFewRuns = 16;  // in a batch: with more of them it is faster to add the drops one by one
+
 struct Frame {
   int64_t nx, ny;
 };
 
 // How the drops of a batch lie in a tile: bit k stands for drop k.
 struct Sorting {
-  uint64_t live;     // reaches the tile
+  uint64_t valid;    // has a position and a weight
+  uint64_t beside;   // and begins one cell behind the drop before it, which is valid, too
+  uint64_t live;     // is valid and reaches the tile
   uint64_t unsure;   // owned by the tile, but its box sticks out of the frame, or its shares may vanish
   int32_t hits;      // owned by the tile, and certainly in the frame
 };
@@ -184,18 +189,28 @@ SKYLOOM_INLINE void sort_drops_body(Batch& __restrict b, int32_t size, bool vani
   const int32_t y0 = int32_t(tile.y0), y1 = int32_t(tile.y0 + tile.ny), ny = int32_t(frame.ny);
   const int32_t stride = int32_t(tile.stride);
   int32_t hits = 0, unsure = 0;
+  alignas(64) int32_t padded[2][16 + kBatch];  // what is before the first drop does not matter
+  int32_t *const first_x = padded[0] + 16, *const first_y = padded[1] + 16;
+  first_x[-1] = first_y[-1] = 0;
   for (int k = 0; k < kBatch; ++k) {
-    const int32_t x = int32_t(b.x.first[k]), y = int32_t(b.y.first[k]), end_x = x + size, end_y = y + size;
-    const int32_t live = (x < x1) & (y < y1) & (end_x > x0) & (end_y > y0) & b.usable[k] & b.centres.known[k];
+    first_x[k] = int32_t(b.x.first[k]);
+    first_y[k] = int32_t(b.y.first[k]);
+  }
+  for (int k = 0; k < kBatch; ++k) {
+    const int32_t x = first_x[k], y = first_y[k], end_x = x + size, end_y = y + size;
+    const int32_t valid = b.usable[k] & b.centres.known[k];
+    const int32_t live = (x < x1) & (y < y1) & (end_x > x0) & (end_y > y0) & valid;
     const int32_t own_x = x > 0 ? x : 0, own_y = y > 0 ? y : 0;
     const int32_t owned = live & (own_x >= x0) & (own_x < x1) & (own_y >= y0) & (own_y < y1);
     const int32_t sure = (x >= 0) & (y >= 0) & (end_x <= nx) & (end_y <= ny) & !vanishing;
     b.cell[k] = (y - y0) * stride + (x - x0);
-    b.live[k] = live | ((owned & (sure ^ 1)) << 1);
+    const int32_t beside = (x == first_x[k - 1] + 1) & (y == first_y[k - 1]);
+    b.flags[k] = live | ((owned & (sure ^ 1)) << 1) | (valid << 2) | (beside << 3);
     hits += owned & sure;
     unsure |= owned & (sure ^ 1);
   }
-  out = {bits_of(b.live, 1), unsure != 0 ? bits_of(b.live, 2) : 0, hits};
+  const uint64_t valid = bits_of(b.flags, 4);
+  out = {valid, bits_of(b.flags, 8) & valid & valid << 1, bits_of(b.flags, 1), unsure != 0 ? bits_of(b.flags, 2) : 0, hits};
 }
 
 SKYLOOM_DISPATCH(void, sort_drops,
@@ -210,6 +225,15 @@ double largest_share(const double* share, int64_t step, int64_t first, int64_t t
   return largest;
 }
 
+// The smallest weight of n cells of a row, or 0 if none is below.
+SKYLOOM_INLINE void least_of_row_body(const double* __restrict sums, int64_t n, double& out) {
+  double least = 0;
+  for (int64_t i = 0; i < n; ++i) least = sums[2 * i + 1] < least ? sums[2 * i + 1] : least;
+  out = least;
+}
+
+SKYLOOM_DISPATCH(void, least_of_row, (const double* sums, int64_t n, double& out), (sums, n, out))
+
 // The cells of a tile where more is taken than given: in each of its rows those in [first, last] or some of them.
 struct Negative {
   std::vector<int32_t> first, last;
@@ -220,8 +244,8 @@ struct Negative {
     bool any = false;
     for (int64_t y = 0; y < t.ny; ++y) {
       const double* weight = t.sums + 2 * y * t.stride + 1;
-      double least = 0;
-      for (int64_t x = 0; x < t.nx; ++x) least = weight[2 * x] < least ? weight[2 * x] : least;
+      double least;
+      least_of_row(weight - 1, t.nx, least);
       if (!(least < 0)) continue;
       any = true;
       int32_t from = 0, to = int32_t(t.nx) - 1;
@@ -309,7 +333,7 @@ class SeparableWorker {
         const int k = std::countr_zero(rest);
         hits += hits_frame(&b.x.share[0][k], &b.y.share[0][k], kBatch, k);
       }
-      scatter(s.live);
+      scatter(s);
     }
     if (hits > 0)
       std::atomic_ref<int32_t>(row_hits_[j - footprint_.window.y0]).fetch_add(hits, std::memory_order_relaxed);
@@ -322,10 +346,17 @@ class SeparableWorker {
     return x * y * batch_->values[size_t(2 * k + 1)] > least_;
   }
 
-  void scatter(uint64_t drops) {
+  void scatter(const Sorting& s) {
+    const Batch& b = *batch_;
     const int taps = int(kernel_.taps);
-    scatter_sums(*batch_, drops, taps, *tile_);
-    if (tile_->dq != nullptr) scatter_bits(*batch_, drops, taps, least_, *tile_);
+    const uint64_t drops = s.live;
+    // what is told by the whole batch is the same in all tiles, and so are the bits of a cell's sums
+    if (taps <= kMaxRunTaps && std::popcount(s.valid & ~s.beside) <= kFewRuns) {
+      scatter_runs(taps, b.x, b.y, b.cell, b.values.data(), drops, s.beside & drops & drops << 1, *tile_);
+    } else {
+      scatter_sums(b, drops, taps, *tile_);
+    }
+    if (tile_->dq != nullptr) scatter_bits(b, drops, taps, least_, *tile_);
   }
 
   void mark_batch(int64_t j, int64_t i0, int n) {

@@ -86,6 +86,72 @@ SKYLOOM_INLINE double share_at(const Kernel& kernel, double d, double nearest) {
   }
 }
 
+// Where the drops of a batch lie between cells, as in LanczosTaps.
+struct Fractions {
+  alignas(64) double t[kBatch], u[kBatch], v[kBatch], both[kBatch];  // t, u = 2 t - 1, u^2, t (1 - t)
+};
+
+// The shares of one cell and of its mirror image.
+template <int kTerms, bool kEnds, bool kCut>
+SKYLOOM_INLINE void mirrored_shares(const LanczosTaps& lanczos, int i, double limit, const Fractions& __restrict f,
+                                    double* __restrict here, double* __restrict there) {
+  double even[kTerms], odd[kTerms];
+  std::copy_n(lanczos.even[i], kTerms, even);
+  std::copy_n(lanczos.odd[i], kTerms, odd);
+  const double begin = lanczos.begin[i], end = lanczos.end[i], stop = i == 0 ? limit : 2;
+  for (int k = 0; k < kBatch; ++k) {
+    const double v = f.v[k], t = f.t[k], back = 1 - t;
+    double e = even[0], o = odd[0];
+    for (int n = 1; n < kTerms; ++n) {
+      e = e * v + even[n];
+      o = o * v + odd[n];
+    }
+    double s = f.both[k] * (e + o * f.u[k]), mirrored = f.both[k] * (e - o * f.u[k]);
+    if (kEnds) {
+      s += begin * t + end * back;
+      mirrored += begin * back + end * t;
+    }
+    here[k] = !kCut || ((std::fabs(s) > kNoise) & (t < stop)) ? s : 0.0;
+    there[k] = !kCut || ((std::fabs(mirrored) > kNoise) & (back < stop)) ? mirrored : 0.0;
+  }
+}
+
+template <int kTerms>
+SKYLOOM_INLINE void lanczos_taps(const LanczosTaps& lanczos, int taps, double limit, const Fractions& f,
+                                 double (*__restrict share)[kBatch]) {
+  for (int i = 0; i < (taps + 1) / 2; ++i) {
+    double *here = share[i], *there = share[taps - 1 - i];
+    if (i == 0 || !lanczos.zeros_at_ends) {  // the outermost zero is a double one: what is near it is small, too
+      mirrored_shares<kTerms, true, true>(lanczos, i, limit, f, here, there);
+    } else if (lanczos.begin[i] != 0 || lanczos.end[i] != 0) {
+      mirrored_shares<kTerms, true, false>(lanczos, i, limit, f, here, there);
+    } else {
+      mirrored_shares<kTerms, false, false>(lanczos, i, limit, f, here, there);
+    }
+  }
+}
+
+SKYLOOM_INLINE void lanczos_of_batch(const Kernel& kernel, const double* __restrict x, const double* __restrict first,
+                                     double (*__restrict share)[kBatch]) {
+  const int taps = int(kernel.taps), order = kernel.shape == Shape::lanczos2 ? 2 : 3;
+  const double half = 0.5 * taps, limit = order / kernel.factor - half + 1;
+  Fractions f;
+  for (int k = 0; k < kBatch; ++k) {
+    const double place = x[k] - first[k] + (1 - half);
+    const double low = place > kNoise ? place : 0.0, t = low < 1 - kNoise ? low : 1.0, back = 1 - t;
+    f.t[k] = t;
+    f.u[k] = t - back;
+    f.v[k] = (t - back) * (t - back);
+    f.both[k] = t * back;
+  }
+  switch (kernel.lanczos.terms) {
+    case 6: return lanczos_taps<6>(kernel.lanczos, taps, limit, f, share);
+    case 7: return lanczos_taps<7>(kernel.lanczos, taps, limit, f, share);
+    case 8: return lanczos_taps<8>(kernel.lanczos, taps, limit, f, share);
+    default: return lanczos_taps<9>(kernel.lanczos, taps, limit, f, share);
+  }
+}
+
 template <Shape shape>
 SKYLOOM_INLINE double nearest_cell(const Kernel& kernel, double x) {
   const double d = x - round_half_up(x);
@@ -130,7 +196,9 @@ SKYLOOM_INLINE void shares_of_batch(const Kernel& kernel_, const double* __restr
     }
   const bool steps = shape == Shape::gaussian && kernel.exponent * (kernel.reach + 1) * (kernel.reach + 1) < 300;
   if (steps) gaussian_steps(kernel, x, first, share);
-  for (int i = 0; i < (steps ? 0 : taps); ++i) {
+  const bool lanczos = shape >= Shape::lanczos2 && kernel.lanczos.terms > 0;
+  if (lanczos) lanczos_of_batch(kernel_, x, first, share);
+  for (int i = 0; i < (steps || lanczos ? 0 : taps); ++i) {
     double* __restrict out = share[i];
     for (int k = 0; k < kBatch; ++k) {
       const double cell = first[k] + i;
@@ -198,8 +266,61 @@ SKYLOOM_DISPATCH(void, find_one_drop, (const Kernel& kernel, double x, double fi
 
 }  // namespace
 
+LanczosTaps::LanczosTaps(int order, double factor, int taps) {
+  typedef long double Real;
+  constexpr Real pi = 3.14159265358979323846264338327950288L;
+  const auto sinc = [&](Real u) { return u == 0 ? Real(1) : std::sin(pi * u) / (pi * u); };
+  // Chebyshev coefficients of sin(a u) decrease as the Bessel functions J_n(a) do: (a / 2)^n / n!
+  const double half_phase = 0.25 * double(pi) * factor * (1 + 1.0 / order);
+  double rest = half_phase * half_phase / 2;  // n = 2 + 2 terms
+  while (rest > 1e-14) {
+    if (++terms > kMost) break;
+    const double n = 2 + 2 * terms;
+    rest *= half_phase * half_phase / (n * (n - 1));
+  }
+  if (terms > kMost) {
+    terms = 0;
+    return;
+  }
+  terms = std::max(terms, kFewest);
+  const double cells = 1 / factor;
+  zeros_at_ends = cells == std::floor(cells) && cells * factor == 1;
+  for (int i = 0; i < (taps + 1) / 2; ++i) {
+    const auto share = [&](Real t) {
+      const Real u = factor * (t + 0.5L * taps - 1 - i);
+      return sinc(u) * sinc(u / order);
+    };
+    const Real at_0 = share(0), at_1 = share(1);
+    end[i] = double(std::fabs(at_0) > kNoise ? at_0 : 0);
+    begin[i] = double(std::fabs(at_1) > kNoise ? at_1 : 0);
+    const auto rest_at = [&](Real u) {
+      const Real t = (1 + u) / 2, back = (1 - u) / 2;
+      return (share(t) - end[i] * back - begin[i] * t) / (t * back);
+    };
+    // interpolation in v = u^2 at Chebyshev nodes, by divided differences
+    Real v[kMost], e[kMost], o[kMost];
+    for (int n = 0; n < terms; ++n) {
+      v[n] = (1 + std::cos(pi * (n + 0.5L) / terms)) / 2;
+      const Real u = std::sqrt(v[n]), above = rest_at(u), below = rest_at(-u);
+      e[n] = (above + below) / 2;
+      o[n] = (above - below) / (2 * u);
+    }
+    for (Real* values : {e, o}) {
+      for (int order_ = 1; order_ < terms; ++order_)
+        for (int n = terms - 1; n >= order_; --n) values[n] = (values[n] - values[n - 1]) / (v[n] - v[n - order_]);
+      Real power[kMost] = {values[terms - 1]};  // ascending
+      for (int n = terms - 2; n >= 0; --n) {    // power = power (x - v[n]) + values[n]
+        for (int m = terms - 1; m > 0; --m) power[m] = power[m - 1] - v[n] * power[m];
+        power[0] = values[n] - v[n] * power[0];
+      }
+      for (int m = 0; m < terms; ++m) (values == e ? even : odd)[i][m] = double(power[terms - 1 - m]);
+    }
+  }
+}
+
 Kernel::Kernel(Shape shape_, double pixfrac, double scale_ratio, bool normalised_)
     : shape(shape_), normalised(normalised_), reach(0), factor(1), exponent(0), taps(1) {
+  const bool is_lanczos = shape == Shape::lanczos2 || shape == Shape::lanczos3;
   if (shape == Shape::turbo) {
     reach = pixfrac / (2 * scale_ratio);
     factor = 1 / (2 * reach);
@@ -214,7 +335,11 @@ Kernel::Kernel(Shape shape_, double pixfrac, double scale_ratio, bool normalised
   }
   // floor(a + 2 reach) - floor(a) is at most this; an overlap that is rounding noise does not count for turbo
   const double wide = std::min(std::ceil(2 * reach - (shape == Shape::turbo ? kNoise : 0)), 1e9);
-  taps = int64_t(wide) + (shape == Shape::lanczos2 || shape == Shape::lanczos3 ? 0 : 1);
+  taps = int64_t(wide) + (is_lanczos ? 0 : 1);
+  if (is_lanczos) {
+    reach = 0.5 * double(taps);
+    if (taps <= kMaxTaps) lanczos = LanczosTaps(shape == Shape::lanczos2 ? 2 : 3, factor, int(taps));
+  }
 }
 
 void first_cells(const Kernel& kernel, const double* x, double* first) { find_first_cells(kernel, x, first); }

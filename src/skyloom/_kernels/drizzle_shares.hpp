@@ -21,13 +21,31 @@ namespace skyloom::drizzle {
 
 enum class Shape : int { point, turbo, gaussian, lanczos2, lanczos3 };
 
+// Shares of a Lanczos kernel along one axis. With t = x - first + 1 - taps / 2, which is in [0, 1), and u = 2 t - 1, that
+// of cell i is
+//
+//   (1 - t) end[i] + t begin[i] + t (1 - t) (even[i](u^2) + u odd[i](u^2))
+//
+// and that of its mirror image, cell taps - 1 - i, the same at 1 - t: exact where the drop is centred on a cell or
+// between two. Highest powers first.
+struct LanczosTaps {
+  static constexpr int kFewest = 6, kMost = 9;  // terms
+  int terms = 0;                                // 0: not to be had with so few
+  bool zeros_at_ends = false;                   // the kernel is 0 at whole cells only
+  double begin[8], end[8], even[8][kMost], odd[8][kMost];
+
+  LanczosTaps() = default;
+  LanczosTaps(int order, double factor, int taps);
+};
+
 struct Kernel {
   Shape shape;
   bool normalised;   // divide the shares by their sum
-  double reach;      // cells whose centre is farther than this (+ 1/2: point, turbo, gaussian) get nothing
+  double reach;      // cells whose centre is farther than this (+ 1/2: point, turbo, gaussian) get nothing; Lanczos: taps / 2
   double factor;     // turbo: 1 / 2h; gaussian: sqrt(e / pi), or 1 if normalised; Lanczos: s, or min(s, 1)
   double exponent;   // gaussian: e
   int64_t taps;      // cells along one axis that a drop can reach
+  LanczosTaps lanczos;
 
   Kernel(Shape shape, double pixfrac, double scale_ratio, bool normalised);
   // May a drop within the grid get lost? With the nearest cell at half a pixel along both axes, exp(-e / 2) may be too
@@ -41,7 +59,8 @@ constexpr int kMaxTaps = 16;  // of the vectorised paths
 
 // Shares along one axis of the drops of a batch: share[i][k] for cell first[k] + i of drop k.
 struct Shares {
-  alignas(64) double share[kMaxTaps][kBatch];
+  alignas(64) double before[8];  // readable, and finite
+  double share[kMaxTaps][kBatch];
   alignas(64) double first[kBatch];
 };
 
