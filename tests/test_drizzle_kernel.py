@@ -1,42 +1,17 @@
 """The square kernel against polygon clipping, and the properties that no oracle is needed for."""
 
-import os
-import subprocess
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference import drizzle_oracle
+from reference import drizzle_cases, drizzle_oracle
+from reference.drizzle_cases import affine_map, image_planes, results_of_instruction_sets, rotation
 from skyloom.resampling import Drizzle
 
-
-def affine_map(shape, matrix, shift, curvature=0.0):
-    """Pixel map about the middle of an image, with a quadratic distortion."""
-    y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
-    u, v = x - (shape[1] - 1) / 2, y - (shape[0] - 1) / 2
-    u, v = u + curvature * (u * u + v * v), v + curvature * u * v
-    return np.dstack([matrix[0][0] * u + matrix[0][1] * v + shift[0], matrix[1][0] * u + matrix[1][1] * v + shift[1]])
-
-
-def rotation(degrees, scale=1.0):
-    c, s = scale * np.cos(np.deg2rad(degrees)), scale * np.sin(np.deg2rad(degrees))
-    return [[c, -s], [s, c]]
-
-
-def image_planes(shape, seed=1):
-    rng = np.random.default_rng(seed)
-    return rng.normal(100, 20, shape), rng.uniform(0.5, 2, shape), rng.uniform(1, 3, shape)
-
-
-def drizzled(data, weight, pixmap, shape, **options):
-    """One image on an empty float64 output, whose pixels without data are 0."""
-    outputs = {"out_img": np.zeros(shape), "out_wht": np.zeros(shape)}
-    drizzle = Drizzle(kernel=options.pop("kernel", "square"), fillval=0, fillval2=0, **outputs)
-    counts = drizzle.add_image(data, 1.0, pixmap, weight_map=weight, **options)
-    return drizzle, counts
+drizzled = partial(drizzle_cases.drizzled, "square")
 
 
 @settings(max_examples=40, deadline=None)
@@ -203,13 +178,7 @@ print(simd_level())
 
 
 def test_instruction_sets_agree(tmp_path):
-    found = {}
-    for level in ("baseline", "avx2", "avx512"):
-        path = tmp_path / f"{level}.npz"
-        environment = {**os.environ, "SKYLOOM_SIMD": level}
-        command = [sys.executable, "-c", PROGRAM, str(path)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        found[result.stdout.strip()] = np.load(path)
+    found = results_of_instruction_sets(PROGRAM, tmp_path)
     needed = found.pop("baseline")
     assert needed["weight0"].sum() > 1000
     for planes in found.values():

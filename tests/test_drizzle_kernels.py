@@ -1,46 +1,28 @@
 """Kernels other than square: against drizzle 3.0.0, on maps that make no sense, on threads, and with planes missing."""
 
-import os
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
 
+from reference.drizzle_cases import (
+    QUIET,
+    SEPARABLE,
+    affine_map,
+    drizzled,
+    image_planes,
+    results_of_instruction_sets,
+    rotation,
+)
 from skyloom.errors import InputError
 from skyloom.resampling import Drizzle
 from skyloom.resampling._drizzle_kernels import estimate_scale_ratio
 
 reference = pytest.importorskip("drizzle.resample")
 
-KERNELS = ["point", "turbo", "gaussian", "lanczos2", "lanczos3"]
-QUIET = "ignore:Kernel '"
-
-
-def affine_map(shape, degrees, zoom, shift, curvature=0.0):
-    """Pixel map about the middle of an image, with a quadratic distortion."""
-    y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
-    u, v = x - (shape[1] - 1) / 2, y - (shape[0] - 1) / 2
-    u, v = u + curvature * (u * u + v * v), v + curvature * u * v
-    c, s = zoom * np.cos(np.deg2rad(degrees)), zoom * np.sin(np.deg2rad(degrees))
-    return np.dstack([c * u - s * v + shift[0], s * u + c * v + shift[1]])
-
-
-def image_planes(shape, seed=1):
-    rng = np.random.default_rng(seed)
-    return rng.normal(100, 20, shape), rng.uniform(0.5, 2, shape), rng.uniform(1, 3, shape)
-
-
-def drizzled(kernel, data, weight, pixmap, shape, *, conserving=False, scale=1.0, **options):
-    outputs = {"out_img": np.zeros(shape), "out_wht": np.zeros(shape)}
-    drizzle = Drizzle(kernel=kernel, fillval=0, fillval2=0, flux_conserving=conserving, **outputs)
-    counts = drizzle.add_image(data, 1.0, pixmap, weight_map=weight, pixel_scale_ratio=scale, **options)
-    return drizzle, counts
-
 
 @pytest.mark.filterwarnings(QUIET)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", SEPARABLE)
 @pytest.mark.parametrize(("zoom", "pixfrac"), [(1.0, 1.0), (0.7, 0.6), (2.0, 1.0), (2.0, 0.6)])
 def test_agrees_with_the_reference_implementation(kernel, zoom, pixfrac):
     shape, size = (60, 70), int(110 * zoom) + 20
@@ -49,7 +31,7 @@ def test_agrees_with_the_reference_implementation(kernel, zoom, pixfrac):
     for k, degrees in enumerate((2.0, 31.0, 95.0)):
         data, weight, variance = (p.astype(np.float32) for p in image_planes(shape, seed=k))
         dq = np.where(np.arange(shape[1]) % 7 == k, 1 << k, 0).astype(np.uint32) * np.ones(shape, np.uint32)
-        pixmap = affine_map(shape, degrees, zoom, (size / 2 + 0.1, size / 2), 1e-4)
+        pixmap = affine_map(shape, rotation(degrees, zoom), (size / 2 + 0.1, size / 2), 1e-4)
         options = {"data2": [variance, data], "dq": dq, "weight_map": weight, "pixfrac": pixfrac}
         options |= {"iscale": 0.5, "wht_scale": 1.5, "in_units": "counts", "pixel_scale_ratio": 1 / zoom}
         assert ours.add_image(data, 12.0 + k, pixmap, **options) == (0, 0)
@@ -90,7 +72,7 @@ def warnings_of(drizzle, **changes):
     return caught
 
 
-@pytest.mark.parametrize("kernel", ["square", *KERNELS])
+@pytest.mark.parametrize("kernel", ["square", *SEPARABLE])
 @pytest.mark.parametrize("pixfrac", [1e-3, 0.0, -1.0, 0.5, 1.0])
 @pytest.mark.parametrize("conserving", [False, True])
 def test_warnings_are_those_of_the_reference(kernel, pixfrac, conserving):
@@ -128,7 +110,7 @@ def test_absurdly_wide_drops_are_an_error(kernel):
 
 @pytest.mark.parametrize("zoom", [0.25, 1.0, 3.0])
 def test_the_scale_is_estimated_from_the_map(zoom):
-    pixmap = affine_map((90, 130), 33, zoom, (200, 200), 1e-5)
+    pixmap = affine_map((90, 130), rotation(33, zoom), (200, 200), 1e-5)
     broken = np.where(np.random.default_rng(1).random((90, 130, 1)) < 0.3, np.nan, pixmap)
     for positions in (pixmap, broken, pixmap[::-1], pixmap.transpose(1, 0, 2)):
         # the curvature changes the scale by 1e-5 x 65 x 3 at the border, and not in the median
@@ -141,7 +123,7 @@ def test_the_scale_is_estimated_from_the_map(zoom):
     size = int(170 * zoom) + 40
     options = {"conserving": True, "scale": None}
     found, _ = drizzled(
-        "turbo", data, weight, affine_map((90, 130), 33, zoom, (size / 2, size / 2)), (size, size), **options
+        "turbo", data, weight, affine_map((90, 130), rotation(33, zoom), (size / 2, size / 2)), (size, size), **options
     )
     # turbo shares add up to 1 whatever the scale; with the right one the drops of neighbours just touch
     assert found.out_wht.sum() == pytest.approx(weight.sum(), rel=1e-12)
@@ -152,11 +134,11 @@ def test_the_scale_is_estimated_from_the_map(zoom):
 
 
 @pytest.mark.filterwarnings(QUIET)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", SEPARABLE)
 def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, kernel):
     data, weight, variance = image_planes((200, 233))
     dq = np.random.default_rng(2).integers(0, 1 << 32, data.shape, dtype=np.uint32)
-    pixmap = affine_map(data.shape, 33, 1.0, (180, 190), 1e-5)
+    pixmap = affine_map(data.shape, rotation(33), (180, 190), 1e-5)
     results = []
     for threads in ("1", "2", "5"):
         monkeypatch.setenv("SKYLOOM_NUM_THREADS", threads)
@@ -191,13 +173,7 @@ print(simd_level())
 
 
 def test_instruction_sets_agree(tmp_path):
-    found = {}
-    for level in ("baseline", "avx2", "avx512"):
-        path = tmp_path / f"{level}.npz"
-        environment = {**os.environ, "SKYLOOM_SIMD": level}
-        command = [sys.executable, "-c", PROGRAM, str(path)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        found[result.stdout.strip()] = np.load(path)
+    found = results_of_instruction_sets(PROGRAM, tmp_path)
     needed = found.pop("baseline")
     assert needed["weightturbo1.0"].sum() > 1000
     for planes in found.values():
@@ -209,10 +185,10 @@ def test_instruction_sets_agree(tmp_path):
 
 
 @pytest.mark.filterwarnings(QUIET)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", SEPARABLE)
 def test_the_order_of_images_does_not_matter(kernel):
     shape, results = (60, 60), []
-    images = [(image_planes((30, 40), k), affine_map((30, 40), 25 * k, 0.9, (30, 30))) for k in range(6)]
+    images = [(image_planes((30, 40), k), affine_map((30, 40), rotation(25 * k, 0.9), (30, 30))) for k in range(6)]
     for order in ([0, 1, 2, 3, 4, 5], [4, 2, 5, 1, 0, 3]):
         drizzle = Drizzle(kernel=kernel, out_img=np.zeros(shape), fillval=0, fillval2=0, disable_ctx=True)
         for k in order:
@@ -240,7 +216,7 @@ def test_planes_that_some_images_lack_are_not_diluted(kernel, dtype):
     alone = [Drizzle(out_img=np.zeros(shape, dtype), **options) for _ in range(2)]
     for k, planes in enumerate(given):
         data, weight, variance = image_planes((25, 30), k)
-        pixmap = affine_map((25, 30), 20 * k, 1.0, (19, 20))
+        pixmap = affine_map((25, 30), rotation(20 * k), (19, 20))
         squares = [p if there else None for p, there in zip((variance, 2 * variance, variance), planes, strict=True)]
         arguments = {"exptime": 1.0, "pixmap": pixmap, "weight_map": weight}
         if k == 3:  # go on from what has been got so far
@@ -274,22 +250,23 @@ def test_planes_that_come_later_start_from_nothing():
 def test_lanczos_results_can_be_gone_on_with():
     """Some pixels beyond the edge of an image get nothing but negative lobes: no context, and a weight below 0."""
     data, weight, _ = image_planes((20, 20))
-    first, _ = drizzled("lanczos3", data, weight, affine_map((20, 20), 10, 1.0, (20, 20)), (40, 40), conserving=True)
+    pixmap = affine_map((20, 20), rotation(10), (20, 20))
+    first, _ = drizzled("lanczos3", data, weight, pixmap, (40, 40), conserving=True)
     assert np.any((first.out_wht < 0) & (first.out_ctx[0] == 0))
     assert np.any((first.out_wht < 0) & (first.out_ctx[0] == 1))
     planes = {"out_img": first.out_img, "out_wht": first.out_wht, "out_ctx": first.out_ctx}
     again = Drizzle(kernel="lanczos3", exptime=1.0, begin_ctx_id=1, flux_conserving=True, **planes)
-    again.add_image(data, 1.0, affine_map((20, 20), 10, 1.0, (20, 20)), weight_map=weight)
+    again.add_image(data, 1.0, pixmap, weight_map=weight)
     assert np.all((again.out_ctx[0] == 3) | (again.out_ctx[0] == 0))
 
 
 @pytest.mark.filterwarnings(QUIET)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", SEPARABLE)
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 33, 64])
 def test_a_gap_in_the_map_or_in_the_image_loses_the_gap_alone(kernel, size):
     shape = (70, 130)
     data, weight, variance = image_planes(shape)
-    pixmap = affine_map(shape, 21, 1.0, (75, 75), 1e-5)
+    pixmap = affine_map(shape, rotation(21), (75, 75), 1e-5)
     gap = np.zeros(shape, bool)
     gap[3 : 3 + size, 50 : 50 + size] = True
     gap[69, 3] = gap[0, 0] = True
@@ -310,7 +287,7 @@ def test_a_gap_in_the_map_or_in_the_image_loses_the_gap_alone(kernel, size):
 
 
 @pytest.mark.filterwarnings(QUIET)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", SEPARABLE)
 def test_maps_that_make_no_sense(kernel):
     y, x = np.mgrid[:30, :40].astype(float)
     rng = np.random.default_rng(8)
@@ -338,10 +315,10 @@ def test_maps_that_make_no_sense(kernel):
 
 
 @pytest.mark.filterwarnings(QUIET)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", SEPARABLE)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 70), (70, 1), (2, 2)])
 def test_images_of_one_row_or_column(kernel, shape):
-    pixmap = affine_map(shape, 30, 1.0, (60, 60))
+    pixmap = affine_map(shape, rotation(30), (60, 60))
     found, counts = drizzled(kernel, np.full(shape, 3.0), np.ones(shape), pixmap, (120, 120), conserving=True)
     assert counts == (0, 0)
     assert found.out_wht.sum() == pytest.approx(shape[0] * shape[1], rel=1e-9)

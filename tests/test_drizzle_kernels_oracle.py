@@ -6,14 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import drizzle_oracle
-from skyloom.resampling import Drizzle
-
-KERNELS = ["point", "turbo", "gaussian", "lanczos2", "lanczos3"]
-VARIANTS = [*((kernel, False) for kernel in KERNELS), ("gaussian", True), ("lanczos2", True), ("lanczos3", True)]
-CONSERVING = [("square", False), ("point", False), ("turbo", False), *((k, c) for k, c in VARIANTS if c)]
+from reference.drizzle_cases import CONSERVING, QUIET, VARIANTS, affine_map, drizzled, image_planes, rotation
 
 # the reference's warnings about kernels that do not conserve flux are tested elsewhere
-pytestmark = pytest.mark.filterwarnings("ignore:Kernel '", "ignore:In lanczos kernel")
+pytestmark = pytest.mark.filterwarnings(QUIET, "ignore:In lanczos kernel")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,32 +18,6 @@ def one_thread():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SKYLOOM_NUM_THREADS", "1")
         yield
-
-
-def affine_map(shape, matrix, shift, curvature=0.0):
-    """Pixel map about the middle of an image, with a quadratic distortion."""
-    y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
-    u, v = x - (shape[1] - 1) / 2, y - (shape[0] - 1) / 2
-    u, v = u + curvature * (u * u + v * v), v + curvature * u * v
-    return np.dstack([matrix[0][0] * u + matrix[0][1] * v + shift[0], matrix[1][0] * u + matrix[1][1] * v + shift[1]])
-
-
-def rotation(degrees, scale=1.0):
-    c, s = scale * np.cos(np.deg2rad(degrees)), scale * np.sin(np.deg2rad(degrees))
-    return [[c, -s], [s, c]]
-
-
-def image_planes(shape, seed=1):
-    rng = np.random.default_rng(seed)
-    return rng.normal(100, 20, shape), rng.uniform(0.5, 2, shape), rng.uniform(1, 3, shape)
-
-
-def drizzled(kernel, data, weight, pixmap, shape, *, conserving=False, scale=1.0, **options):
-    """One image on an empty float64 output, whose pixels without data are 0; scale: output/input pixel."""
-    outputs = {"out_img": np.zeros(shape), "out_wht": np.zeros(shape)}
-    drizzle = Drizzle(kernel=kernel, fillval=0, fillval2=0, flux_conserving=conserving, **outputs)
-    counts = drizzle.add_image(data, 1.0, pixmap, weight_map=weight, pixel_scale_ratio=scale, **options)
-    return drizzle, counts
 
 
 @pytest.mark.parametrize(("kernel", "conserving"), VARIANTS)
@@ -184,29 +154,3 @@ def test_shifts_flips_and_transposes_move_the_result(kernel, conserving):
         np.testing.assert_allclose(sums[0][place], moved(sums[1]), rtol=0, atol=1e-9, err_msg=name)
         sums = [d.out_wht**2 * d.out_img2[0] for d in (found, needed)]
         np.testing.assert_allclose(sums[0][place], moved(sums[1]), rtol=0, atol=1e-10, err_msg=name)
-
-
-@pytest.mark.parametrize(("kernel", "conserving"), VARIANTS)
-@settings(max_examples=50)  # of five calls each
-@given(drawn=st.data())
-def test_tiles_put_together_are_the_whole(kernel, conserving, drawn):
-    data, weight, _ = image_planes((7, 8))
-    degrees, zoom = drawn.draw(st.floats(-180, 180)), drawn.draw(st.floats(0.4, 2.5))
-    # a dyadic grid of positions, so that another origin does not round them differently
-    pixmap = affine_map(data.shape, rotation(degrees, zoom), (15, 15), drawn.draw(st.floats(-1e-2, 1e-2)))
-    pixmap = np.round(pixmap * 2**20) / 2**20
-    if drawn.draw(st.booleans()):
-        pixmap = np.round(pixmap * 2) / 2  # onto the borders of cells
-    options = {"conserving": conserving, "scale": drawn.draw(st.sampled_from([1.0, 0.5, 1 / zoom]))}
-    whole, _ = drizzled(kernel, data, weight, pixmap, (30, 30), **options)
-    cut = drawn.draw(st.integers(1, 29)), drawn.draw(st.integers(1, 29))
-    for rows in (slice(0, cut[0]), slice(cut[0], 30)):
-        for columns in (slice(0, cut[1]), slice(cut[1], 30)):
-            shape = (rows.stop - rows.start, columns.stop - columns.start)
-            part, _ = drizzled(kernel, data, weight, pixmap - [columns.start, rows.start], shape, **options)
-            np.testing.assert_array_equal(part.out_wht != 0, whole.out_wht[rows, columns] != 0)
-            np.testing.assert_array_equal(part.out_ctx[0], whole.out_ctx[0][rows, columns])
-            # the origin does not move drops, but boxes start elsewhere: sums in the same order, rounded alike
-            np.testing.assert_allclose(part.out_wht, whole.out_wht[rows, columns], rtol=1e-12, atol=1e-13)
-            sums = part.out_wht * part.out_img, (whole.out_wht * whole.out_img)[rows, columns]
-            np.testing.assert_allclose(*sums, rtol=1e-12, atol=1e-11)

@@ -1,6 +1,7 @@
 """Numerical loops, compiled from C++: pure functions on array views, which release the GIL and hold no state."""
 
 from skyloom._kernels._ext import (
+    DRIZZLE_KERNELS,
     SPREAD_BATCH,
     SPREAD_SPANS,
     DrizzleFootprint,
@@ -24,6 +25,7 @@ from skyloom._kernels._ext import (
 )
 
 __all__ = [
+    "DRIZZLE_KERNELS",
     "SPREAD_BATCH",
     "SPREAD_SPANS",
     "DrizzleFootprint",

@@ -9,6 +9,8 @@ from skyloom.exposure import FloatArray
 def simd_level() -> str: ...
 
 # drizzle
+DRIZZLE_KERNELS: tuple[str, ...]
+
 class MapGrid:
     def __init__(
         self,

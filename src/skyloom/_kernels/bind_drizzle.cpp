@@ -5,7 +5,9 @@
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 #include <optional>
 #include <stdexcept>
 #include <string_view>
@@ -280,11 +282,13 @@ void square(const BoundFootprint& footprint, const BoundInput& input, const Boun
   drizzle_square(footprint, input, output, tile_edge, row_hits.data(), next);
 }
 
+// The square kernel, and behind it the others in the order of Shape.
+constexpr const char* kKernelNames[] = {"square", "point", "turbo", "gaussian", "lanczos2", "lanczos3"};
+
 void make_kernel(Kernel* self, std::string_view name, double pixfrac, double scale_ratio, bool normalised) {
-  constexpr std::string_view names[] = {"point", "turbo", "gaussian", "lanczos2", "lanczos3"};
-  int shape = 0;
-  while (shape < 5 && names[shape] != name) ++shape;
-  need(shape < 5, "there is no separable kernel of this name");
+  const auto found = std::find(std::begin(kKernelNames) + 1, std::end(kKernelNames), name);
+  need(found != std::end(kKernelNames), "there is no separable kernel of this name");
+  const auto shape = found - std::begin(kKernelNames) - 1;
   need(pixfrac > 0 && scale_ratio > 0, "a drop must have a size");
   new (self) Kernel(Shape(shape), pixfrac, scale_ratio, normalised);
 }
@@ -302,6 +306,9 @@ void separable(const Kernel& kernel, const BoundFootprint& footprint, const Boun
 }  // namespace
 
 void bind_drizzle(nb::module_& m) {
+  nb::list names;
+  for (const char* name : kKernelNames) names.append(name);
+  m.attr("DRIZZLE_KERNELS") = nb::tuple(names);
   nb::class_<BoundGrid>(m, "MapGrid", "A coordinate map on a grid of nodes, and pixels whose positions are exact.")
       .def("__init__", &make_grid, "nodes"_a, "first_x"_a, "weight_x"_a, "first_y"_a, "weight_y"_a, "exact_index"_a,
            "exact_xy"_a);

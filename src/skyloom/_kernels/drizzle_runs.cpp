@@ -2,7 +2,6 @@
 
 #include <bit>
 #include <cstring>
-#include <type_traits>
 
 #include "isa.hpp"
 #include "vectors.hpp"
@@ -116,15 +115,16 @@ template <class Vector, int kTaps>
 SKYLOOM_INLINE void add_planes(const Shares& x, const Shares& y, const int32_t* cell, const double* values,
                                uint64_t drops, uint64_t goes_on, const Tile& tile) {
   const int64_t row = 2 * tile.stride;
-  add_runs<Vector, kTaps, 1>(x, y, cell, values, drops, goes_on, tile.sums, row);
-  for (int p = 1; p < tile.pairs; ++p)
+  for (int p = 0; p < tile.linear; ++p)
+    add_runs<Vector, kTaps, 1>(x, y, cell, values + p * 2 * kBatch, drops, goes_on, tile.sums + p * tile.plane, row);
+  for (int p = tile.linear; p < tile.pairs; ++p)
     add_runs<Vector, kTaps, 2>(x, y, cell, values + p * 2 * kBatch, drops, goes_on, tile.sums + p * tile.plane, row);
 }
 
 template <int kFloats>
 SKYLOOM_INLINE void scatter_runs_body(int taps, const Shares& x, const Shares& y, const int32_t* cell, const double* values,
                                       uint64_t drops, uint64_t goes_on, const Tile& tile) {
-  typedef std::conditional_t<kFloats == 16, Octet, std::conditional_t<kFloats == 8, Quad, Pair>> Vector;
+  typedef VectorOf<kFloats> Vector;
   switch (taps) {
     case 1: return add_planes<Vector, 1>(x, y, cell, values, drops, goes_on, tile);
     case 2: return add_planes<Vector, 2>(x, y, cell, values, drops, goes_on, tile);

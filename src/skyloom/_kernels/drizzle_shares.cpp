@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "isa.hpp"
+#include "vectors.hpp"
 
 namespace skyloom::drizzle {
 namespace {
@@ -38,15 +40,17 @@ SKYLOOM_INLINE double polynomial(const double (&terms)[kTerms], double t) {
 
 // exp(v) for v < 709; 0 below -708. Cody & Waite's reduction to |r| <= log(2) / 2, then the Taylor series, whose first
 // term left out is r^12 / 12! = 6e-15.
+constexpr double kShifter = 0x1.8p52;  // moves the integer part of a number into its lowest bits
+constexpr double kLog2E = 1.4426950408889634, kLog2High = 0x1.62e42fee00000p-1, kLog2Low = 0x1.a39ef35793c76p-33;
+constexpr double kExpTerms[12] = {1,         1,          1.0 / 2,     1.0 / 6,      1.0 / 24,      1.0 / 120,
+                                  1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800};
+
 SKYLOOM_INLINE double exp_of(double v) {
-  constexpr double shifter = 0x1.8p52;  // moves the integer part of a number into its lowest bits
   const double bounded = v < -708.0 ? -708.0 : v;
-  const double shifted = bounded * 1.4426950408889634 + shifter, n = shifted - shifter;
-  const double r = (bounded - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
-  constexpr double terms[12] = {1, 1, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
-                                1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800};
+  const double shifted = bounded * kLog2E + kShifter, n = shifted - kShifter;
+  const double r = (bounded - n * kLog2High) - n * kLog2Low;
   const double power = std::bit_cast<double>((std::bit_cast<uint64_t>(shifted) << 52) + (uint64_t(1023) << 52));
-  return v < -708.0 ? 0.0 : polynomial(terms, r) * power;
+  return v < -708.0 ? 0.0 : polynomial(kExpTerms, r) * power;
 }
 
 // sinc(u) sinc(u / N), without its zeros at |u| = 1 ... N and a second one at N, as a polynomial in t = u^2 on
@@ -72,7 +76,7 @@ SKYLOOM_INLINE double lanczos(double t) {
 // What a cell at the distance d gets of a drop, before its box is cut out and its shares are normalised.
 // nearest: square of the distance to the nearest cell, if the largest share shall be near 1; else 0.
 template <Shape shape>
-SKYLOOM_INLINE double share_at(const Kernel& kernel, double d, double nearest) {
+SKYLOOM_INLINE double share_at(const KernelSize& kernel, double d, double nearest) {
   if constexpr (shape == Shape::turbo) {
     const double h = kernel.reach, low = d - 0.5 > -h ? d - 0.5 : -h, high = d + 0.5 < h ? d + 0.5 : h;
     return high - low > kNoise ? (high - low) * kernel.factor : 0.0;
@@ -153,40 +157,64 @@ SKYLOOM_INLINE void lanczos_of_batch(const Kernel& kernel, const double* __restr
 }
 
 template <Shape shape>
-SKYLOOM_INLINE double nearest_cell(const Kernel& kernel, double x) {
+SKYLOOM_INLINE double nearest_cell(const KernelSize& kernel, double x) {
   const double d = x - round_half_up(x);
   return shape == Shape::gaussian && kernel.normalised ? d * d : 0.0;
 }
 
+// exp of what is not near underflow or overflow, as above.
+template <class Vector>
+SKYLOOM_INLINE void exp_of_vector(const Vector& v, Vector& out) {
+  typedef decltype(v < v) Bits;
+  const Vector shifted = v * kLog2E + kShifter, n = shifted - kShifter;
+  const Vector r = (v - n * kLog2High) - n * kLog2Low, square = r * r;
+  Vector even = r - r + kExpTerms[10], odd = r - r + kExpTerms[11];
+#pragma GCC unroll 8
+  for (int i = 8; i >= 0; i -= 2) {
+    even = even * square + kExpTerms[i];
+    odd = odd * square + kExpTerms[i + 1];
+  }
+  const Bits power = ((Bits)shifted << 52) + (int64_t(1023) << 52);
+  out = (odd * r + even) * (Vector)power;
+}
+
 // Gaussian shares from one cell to the next: exp(-e (d - 1)^2) = exp(-e d^2) q with q = exp(e (2 d - 1)), and the next q is
 // this one times exp(-2 e). Two exponentials for a drop instead of one for each cell; not for values near underflow.
-SKYLOOM_INLINE void gaussian_steps(const Kernel& kernel, const double* __restrict x, const double* __restrict first,
+template <class Vector>
+SKYLOOM_INLINE void gaussian_steps(const KernelSize& kernel, const double* __restrict x, const double* __restrict first,
                                    double (*__restrict share)[kBatch]) {
-  alignas(64) double now[kBatch], step[kBatch], last[kBatch];
+  constexpr int kLanes = sizeof(Vector) / sizeof(double);
+  alignas(64) double distance[kBatch], log_factor[kBatch], reaches_last[kBatch];
   const double e = kernel.exponent, end = kernel.reach + 0.5, factor = kernel.factor;
   const double own = kernel.normalised ? e : 0.0;  // relative to the nearest cell
+  const int last = int(kernel.taps) - 1;
   for (int k = 0; k < kBatch; ++k) {
-    const double d = x[k] - first[k], near = x[k] - round_half_up(x[k]);
-    now[k] = factor * exp_of(own * near * near - e * d * d);
+    const double near = x[k] - round_half_up(x[k]);
+    distance[k] = x[k] - first[k];
+    log_factor[k] = own * near * near;
+    reaches_last[k] = floor_of_sum(x[k], end) - first[k] >= last ? 1.0 : 0.0;
   }
-  for (int k = 0; k < kBatch; ++k) step[k] = exp_of(e * (2 * (x[k] - first[k]) - 1));
-  for (int k = 0; k < kBatch; ++k) last[k] = floor_of_sum(x[k], end) - first[k];
   const double slower = std::exp(-2 * e);
-  for (int i = 0; i < int(kernel.taps); ++i) {
-    double* __restrict out = share[i];
-    const double tap = i;
-    for (int k = 0; k < kBatch; ++k) {
-      out[k] = tap <= last[k] ? now[k] : 0.0;
-      now[k] *= step[k];
-      step[k] *= slower;
+  for (int k = 0; k < kBatch; k += kLanes) {
+    const Vector d = load_vector<Vector>(distance + k);
+    Vector now, step;
+    exp_of_vector(load_vector<Vector>(log_factor + k) - e * d * d, now);
+    exp_of_vector(e * (2 * d - 1), step);
+    now *= factor;
+    for (int i = 0; i < last; ++i) {
+      std::memcpy(share[i] + k, &now, sizeof now);
+      now *= step;
+      step *= slower;
     }
+    now *= load_vector<Vector>(reaches_last + k);
+    std::memcpy(share[last] + k, &now, sizeof now);
   }
 }
 
-template <Shape shape>
+template <Shape shape, class Vector>
 SKYLOOM_INLINE void shares_of_batch(const Kernel& kernel_, const double* __restrict x, const double* __restrict first,
                                     double (*__restrict share)[kBatch]) {
-  const Kernel kernel = kernel_;  // a copy that no store can change
+  const KernelSize kernel = kernel_;  // a copy that no store can change
   const int taps = int(kernel.taps);
   alignas(64) double nearest[kBatch], last[kBatch];
   if (shape == Shape::gaussian)
@@ -195,8 +223,8 @@ SKYLOOM_INLINE void shares_of_batch(const Kernel& kernel_, const double* __restr
       last[k] = floor_of_sum(x[k], kernel.reach + 0.5);
     }
   const bool steps = shape == Shape::gaussian && kernel.exponent * (kernel.reach + 1) * (kernel.reach + 1) < 300;
-  if (steps) gaussian_steps(kernel, x, first, share);
-  const bool lanczos = shape >= Shape::lanczos2 && kernel.lanczos.terms > 0;
+  if (steps) gaussian_steps<Vector>(kernel, x, first, share);
+  const bool lanczos = shape >= Shape::lanczos2 && kernel_.lanczos.terms > 0;
   if (lanczos) lanczos_of_batch(kernel_, x, first, share);
   for (int i = 0; i < (steps || lanczos ? 0 : taps); ++i) {
     double* __restrict out = share[i];
@@ -222,7 +250,7 @@ SKYLOOM_INLINE void shares_of_batch(const Kernel& kernel_, const double* __restr
 
 template <Shape shape>
 SKYLOOM_INLINE void shares_of_one(const Kernel& kernel_, double x, double first, double* __restrict share) {
-  const Kernel kernel = kernel_;
+  const KernelSize kernel = kernel_;
   const double nearest = nearest_cell<shape>(kernel, x), last = floor_of_sum(x, kernel.reach + 0.5);
   for (int i = 0; i < int(kernel.taps); ++i) {
     const double cell = first + i, whole = share_at<shape>(kernel, x - cell, nearest);
@@ -242,23 +270,28 @@ SKYLOOM_INLINE void find_first_cells_body(const Kernel& kernel, const double* __
 
 SKYLOOM_DISPATCH(void, find_first_cells, (const Kernel& kernel, const double* x, double* first), (kernel, x, first))
 
-#define SKYLOOM_OF_SHAPE(FUNCTION, ARGS)                                   \
-  switch (kernel.shape) {                                                  \
-    case Shape::point: return FUNCTION<Shape::point> ARGS;                 \
-    case Shape::turbo: return FUNCTION<Shape::turbo> ARGS;                 \
-    case Shape::gaussian: return FUNCTION<Shape::gaussian> ARGS;           \
-    case Shape::lanczos2: return FUNCTION<Shape::lanczos2> ARGS;           \
-    default: return FUNCTION<Shape::lanczos3> ARGS;                        \
+#define SKYLOOM_OF_SHAPE(CALL)                             \
+  switch (kernel.shape) {                                  \
+    case Shape::point: return CALL(Shape::point);          \
+    case Shape::turbo: return CALL(Shape::turbo);          \
+    case Shape::gaussian: return CALL(Shape::gaussian);    \
+    case Shape::lanczos2: return CALL(Shape::lanczos2);    \
+    default: return CALL(Shape::lanczos3);                 \
   }
 
+template <int kFloats>
 SKYLOOM_INLINE void find_batch_shares_body(const Kernel& kernel, const double* x, Shares& shares) {
-  SKYLOOM_OF_SHAPE(shares_of_batch, (kernel, x, shares.first, shares.share))
+#define SKYLOOM_CALL(SHAPE) shares_of_batch<SHAPE, VectorOf<kFloats>>(kernel, x, shares.first, shares.share)
+  SKYLOOM_OF_SHAPE(SKYLOOM_CALL)
+#undef SKYLOOM_CALL
 }
 
-SKYLOOM_DISPATCH(void, find_batch_shares, (const Kernel& kernel, const double* x, Shares& shares), (kernel, x, shares))
+SKYLOOM_DISPATCH_LANES(void, find_batch_shares, (const Kernel& kernel, const double* x, Shares& shares), (kernel, x, shares))
 
 SKYLOOM_INLINE void find_one_drop_body(const Kernel& kernel, double x, double first, double* share) {
-  SKYLOOM_OF_SHAPE(shares_of_one, (kernel, x, first, share))
+#define SKYLOOM_CALL(SHAPE) shares_of_one<SHAPE>(kernel, x, first, share)
+  SKYLOOM_OF_SHAPE(SKYLOOM_CALL)
+#undef SKYLOOM_CALL
 }
 
 SKYLOOM_DISPATCH(void, find_one_drop, (const Kernel& kernel, double x, double first, double* share),
@@ -319,7 +352,7 @@ LanczosTaps::LanczosTaps(int order, double factor, int taps) {
 }
 
 Kernel::Kernel(Shape shape_, double pixfrac, double scale_ratio, bool normalised_)
-    : shape(shape_), normalised(normalised_), reach(0), factor(1), exponent(0), taps(1) {
+    : KernelSize{shape_, normalised_, 0, 1, 0, 1} {
   const bool is_lanczos = shape == Shape::lanczos2 || shape == Shape::lanczos3;
   if (shape == Shape::turbo) {
     reach = pixfrac / (2 * scale_ratio);

@@ -38,13 +38,16 @@ struct LanczosTaps {
   LanczosTaps(int order, double factor, int taps);
 };
 
-struct Kernel {
+struct KernelSize {
   Shape shape;
   bool normalised;   // divide the shares by their sum
   double reach;      // cells whose centre is farther than this (+ 1/2: point, turbo, gaussian) get nothing; Lanczos: taps / 2
   double factor;     // turbo: 1 / 2h; gaussian: sqrt(e / pi), or 1 if normalised; Lanczos: s, or min(s, 1)
   double exponent;   // gaussian: e
   int64_t taps;      // cells along one axis that a drop can reach
+};
+
+struct Kernel : KernelSize {
   LanczosTaps lanczos;
 
   Kernel(Shape shape, double pixfrac, double scale_ratio, bool normalised);

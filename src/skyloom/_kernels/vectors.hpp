@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "isa.hpp"
 
@@ -10,6 +11,10 @@ namespace skyloom {
 typedef double Pair __attribute__((vector_size(16)));
 typedef double Quad __attribute__((vector_size(32)));
 typedef double Octet __attribute__((vector_size(64)));
+
+// A register that holds so many floats, full of doubles: for bodies that SKYLOOM_DISPATCH_LANES builds.
+template <int kFloats>
+using VectorOf = std::conditional_t<kFloats == 16, Octet, std::conditional_t<kFloats == 8, Quad, Pair>>;
 
 template <class Vector>
 SKYLOOM_INLINE Vector load_vector(const double* p) {

@@ -138,7 +138,7 @@ def kernel_in_use(name: str, pixfrac: float, flux_conserving: bool) -> str:
     """
     name = name.lower()
     level = 3  # the caller of `Drizzle.add_image`
-    loses_flux = name in ("gaussian", "lanczos2", "lanczos3") and not flux_conserving
+    loses_flux = name not in ("square", "point", "turbo") and not flux_conserving
     if loses_flux:
         warnings.warn(f"Kernel '{name}' is not a flux-conserving kernel.", Warning, stacklevel=level)
     if pixfrac <= SMALLEST_PIXFRAC:

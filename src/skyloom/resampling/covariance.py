@@ -17,7 +17,6 @@ from skyloom.resampling._drizzle_planes import as_array, positive, real_plane, s
 from skyloom.resampling.correlation import CovarianceMap
 from skyloom.resampling.maps import SampledMap
 
-_KERNELS = ("square", "point", "turbo", "gaussian", "lanczos2", "lanczos3")  # in the order of C++
 _CANCELLED = 0.05
 """Part of the largest weight in a block, below which the weight of a kernel with negative shares has cancelled."""
 _LEFT_OUT = 3e-3
@@ -53,9 +52,10 @@ class Spreading:
     flux_conserving: bool = False
 
     def __post_init__(self) -> None:
-        if self.kernel.lower() not in _KERNELS:
+        if self.kernel.lower() not in _kernels.DRIZZLE_KERNELS:
             raise InputError(
-                f"Kernel '{self.kernel}' is unknown; one of {', '.join(_KERNELS)} is needed.", kernel=self.kernel
+                f"Kernel '{self.kernel}' is unknown; one of {', '.join(_kernels.DRIZZLE_KERNELS)} is needed.",
+                kernel=self.kernel,
             )
 
 
@@ -161,7 +161,7 @@ class CovarianceSums:
             positions,
             spreading.window or window_bounds((ny, nx), None, None, None, None),
             *planes,
-            kernel=_KERNELS.index(kernel),
+            kernel=_kernels.DRIZZLE_KERNELS.index(kernel),
             pixfrac=1.0 if kernel.startswith("lanczos") else spreading.pixfrac,
             ratio=positive(spreading.pixel_scale_ratio, "pixel_scale_ratio"),
             normalised=spreading.flux_conserving and kernel[0] in "gl",

@@ -47,7 +47,7 @@ from skyloom.resampling.context import CTX_PLANE_BITS
 from skyloom.resampling.correlation import CovarianceMap
 from skyloom.resampling.covariance import CovarianceSums, Spreading, total_variance
 
-SUPPORTED_DRIZZLE_KERNELS = ["square", "gaussian", "point", "turbo", "lanczos2", "lanczos3"]
+SUPPORTED_DRIZZLE_KERNELS = list(_kernels.DRIZZLE_KERNELS)
 
 _NOT_GIVEN: Final = object()
 _MIXED_SHAPES = (
