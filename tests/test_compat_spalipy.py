@@ -8,6 +8,8 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS, Sip
+from scipy.interpolate import SmoothBivariateSpline
+from scipy.ndimage import map_coordinates
 from scipy.spatial.distance import pdist
 
 from reference.registration_sim import Regime, make_images
@@ -468,3 +470,48 @@ def test_script_errors_are_one_sentence(files, tmp_path, capsys):
         assert "--preserve-footprints" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         align_fits.main([*names[:2], "-tf", names[2], "--output-shape", "3"])
+
+
+@pytest.mark.parametrize("order", [2, 3, 4, 5])
+def test_interpolation_is_the_spline_of_that_order(order):
+    source, template, _ = pair(rotation=3.0)
+    one = aligned(source, template, interp_order=order)
+    y, x = np.mgrid[20 : SIZE - 20, 20 : SIZE - 20].astype(float)
+    inside = (slice(20, SIZE - 20),) * 2
+    xy = one.full_transform(np.column_stack([x.ravel(), y.ravel()]))
+    expected = map_coordinates(source, xy[:, ::-1].T, order=order, mode="mirror").reshape(x.shape)
+    whole = ((xy > 8) & (xy < SIZE - 9)).all(axis=1).reshape(x.shape)
+    # the map is known to 1e-4 pixels, and stars change by as much as their height per pixel; area 1 to 1e-3
+    tolerance = 2e-4 * np.ptp(source) + 2e-3 * np.abs(expected)
+    assert (np.abs(one.aligned_data[inside] - expected) < tolerance)[whole].all()
+
+
+def test_a_masked_pixel_does_not_reach_far_into_the_spline():
+    source, template, _ = pair()
+    mask = np.zeros(source.shape, bool)
+    mask[100:103, 100:104] = True
+    spoilt = source.copy()
+    spoilt[mask] = 1e7
+    results = [aligned(data, template, source_mask=mask) for data in (source, spoilt)]
+    np.testing.assert_array_equal(results[0].aligned_data, results[1].aligned_data)
+
+
+def test_surfaces_are_those_of_scipy():
+    source, template, _ = pair(distortion=3.0)
+    one = aligned(source, template)
+    assert isinstance(one.sbs_x, SmoothBivariateSpline)
+    x, y = np.array([50.0, 100.0]), np.array([60.0, 200.0])
+    np.testing.assert_allclose(one.sbs_x.ev(x, y), one.sbs_x(x, y, grid=False))
+    assert one.sbs_y.get_residual() == 0
+    assert len(one.sbs_x.get_coeffs()) == np.prod([len(t) - 4 for t in one.sbs_x.get_knots()])
+    step = (one.sbs_x.ev(x + 1e-3, y) - one.sbs_x.ev(x - 1e-3, y)) / 2e-3
+    np.testing.assert_allclose(one.sbs_x.partial_derivative(1, 0)(x, y, grid=False), step, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_quad_cand": -1}, {"patience_quad_cand": 1.5}, {"max_quad_hash_dist": 0.0}, {"n_quad_det": -3}]
+)
+def test_arguments_without_influence_are_checked(wrong):
+    source, template, _ = pair()
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Spalipy(source, template_data=template, **wrong)

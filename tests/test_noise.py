@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from reference.noise_oracle import expected_signal as plain_signal
 from skyloom.errors import NoUsableDataError, SkyloomWarning
 from skyloom.exposure import Exposure, MaskBit
-from skyloom.noise import expected_signal, noise_model, with_variance
+from skyloom.noise import NoiseModel, expected_signal, noise_model, with_variance
 
 GAIN, READ_NOISE = 2.0, 5.0
 SHAPE = (300, 300)
@@ -210,3 +211,18 @@ def test_bit_identical_for_any_number_of_threads(monkeypatch):
         monkeypatch.setenv("SKYLOOM_NUM_THREADS", threads)
         planes.append(with_variance(Exposure(data, gain=GAIN, read_noise=READ_NOISE)).variance)
     np.testing.assert_array_equal(*planes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("shape", "masked"), [((1, 1), 0), ((3, 40), 0.2), ((150, 17), 0), ((70, 700), 0.05)])
+def test_expected_signal_is_that_of_plain_windows(shape, masked, dtype):
+    rng = np.random.default_rng(7)
+    data = rng.normal(300, 10, shape).astype(dtype)
+    data[rng.random(shape) < 0.02] += dtype(5000)
+    mask = rng.random(shape) < masked
+    exposure = Exposure(data, mask=mask)
+    for gain in (2.0, None):
+        model = NoiseModel(noise=10.0, level=300.0, gain=gain, read_variance=1.0, origin="given")
+        plain = plain_signal(data.astype(float), ~mask, level=300.0, variance_of=model.variance)
+        # sums of 225 squares in the arithmetic of the data
+        np.testing.assert_allclose(expected_signal(exposure, model), plain, rtol=3e3 * np.finfo(dtype).eps, atol=0)

@@ -117,8 +117,8 @@ class Exposure:
         # masked arrays carry their own mask
         if isinstance(self.data, np.ma.MaskedArray):
             mask[np.ma.getmaskarray(self.data)] |= np.uint32(MaskBit.BAD)
-        bad = ~(np.abs(data) <= LARGEST)
-        if bad.any():
+        if not (data.min() >= -LARGEST and data.max() <= LARGEST):  # false for NaN, too
+            bad = ~(np.abs(data) <= LARGEST)
             mask[bad] |= np.uint32(MaskBit.NO_DATA)
             data = np.where(bad, data.dtype.type(0), data)
         if self.saturation is not None:
@@ -128,8 +128,8 @@ class Exposure:
             with np.errstate(over="ignore"):  # what overflows is infinite, and so bad
                 variance = _real_plane(self.variance, data.shape, f"variance of {self.name}")
                 variance = variance.astype(data.dtype, copy=False)
-            bad = ~(np.isfinite(variance) & (variance > 0))
-            if bad.any():
+            if not (variance.min() > 0 and variance.max() < np.inf):
+                bad = ~(np.isfinite(variance) & (variance > 0))
                 mask[bad & (mask & np.uint32(UNUSABLE) == 0)] |= np.uint32(MaskBit.BAD)
                 variance = np.where(bad, variance.dtype.type(0), variance)
         for what, plane in (("data", data), ("variance", variance), ("mask", mask)):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from skyloom._kernels import local_signal
 from skyloom._threads import map_bands, row_bands
 from skyloom.background import faint_noise, noise_samples, response_noise
 from skyloom.errors import NoUsableDataError, SkyloomWarning
-from skyloom.exposure import BoolArray, Exposure
+from skyloom.exposure import UNUSABLE, Exposure, FloatArray
 
 CONSISTENT = 1.3
 """Predicted and measured sky variance (or two gains) that differ by less than this factor agree."""
@@ -24,10 +23,8 @@ CORRELATED = 1.2
 """Noise that is larger by this factor at a spacing of two pixels than at one is correlated."""
 PLAUSIBLE_GAIN = (0.05, 1e5)
 """Electrons per unit of data that an inferred gain may have; it is larger than a detector's for averages."""
-WINDOWS = (15, 5, 1)
-"""Pixels a side of the windows of the local statistics."""
-HALO = 20
-"""Rows beyond a band that its local statistics may need: 7 + 7 + 2 + 2."""
+COARSE_WINDOW = 15
+"""Pixels a side of the largest window of the local statistics."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class NoiseModel:
             return sky
         if self.level > SKY_IN_DATA * self.noise:
             return max(self.read_variance, 0.01 * sky)
-        return max(self.read_variance, 0.1 * sky, sky - 3 * self.noise / (WINDOWS[0] * self.gain))
+        return max(self.read_variance, 0.1 * sky, sky - 3 * self.noise / (COARSE_WINDOW * self.gain))
 
 
 def with_variance(exposure: Exposure) -> Exposure:
@@ -110,8 +107,14 @@ def with_variance(exposure: Exposure) -> Exposure:
     if exposure.variance is not None:
         return exposure
     model = noise_model(exposure)
-    signal = expected_signal(exposure, model)
-    variance = model.variance(signal).astype(exposure.data.dtype)
+    variance = np.empty_like(exposure.data)
+
+    def fill(band: tuple[int, int]) -> None:
+        _fill_signal(exposure, model, band, variance)
+        rows = slice(*band)
+        variance[rows] = model.variance(variance[rows])
+
+    map_bands(fill, row_bands(exposure.shape[0]))
     return exposure.replace(variance=variance, correlation=max(exposure.correlation, model.correlation))
 
 
@@ -253,7 +256,7 @@ def _least_gain(exposure: Exposure, noise: float, level: float) -> float:
     return float(least)
 
 
-def expected_signal(exposure: Exposure, model: NoiseModel) -> npt.NDArray[np.float64]:
+def expected_signal(exposure: Exposure, model: NoiseModel) -> FloatArray:
     """Return the expected value of each pixel by local statistics (Lee 1980), from coarse to fine.
 
     The means over 15x15 pixels are the first estimate. Means over 5x5 pixels, then the pixels themselves, take its
@@ -261,50 +264,18 @@ def expected_signal(exposure: Exposure, model: NoiseModel) -> npt.NDArray[np.flo
 
     Returns
     -------
-    ndarray of float64, shape (ny, nx)
+    ndarray of the data's type, shape (ny, nx)
     """
-    usable = exposure.usable
-    ny = exposure.shape[0]
-    signal = np.empty(exposure.shape)
-
-    def fill(band: tuple[int, int]) -> None:
-        start, stop = band
-        first, last = max(start - HALO, 0), min(stop + HALO, ny)
-        signal[start:stop] = _signal_of(exposure.data[first:last], usable[first:last], model)[
-            start - first : stop - first
-        ]
-
-    map_bands(fill, row_bands(ny, 256))
+    signal = np.empty_like(exposure.data)
+    map_bands(lambda band: _fill_signal(exposure, model, band, signal), row_bands(exposure.shape[0]))
     return signal
 
 
-def _signal_of(plane: npt.NDArray[Any], usable: BoolArray, model: NoiseModel) -> npt.NDArray[np.float64]:
-    """Return `expected_signal` of one band of an image."""
-    weight = usable.astype(np.float64)
-    data = (np.where(usable, plane, 0).astype(np.float64) - model.level) * weight
-    estimate = _local_mean(data, weight, WINDOWS[0])
-    for coarse, fine in itertools.pairwise(WINDOWS):
-        detail = (_local_mean(data, weight, fine) - estimate) * weight
-        scatter = _local_mean(detail * detail, weight, coarse)
-        noise = model.variance(estimate + model.level) / fine**2
-        # Below twice the noise nothing else is seen: a scatter of 9 to 25 independent values has an error of 0.3 to 0.5
-        estimate += np.maximum(1 - 2 * noise / np.maximum(scatter, noise), 0) * detail
-    return estimate + model.level
-
-
-def _local_mean(data: npt.NDArray[np.float64], weight: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """Return the mean over the window about each pixel, 0 where all weights are 0; `data` is 0 where `weight` is."""
-    from scipy import ndimage
-
-    if window == 1:
-        return data
-    mean: npt.NDArray[np.float64] = ndimage.uniform_filter(data, window, mode="constant")
-    if weight.all():
-        along_y, along_x = (ndimage.uniform_filter1d(np.ones(n), window, mode="constant") for n in data.shape)
-        return mean / along_y[:, None] / along_x
-    total = ndimage.uniform_filter(weight, window, mode="constant")
-    some = total > 0.5 / window**2
-    return np.divide(mean, total, out=np.zeros_like(mean), where=some)
+def _fill_signal(exposure: Exposure, model: NoiseModel, band: tuple[int, int], signal: FloatArray) -> None:
+    """Fill some rows of `expected_signal`."""
+    sky = model.noise**2
+    per_photon = 0.0 if model.gain is None else 1 / model.gain
+    local_signal(exposure.data, exposure.mask, int(UNUSABLE), model.level, sky, per_photon, model.floor, *band, signal)
 
 
 def _warn(message: str) -> None:

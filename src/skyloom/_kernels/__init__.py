@@ -20,6 +20,7 @@ from skyloom._kernels._ext import (
     drizzle_square,
     expand_grid,
     interpolate,
+    local_signal,
     pixel_area_ratio,
     simd_level,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "drizzle_square",
     "expand_grid",
     "interpolate",
+    "local_signal",
     "pixel_area_ratio",
     "simd_level",
 ]

@@ -213,6 +213,7 @@ def interpolate(
     out_variance: FloatArray | None,
     out_mask: npt.NDArray[np.uint32],
     factor: npt.NDArray[np.float64] | None = None,
+    columns: int = 0,
 ) -> None: ...
 def blot(
     data: FloatArray,
@@ -236,4 +237,18 @@ def expand_grid(
 ) -> None: ...
 def pixel_area_ratio(
     pixmap: npt.NDArray[np.float64], row_start: int, row_stop: int, area: npt.NDArray[np.float64]
+) -> None: ...
+
+# noise
+def local_signal(
+    data: FloatArray,
+    mask: npt.NDArray[np.uint32],
+    unusable: int,
+    level: float,
+    sky: float,
+    per_photon: float,
+    floor: float,
+    row_start: int,
+    row_stop: int,
+    signal: FloatArray,
 ) -> None: ...

@@ -43,8 +43,10 @@ void interpolate(In<T, 2> data, std::optional<In<T, 2>> variance, std::optional<
                  std::optional<In<std::uint8_t, 2>> clean, In<double, 2> xy, In<double, 2> coefficients,
                  std::uint32_t unusable, std::uint32_t no_data, std::uint32_t edge, std::uint32_t spread,
                  double max_lost, Out<T, 1> out_data, std::optional<Out<T, 1>> out_variance,
-                 Out<std::uint32_t, 1> out_mask, std::optional<In<double, 1>> factor) {
+                 Out<std::uint32_t, 1> out_mask, std::optional<In<double, 1>> factor, std::ptrdiff_t columns) {
   const auto n = xy.shape(0);
+  const std::ptrdiff_t row = columns > 0 ? columns : std::ptrdiff_t(n);
+  require(n == 0 || std::ptrdiff_t(n) % row == 0, "columns must divide the number of positions");
   require(same_shape(data, variance) && same_shape(data, mask) && same_shape(data, clean),
           "data, variance, mask and clean must have the same shape");
   require(mask.has_value() == clean.has_value(), "mask and clean go together");
@@ -55,7 +57,7 @@ void interpolate(In<T, 2> data, std::optional<In<T, 2>> variance, std::optional<
   check_table(coefficients);
   const skyloom::Image<T> in{data.data(), pointer(variance), pointer(mask), pointer(clean), std::ptrdiff_t(data.shape(0)),
                              std::ptrdiff_t(data.shape(1))};
-  const skyloom::Samples<T> out{xy.data(),       pointer(factor),       std::ptrdiff_t(n),
+  const skyloom::Samples<T> out{xy.data(),       pointer(factor),       std::ptrdiff_t(n),  row,
                                 out_data.data(), pointer(out_variance), out_mask.data()};
   const skyloom::MaskRules rules{unusable, no_data, edge, spread, max_lost};
   nb::gil_scoped_release release;
@@ -125,7 +127,7 @@ void define_interpolate(nb::module_& m) {
         "mask"_a.noconvert().none(), "clean"_a.noconvert().none(), "xy"_a.noconvert(), "coefficients"_a.noconvert(),
         "unusable"_a, "no_data"_a, "edge"_a, "spread"_a, "max_lost"_a, "out_data"_a.noconvert(),
         "out_variance"_a.noconvert().none(), "out_mask"_a.noconvert(), "factor"_a.noconvert().none() = nb::none(),
-        "Interpolate an image at the positions xy, with its variance and mask.");
+        "columns"_a = 0, "Interpolate an image at the positions xy, with its variance and mask.");
 }
 
 template <class T, auto Kernel, auto Nearest>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "isa.hpp"
@@ -20,58 +21,113 @@ SKYLOOM_INLINE void put(const Samples<T>& out, std::ptrdiff_t i, T data, T varia
   out.mask[i] = mask;
 }
 
+// The pixels under the stencils of one position: `width` of each row are readable, all rows `stride` apart.
+template <class T>
+struct Footprint {
+  const T* data;
+  const T* variance;  // or null
+  const std::uint32_t* mask;
+  std::ptrdiff_t stride;
+};
+
+// A copy of the pixels under a stencil, for positions near the border: what is outside has the bits `beyond`.
+template <class T, int Taps>
+struct PaddedFootprint {
+  static constexpr int kWidth = Group<T, Taps>::kReach;
+  T data[Taps * kWidth] = {}, variance[Taps * kWidth] = {};
+  std::uint32_t mask[Taps * kWidth] = {};
+
+  PaddedFootprint(const Image<T>& in, std::ptrdiff_t left, std::ptrdiff_t low, std::uint32_t beyond) {
+    for (int j = 0; j < Taps; ++j)
+      for (int k = 0; k < Taps; ++k) {
+        const std::ptrdiff_t x = left + k, y = low + j, o = y * in.nx + x, to = j * kWidth + k;
+        if (x < 0 || x >= in.nx || y < 0 || y >= in.ny) {
+          mask[to] = beyond;
+          continue;
+        }
+        data[to] = in.data[o];
+        if (in.variance != nullptr) variance[to] = in.variance[o];
+        if (in.mask != nullptr) mask[to] = in.mask[o];
+      }
+  }
+  Footprint<T> view() const { return {data, variance, mask, kWidth}; }
+};
+
+// Four pixels at a time, in double precision; comparisons of doubles and of integers as vectors of -1 (true) and 0.
+typedef double Quad __attribute__((vector_size(32)));
+typedef long long QuadFlags __attribute__((vector_size(32)));
+typedef std::uint32_t QuadBits __attribute__((vector_size(16)));
+
+SKYLOOM_INLINE double total(const Quad& v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+SKYLOOM_INLINE std::uint32_t any_bits(const QuadBits& v) { return v[0] | v[1] | v[2] | v[3]; }
+SKYLOOM_INLINE Quad where(const QuadFlags& flags, const Quad& v) { return Quad(QuadFlags(v) & flags); }
+
 // One position whose stencil holds pixels that are masked or outside of the image.
 template <class T, int Taps>
-void interpolate_masked(const Image<T>& in, const Group<T, Taps>& group, int g, const double* xy,
-                        const MaskRules& rules, const Samples<T>& out, std::ptrdiff_t i) {
+SKYLOOM_INLINE void interpolate_masked(const Image<T>& in, const Group<T, Taps>& group, int g, const double* xy,
+                                       const MaskRules& rules, const Samples<T>& out, std::ptrdiff_t i) {
+  typedef T Values __attribute__((vector_size(4 * sizeof(T))));
+  constexpr int Parts = Group<T, Taps>::kReach / 4;
   const std::ptrdiff_t left = group.base[g][0] - group.kBefore, low = group.base[g][1] - group.kBefore;
-  const std::ptrdiff_t nearest_x = std::ptrdiff_t(std::floor(xy[0] + 0.5)) - left;
-  const std::ptrdiff_t nearest_y = std::ptrdiff_t(std::floor(xy[1] + 0.5)) - low;
   const bool inside =
       xy[0] >= -0.5 && xy[0] <= double(in.nx) - 0.5 && xy[1] >= -0.5 && xy[1] <= double(in.ny) - 0.5;
-  const std::uint32_t beyond = inside ? rules.edge : rules.no_data;
-  double wx[Taps], wy[Taps], all_x = 0, all_y = 0;
+  const std::uint32_t beyond = inside ? rules.edge : rules.no_data, unusable = rules.unusable | beyond;
+  Quad wx[Parts] = {}, size_x[Parts] = {};
+  double wy[Taps], all_x = 0, all_y = 0;
   for (int k = 0; k < Taps; ++k) {
-    wx[k] = double(group.wx[k][g]);
+    wx[k / 4][k % 4] = double(group.wx[k][g]);
+    size_x[k / 4][k % 4] = std::abs(double(group.wx[k][g]));
     wy[k] = double(group.wy[k][g]);
-    all_x += std::abs(wx[k]);
+    all_x += std::abs(double(group.wx[k][g]));
     all_y += std::abs(wy[k]);
   }
   const double all = all_x * all_y, negligible = kNegligible * all;
-  double lost = 0, weight = 0, sum = 0, sum_variance = 0;
-  std::uint32_t culprits = 0, remarks = 0;
-  bool nearest_lost = false;
-  for (int j = 0; j < Taps; ++j) {
-    const std::ptrdiff_t y = std::clamp(low + j, std::ptrdiff_t(0), in.ny - 1);
-    double row_lost = 0, row_weight = 0, row_sum = 0, row_variance = 0;  // rows do not wait for one another
-    for (int k = 0; k < Taps; ++k) {  // without branches: which pixels are bad cannot be predicted
-      const std::ptrdiff_t x = std::clamp(left + k, std::ptrdiff_t(0), in.nx - 1), o = y * in.nx + x;
-      const bool outside = (x != left + k) | (y != low + j);
-      const std::uint32_t bits = outside ? beyond : in.mask != nullptr ? in.mask[o] : 0u;
-      const bool bad = outside | ((bits & rules.unusable) != 0);
-      const double w = wx[k] * wy[j], size = std::abs(w), used = bad ? 0.0 : w;
-      const std::uint32_t marks = size > negligible ? bits : 0u;
-      row_lost += bad && size > negligible ? size : 0.0;
-      culprits |= bad ? marks : 0u;
-      remarks |= bad ? 0u : marks;
-      nearest_lost |= bad & (k == nearest_x) & (j == nearest_y) & (size > negligible);
-      row_weight += used;
-      row_sum += used * double(in.data[o]);
-      if (in.variance != nullptr) row_variance += used * used * double(in.variance[o]);
+
+  const bool whole = in.mask != nullptr && low >= 0 && low + Taps < in.ny && left >= 0 && left + 4 * Parts <= in.nx;
+  const std::ptrdiff_t corner = low * in.nx + left;
+  std::optional<PaddedFootprint<T, Taps>> padded;
+  Footprint<T> pixels;
+  if (whole)
+    pixels = {in.data + corner, in.variance == nullptr ? nullptr : in.variance + corner, in.mask + corner, in.nx};
+  else
+    pixels = padded.emplace(in, left, low, beyond).view();
+
+  Quad lost = {}, weight = {}, sum = {}, sum_variance = {};
+  QuadBits culprits = {}, remarks = {};
+  for (int j = 0; j < Taps; ++j)
+    for (int part = 0; part < Parts; ++part) {
+      const std::ptrdiff_t o = j * pixels.stride + 4 * part;
+      QuadBits bits;
+      Values values;
+      load(bits, pixels.mask + o);
+      load(values, pixels.data + o);
+      const Quad w = wx[part] * wy[j], size = size_x[part] * std::abs(wy[j]);
+      const QuadFlags seen = size > negligible;
+      const auto bad_bits = (bits & unusable) != 0;
+      const QuadFlags bad = __builtin_convertvector(bad_bits, QuadFlags);
+      const QuadBits marks = bits & __builtin_convertvector(seen, QuadBits);
+      const Quad used = where(~bad, w);
+      culprits |= marks & QuadBits(bad_bits);
+      remarks |= marks & ~QuadBits(bad_bits);
+      lost += where(bad & seen, size);
+      weight += used;
+      sum += used * __builtin_convertvector(values, Quad);
+      if (pixels.variance == nullptr) continue;
+      load(values, pixels.variance + o);
+      sum_variance += used * used * __builtin_convertvector(values, Quad);
     }
-    lost += row_lost;
-    weight += row_weight;
-    sum += row_sum;
-    sum_variance += row_variance;
-  }
+  const int near_x = int(std::floor(xy[0] + 0.5)) - int(left), near_y = int(std::floor(xy[1] + 0.5)) - int(low);
+  const bool nearest_lost = (pixels.mask[near_y * pixels.stride + near_x] & unusable) != 0 &&
+                            size_x[near_x / 4][near_x % 4] * std::abs(wy[near_y]) > negligible;
   const double factor = out.factor == nullptr ? 1.0 : out.factor[i];
   const bool known = std::isfinite(factor);
-  if (!known || nearest_lost || lost > rules.max_lost * all || !(weight > 0.1)) {
-    put(out, i, T(0), T(0), culprits | remarks | (known ? 0u : rules.no_data));
+  if (!known || nearest_lost || total(lost) > rules.max_lost * all || !(total(weight) > 0.1)) {
+    put(out, i, T(0), T(0), any_bits(culprits | remarks) | (known ? 0u : rules.no_data));
     return;
   }
-  const double scale = factor / weight;
-  put(out, i, T(sum * scale), T(sum_variance * scale * scale), remarks | (lost > 0 ? rules.spread : 0u));
+  const double scale = factor / total(weight);
+  put(out, i, T(total(sum) * scale), T(total(sum_variance) * scale * scale),
+      any_bits(remarks) | (total(lost) > 0 ? rules.spread : 0u));
 }
 
 template <class T>
@@ -98,51 +154,57 @@ SKYLOOM_INLINE bool interpolate_group(const Image<T>& in, const Group<T, Taps>& 
   return all_clean;
 }
 
-// A group of which some stencils are not in the image: those one by one, all others as above, so that no value depends
-// on the other positions of its group.
+// Tiles of so many columns: the pixels of the image that a tile needs, however turned, stay in the cache and on few
+// pages of memory.
+constexpr std::ptrdiff_t kTileColumns = 128;
+
+// Positions of a row of a tile whose stencils are not clean: they are done after all others.
+struct Leftovers {
+  int count = 0;
+  std::ptrdiff_t index[kTileColumns];
+};
+
+// A group of which some stencils are not in the image: all others as above, so that no value depends on the other
+// positions of its group.
 template <class T, int Taps>
 void interpolate_mixed_group(const Image<T>& in, const TapPolynomials<T, Taps>& polynomials,
                              const typename Group<T, Taps>::Interior& interior, const MaskRules& rules,
-                             const Samples<T>& out, std::ptrdiff_t start) {
+                             const Samples<T>& out, std::ptrdiff_t start, std::ptrdiff_t stop, Leftovers& left) {
   constexpr int Width = Group<T, Taps>::kWidth, Half = Taps / 2;
-  const int count = int(std::min(std::ptrdiff_t(Width), out.n - start));
+  const int count = int(std::min(std::ptrdiff_t(Width), stop - start));
   const double end_x = double(in.nx) + Half, end_y = double(in.ny) + Half;
   const double* xy = out.xy + 2 * start;
-  double chosen[2 * Width], position[2 * Width] = {}, factor[Width] = {};
-  bool clean[Width] = {}, near[Width] = {};
+  double chosen[2 * Width], factor[Width] = {};
+  bool clean[Width] = {};
   GroupValues<T> values;
   if (out.factor != nullptr) std::copy_n(out.factor + start, count, factor);
   const unsigned held = interior.choose(xy, count, chosen);
-  Group<T, Taps> group;
   if (held != 0) {
+    Group<T, Taps> group;
     group.locate(chosen, polynomials);
     interpolate_group(in, group, out.factor == nullptr ? nullptr : factor, values, clean);
   }
   for (int g = 0; g < count; ++g) {
-    clean[g] = clean[g] && (held >> g & 1) != 0;
-    // false for NaN, and for positions so far outside that no tap can reach the image
-    near[g] = xy[2 * g] > -Half && xy[2 * g] < end_x && xy[2 * g + 1] > -Half && xy[2 * g + 1] < end_y;
-    if (near[g]) std::copy_n(xy + 2 * g, 2, position + 2 * g);
-  }
-  group.locate(position, polynomials);
-  for (int g = 0; g < count; ++g)
-    if (clean[g])
+    const double x = xy[2 * g], y = xy[2 * g + 1];
+    if (clean[g] && (held >> g & 1) != 0)
       put(out, start + g, values.data[g], values.variance[g], 0u);
-    else if (near[g])
-      interpolate_masked(in, group, g, position + 2 * g, rules, out, start + g);
-    else
+    else if (x > -Half && x < end_x && y > -Half && y < end_y)
+      left.index[left.count++] = start + g;
+    else  // NaN, or so far outside that no tap can reach the image
       put(out, start + g, T(0), T(0), rules.no_data);
+  }
 }
 
+// Positions [start, stop), which lie in a row of a tile.
 template <class T, int Taps>
-SKYLOOM_INLINE void interpolate_taps(const Image<T>& in, const double* coefficients, int degree, const MaskRules& rules,
-                                     const Samples<T>& out) {
+SKYLOOM_INLINE void interpolate_run(const Image<T>& in, const TapPolynomials<T, Taps>& polynomials,
+                                    const typename Group<T, Taps>::Interior& interior, const MaskRules& rules,
+                                    const Samples<T>& out, std::ptrdiff_t start, std::ptrdiff_t stop) {
   using G = Group<T, Taps>;
-  const TapPolynomials<T, Taps> polynomials(coefficients, degree);
-  const typename G::Interior interior(in.ny, in.nx);
-  for (std::ptrdiff_t start = 0; start < out.n; start += G::kWidth) {
+  Leftovers left;
+  for (; start < stop; start += G::kWidth) {
     const double* xy = out.xy + 2 * start;
-    if (start + G::kWidth <= out.n && interior.holds(xy)) {
+    if (start + G::kWidth <= stop && interior.holds(xy)) {
       G group;
       group.locate(xy, polynomials);
       GroupValues<T> values;
@@ -154,11 +216,54 @@ SKYLOOM_INLINE void interpolate_taps(const Image<T>& in, const double* coefficie
       std::fill_n(out.mask + start, G::kWidth, 0u);
       if (all_clean) continue;
       for (int g = 0; g < G::kWidth; ++g)
-        if (!clean[g]) interpolate_masked(in, group, g, xy + 2 * g, rules, out, start + g);
+        if (!clean[g]) left.index[left.count++] = start + g;
     } else {
-      interpolate_mixed_group(in, polynomials, interior, rules, out, start);
+      interpolate_mixed_group(in, polynomials, interior, rules, out, start, stop, left);
     }
   }
+  for (int first = 0; first < left.count; first += G::kWidth) {
+    const int count = std::min(G::kWidth, left.count - first);
+    double xy[2 * G::kWidth] = {};
+    for (int g = 0; g < count; ++g) std::copy_n(out.xy + 2 * left.index[first + g], 2, xy + 2 * g);
+    G group;
+    group.locate(xy, polynomials);
+    for (int g = 0; g < count; ++g)
+      interpolate_masked(in, group, g, xy + 2 * g, rules, out, left.index[first + g]);
+  }
+}
+
+// Ask for what a run of positions reads and writes: a new row of a tile lies far from the last one in memory.
+template <class T>
+SKYLOOM_INLINE void prefetch(const Samples<T>& out, std::ptrdiff_t start, std::ptrdiff_t stop) {
+  constexpr std::ptrdiff_t Line = 64;
+  const auto ask = [&](const auto* plane, std::ptrdiff_t per_position) {
+    if (plane == nullptr) return;
+    const char* end = reinterpret_cast<const char*>(plane + stop * per_position);
+    for (auto p = reinterpret_cast<const char*>(plane + start * per_position); p < end; p += Line) __builtin_prefetch(p);
+  };
+  ask(out.xy, 2);
+  ask(out.factor, 1);
+  ask(out.data, 1);
+  ask(out.variance, 1);
+  ask(out.mask, 1);
+}
+
+template <class T, int Taps>
+SKYLOOM_INLINE void interpolate_taps(const Image<T>& in, const double* coefficients, int degree, const MaskRules& rules,
+                                     const Samples<T>& out) {
+  const TapPolynomials<T, Taps> polynomials(coefficients, degree);
+  const typename Group<T, Taps>::Interior interior(in.ny, in.nx);
+  // one plane alone is read fast enough in whole rows, which are written faster
+  const bool tiled = in.variance != nullptr || in.mask != nullptr;
+  const std::ptrdiff_t height = tiled ? out.n : out.columns;
+  for (std::ptrdiff_t top = 0; top < out.n; top += height)
+    for (std::ptrdiff_t first = 0; first < out.columns; first += kTileColumns) {
+      const std::ptrdiff_t last = std::min(first + kTileColumns, out.columns);
+      for (std::ptrdiff_t row = top; row < top + height; row += out.columns) {
+        if (tiled && row + out.columns < out.n) prefetch(out, row + out.columns + first, row + out.columns + last);
+        interpolate_run<T, Taps>(in, polynomials, interior, rules, out, row + first, row + last);
+      }
+    }
 }
 
 template <class T>

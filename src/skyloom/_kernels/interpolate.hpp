@@ -31,6 +31,7 @@ struct Samples {
   const double* xy;      // (n, 2) positions in the image
   const double* factor;  // (n,) or null: multiplies data, and its square variances; no data where it is not finite
   std::ptrdiff_t n;
+  std::ptrdiff_t columns;  // of the rows of the output that the positions make up; divides n
   T* data;               // (n,)
   T* variance;           // (n,) or null
   std::uint32_t* mask;   // (n,)

@@ -44,6 +44,9 @@ _SPREAD_DISTANCES = 300
 _SPLINE_STARS = 60
 """Fewest pairs for a residual surface."""
 
+_SPLINE_ROUNDS = 3
+"""Fits of the surface that find the weights and the outliers, before the last one."""
+
 _LEAST_TOLERANCE = 1.0
 """Source pixels: a smaller matching radius wins nothing and loses faint stars."""
 
@@ -219,8 +222,8 @@ def add_spline(fit: Fit, template: StarList, source: StarList, *, most_cells: in
     """Add a smooth surface to a polynomial whose residuals are alike for neighbouring stars, if it predicts new stars.
 
     Both conditions must hold: (1) the mean product of neighbours' residuals exceeds four of its standard errors, and
-    (2) in a five-fold cross-validation the surface lowers the error of left-out stars by more than twice its standard
-    error.
+    (2) the surface lowers the error of left-out stars, one at a time, by more than twice its standard error. The
+    weights are those of the positions' own errors, not of what the polynomial misses; outliers are clipped.
     """
     if len(fit.matches) < _SPLINE_STARS:
         return fit
@@ -232,24 +235,40 @@ def add_spline(fit: Fit, template: StarList, source: StarList, *, most_cells: in
     if product.mean() < 4 * product.std() / np.sqrt(len(a)):
         return fit
     cells = int(np.clip(np.sqrt(len(a) / 8), 2, most_cells))
-    left_out = np.empty_like(miss)
-    for part in range(5):
-        out = np.arange(len(a)) % 5 == part
-        left_out[out] = miss[out] - fit_spline(a[~out], miss[~out], fit.sigma[~out], cells)(a[out])
-    gain = (unit**2 - (left_out / fit.sigma[:, None]) ** 2).sum(axis=1)
-    if gain.mean() < 2 * gain.std() / np.sqrt(len(a)):
-        return fit
-    spline = fit_spline(a, miss, fit.sigma, cells)
-    left = np.hypot(*(miss - spline(a)).T)
-    shrink = float(np.median(left) / np.median(fit.matches.distance))
-    matches = replace(fit.matches, distance=left)
+    variance = _pair_variance(fit.matches, template, source, fit.transform.scale)
+    keep, sigma = np.ones(len(a), bool), fit.sigma
+    for _ in range(_SPLINE_ROUNDS):
+        spline, leverage = fit_spline(a[keep], miss[keep], sigma[keep], cells)
+        left = miss - spline(a)
+        left_out = left[keep] / np.maximum(1 - leverage, 1e-3)[:, None]
+        gain = (miss[keep] ** 2 - left_out**2).sum(axis=1) / sigma[keep] ** 2
+        if gain.mean() < 2 * gain.std() / np.sqrt(len(gain)):
+            return fit
+        length = np.hypot(*left.T)
+        sigma = np.sqrt(variance + noise_floor(length[keep], variance[keep]) ** 2)
+        keep = length < _clip_limit(length, sigma, keep)
+    spline, _ = fit_spline(a[keep], miss[keep], sigma[keep], cells)
+    left = miss[keep] - spline(a[keep])
+    chi2 = float(((left / sigma[keep, None]) ** 2).sum()) / (2 * len(left))
     return replace(
         fit,
-        transform=replace(fit.transform, residual=spline),
-        matches=matches,
-        sigma=fit.sigma * shrink,
-        covariance=fit.covariance * shrink**2,
+        transform=replace(fit.transform, residual=replace(spline, root=spline.root * np.sqrt(chi2))),
+        matches=replace(fit.matches[keep], distance=np.hypot(*left.T)),
+        sigma=sigma[keep],
+        # the polynomial is what it is: the surface is what may be wrong
+        covariance=np.zeros_like(fit.covariance),
     )
+
+
+def _pair_variance(matches: Matches, template: StarList, source: StarList, scale: float) -> Float:
+    """Return the variance of the distance of each pair along an axis, from both positions, source pixels squared."""
+    return source.error[matches.source] ** 2 + (scale * template.error[matches.template]) ** 2
+
+
+def _clip_limit(length: Float, sigma: Float, keep: Bool) -> Float:
+    """Return the length of the residuals beyond which pairs are outliers, judged by the scatter of those kept."""
+    spread = max(1.0, float(np.median(length[keep] / sigma[keep])) / _RAYLEIGH_MEDIAN)
+    return _CLIP * spread * sigma
 
 
 def fit_pairs(
@@ -264,7 +283,7 @@ def fit_pairs(
 ) -> Fit | None:
     """Fit all families of transform to matched pairs and return the one of least BIC; `clip` drops outliers."""
     a, b = template.xy[matches.template], source.xy[matches.source]
-    variance = source.error[matches.source] ** 2 + (last.scale * template.error[matches.template]) ** 2
+    variance = _pair_variance(matches, template, source, last.scale)
     low, high = a.min(axis=0), a.max(axis=0)
     centre, half = (low + high) / 2, max(float((high - low).max()) / 2, 1.0)
     uv = (a - centre) / half
@@ -319,8 +338,7 @@ def _clipped(design: Float, b: Float, variance: Float, parity: int, uv: Float) -
         length = np.hypot(*miss.T)
         floor = noise_floor(length[keep], variance[keep])
         sigma = np.sqrt(variance + floor**2)
-        spread = max(1.0, float(np.median(length[keep] / sigma[keep])) / _RAYLEIGH_MEDIAN)
-        now = length < _CLIP * spread * sigma
+        now = length < _clip_limit(length, sigma, keep)
         if now.sum() < 3 or np.array_equal(now, keep):
             break
         keep = now

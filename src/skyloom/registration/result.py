@@ -119,7 +119,10 @@ class Registration:
         terms = monomials((as_xy(xy) - t.centre) / t.half, t.order)
         p = terms.shape[1]
         blocks = self.covariance[:p, :p], self.covariance[p:, p:]
-        return np.sqrt(np.column_stack([np.einsum("ni,ij,nj->n", terms, block, terms) for block in blocks]))
+        variance = np.column_stack([np.einsum("ni,ij,nj->n", terms, block, terms) for block in blocks])
+        if t.residual is not None:
+            variance += t.residual.variance(as_xy(xy))[:, None]
+        return np.sqrt(variance)
 
     def residual_map(self, cells: int = 8) -> Float:
         """Return what the transform leaves over, averaged over the source image: none but noise, if it is right.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from skyloom.exposure import FloatArray
+
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
@@ -43,7 +45,7 @@ class _Windows:
     dy: Float
 
 
-def _windows(data: Float, dead: Bool, xy: Float, sigma: float) -> _Windows:
+def _windows(data: FloatArray, dead: Bool | None, xy: Float, sigma: float) -> _Windows:
     """Cut the stamps; pixels that are dead or outside of the image weigh nothing."""
     ny, nx = data.shape
     half = int(np.ceil(3 * sigma))
@@ -54,12 +56,14 @@ def _windows(data: Float, dead: Bool, xy: Float, sigma: float) -> _Windows:
     wx = np.where((cols >= 0) & (cols < nx), np.exp(-0.5 * (dx / sigma) ** 2), 0.0)
     wy = np.where((rows >= 0) & (rows < ny), np.exp(-0.5 * (dy / sigma) ** 2), 0.0)
     index = np.clip(rows, 0, ny - 1)[:, :, None], np.clip(cols, 0, nx - 1)[:, None, :]
-    weight = np.where(dead[index], 0.0, wy[:, :, None] * wx[:, None, :])
+    weight = wy[:, :, None] * wx[:, None, :]
+    if dead is not None:
+        weight[dead[index]] = 0.0
     return _Windows(weight, weight * data[index], dx, dy)
 
 
 def photometry(
-    data: Float, noise: Float, dead: Bool, xy: Float, sigma: float, *, gain: float | None = None
+    data: FloatArray, noise: FloatArray, dead: Bool | None, xy: Float, sigma: float, *, gain: float | None = None
 ) -> Photometry:
     """Measure sources through a Gaussian window w = exp(-r^2 / (2 s^2)) with s = `sigma`.
 
@@ -72,7 +76,7 @@ def photometry(
     ----------
     data, noise : ndarray, shape (ny, nx)
         Background-free data and standard deviation per pixel.
-    dead : ndarray of bool, shape (ny, nx)
+    dead : ndarray of bool, shape (ny, nx), or None
         Pixels of weight 0.
     xy : ndarray, shape (N, 2)
         Positions.
@@ -90,7 +94,9 @@ def photometry(
     return Photometry(flux, np.sqrt(flux_variance), np.sqrt(xy_variance))
 
 
-def _photometry(data: Float, noise: Float, stamps: _Windows, xy: Float, sigma: float) -> tuple[Float, Float, Float]:
+def _photometry(
+    data: FloatArray, noise: FloatArray, stamps: _Windows, xy: Float, sigma: float
+) -> tuple[Float, Float, Float]:
     """Return flux and the sky's part of the variances of flux and position."""
     star = (
         np.exp(-0.5 * (stamps.dy / sigma) ** 2)[:, :, None]
@@ -101,7 +107,7 @@ def _photometry(data: Float, noise: Float, stamps: _Windows, xy: Float, sigma: f
     flux = stamps.light.sum((1, 2)) / profile
     ny, nx = data.shape
     column, row = np.rint(xy).astype(np.intp).T
-    sky = noise[np.clip(row, 0, ny - 1), np.clip(column, 0, nx - 1)] ** 2
+    sky = noise[np.clip(row, 0, ny - 1), np.clip(column, 0, nx - 1)].astype(np.float64) ** 2
     return (
         flux,
         (stamps.weight**2).sum((1, 2)) * sky / profile**2,
@@ -109,7 +115,7 @@ def _photometry(data: Float, noise: Float, stamps: _Windows, xy: Float, sigma: f
     )
 
 
-def widths(data: Float, dead: Bool, xy: Float, sigma: float) -> Float:
+def widths(data: FloatArray, dead: Bool | None, xy: Float, sigma: float) -> Float:
     """Return the FWHM of sources from their second moment M in a Gaussian window: 1/M = 1/sigma_star^2 + 1/s^2.
 
     The narrower the window, the nearer is the result to the true FWHM of a star that is not Gaussian, and the noisier.
@@ -136,7 +142,7 @@ def _parts(xy: Float) -> list[Float]:
 
 
 def pair_ratios(
-    data: Float, noise: Float, x: npt.NDArray[np.integer], y: npt.NDArray[np.integer]
+    data: FloatArray, noise: FloatArray, x: npt.NDArray[np.integer], y: npt.NDArray[np.integer]
 ) -> tuple[Float, Float, Float]:
     """Compare opposite neighbours of peak pixels with the peak.
 
@@ -163,9 +169,9 @@ def pair_ratios(
         cols, rows = x + dx, y + dy
         cols = np.where((cols < 0) | (cols >= nx), x - dx, cols)
         rows = np.where((rows < 0) | (rows >= ny), y - dy, rows)
-        return data[np.clip(rows, 0, ny - 1), np.clip(cols, 0, nx - 1)]
+        return data[np.clip(rows, 0, ny - 1), np.clip(cols, 0, nx - 1)].astype(np.float64)
 
-    peak = np.maximum(data[y, x], 1e-300)
+    peak = np.maximum(data[y, x].astype(np.float64), 1e-300)
     pairs = [(at(dx, dy) + at(-dx, -dy)) / (2 * peak) for dx, dy in ((1, 0), (0, 1), (1, 1), (1, -1))]
     error = noise[y, x] / peak * np.sqrt(0.5)
     return np.minimum(pairs[0], pairs[1]), np.minimum(pairs[2], pairs[3]), error

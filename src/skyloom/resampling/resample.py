@@ -19,8 +19,8 @@ from skyloom.resampling.maps import Map, SampledMap, XYArray, area_at
 
 _log = logging.getLogger("skyloom.resampling")
 
-_LARGEST_PIXEL_RATIO = 1.1  # above it, interpolation leaves out light and aliases: area overlap is used
-_PROBE = 61  # one pixel in so many is probed for the noise correlation; prime, to walk over the columns
+LARGEST_PIXEL_RATIO = 1.1  # above it, interpolation leaves out light and aliases: area overlap is used
+_PROBE = 61  # one pixel in so many of each megapixel is probed for the noise correlation; odd, to walk over the columns
 
 
 def resample(
@@ -89,9 +89,9 @@ def resample(
     if not 0 <= max_lost < 1:
         raise InputError(f"max_lost is {max_lost}; it must be at least 0 and below 1.", max_lost=max_lost)
     sampled = SampledMap(out_to_in, shape, tolerance=tolerance)
-    area = _median_area(sampled)
+    area = median_area(sampled)
     if method == "auto":
-        method = "area" if area > _LARGEST_PIXEL_RATIO**2 else "lanczos3"
+        method = "area" if area > LARGEST_PIXEL_RATIO**2 else "lanczos3"
     zeropoint = exposure.zeropoint
     if zeropoint is not None and conserve == "surface brightness":
         zeropoint -= 2.5 * np.log10(area)  # a star's sum is smaller by the area
@@ -119,7 +119,7 @@ def resample(
     return result
 
 
-def _median_area(sampled: SampledMap) -> float:
+def median_area(sampled: SampledMap) -> float:
     """Return the median area of an output pixel, in input pixels (1 if the map is nowhere finite)."""
     ny, nx = sampled.shape
     x, y = np.meshgrid(np.linspace(0, nx - 1, 17), np.linspace(0, ny - 1, 17))
@@ -138,6 +138,7 @@ def _interpolate(
     mask = np.empty((ny, nx), np.uint32)
     table = polynomial_table(method, exposure.data.dtype)
     in_mask, clean = clean_plane(exposure.mask, table.shape[1])
+    probe = _PROBE * (1 + 2 * (ny * nx >> 21))
 
     def fill(band: tuple[int, int]) -> tuple[float, int]:
         start, stop = band
@@ -163,8 +164,9 @@ def _interpolate(
             noise,
             bits,
             area if conserve == "flux" else None,
+            nx,
         )
-        return _noise_gain(xy[::_PROBE], area[::_PROBE], bits[::_PROBE], method)
+        return _noise_gain(xy[::probe], area[::probe], bits[::probe], method)
 
     sums = np.array(map_bands(fill, row_bands(ny)))
     gain = sums[:, 0].sum() / sums[:, 1].sum() if sums[:, 1].sum() else 1.0

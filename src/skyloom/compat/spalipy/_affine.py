@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import RectBivariateSpline
+from scipy.interpolate import RectBivariateSpline, SmoothBivariateSpline
 
 from skyloom.registration.fit import noise_floor, weighted_similarity
 
@@ -105,8 +105,26 @@ def shifted(transform: AffineTransform, anchor: npt.ArrayLike) -> AffineTransfor
     return AffineTransform(transform.v + np.append([0.0, 0.0], anchor), transform.parity)
 
 
+class ResidualSurface(SmoothBivariateSpline):
+    """A surface through values on a grid, with all that a `scipy.interpolate.SmoothBivariateSpline` can do.
+
+    Parameters
+    ----------
+    x, y : ndarray, shape (nx,) and (ny,)
+        The grid.
+    z : ndarray, shape (nx, ny)
+        Values, which the surface passes through: `get_residual` is 0.
+    degree : int
+        Of the spline along both axes.
+    """
+
+    def __init__(self, x: Float, y: Float, z: Float, degree: int) -> None:
+        spline = RectBivariateSpline(x, y, z, kx=degree, ky=degree)
+        self.fp, self.tck, self.degrees = spline.fp, spline.tck, spline.degrees
+
+
 def subtract_surfaces(
-    xy: npt.ArrayLike, relative: bool = False, *, _sbs_x: RectBivariateSpline, _sbs_y: RectBivariateSpline
+    xy: npt.ArrayLike, relative: bool = False, *, _sbs_x: ResidualSurface, _sbs_y: ResidualSurface
 ) -> Float:
     """Return positions on the template less the surfaces there, or (relative) minus the surfaces."""
     rows = as_rows(xy)

@@ -117,8 +117,14 @@ def _check_options(options: Any, template_data: Any, template_det: Any) -> None:
         if not low <= value <= high or int(value) != value:
             upper = "" if high == np.inf else f" to {high}"
             raise InputError(f"{name} is {value}; it must be a whole number from {low}{upper}.", **{name: value})
-    if not options.max_match_dist > 0:
-        raise InputError(f"max_match_dist is {options.max_match_dist}; it must be above 0.")
+    for name in ("n_quad_det", "max_quad_cand", "patience_quad_cand", "min_n_match"):
+        value = getattr(options, name)
+        if not value >= 0 or int(value) != value:
+            raise InputError(f"{name} is {value}; it must be a whole number of at least 0.", **{name: value})
+    for name in ("max_match_dist", "max_quad_hash_dist"):
+        value = getattr(options, name)
+        if not value > 0:
+            raise InputError(f"{name} is {value}; it must be above 0.", **{name: value})
     if options.n_det is not None and not options.n_det > 0:
         raise InputError(f"n_det is {options.n_det}; a number above 0, or a fraction up to 1, is needed.")
     if options.temp_dir is not None and not Path(options.temp_dir).is_dir():

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
-from scipy.interpolate import RectBivariateSpline
 
-from skyloom.compat.spalipy._affine import AffineTransform
+from skyloom.compat.spalipy._affine import AffineTransform, ResidualSurface
 from skyloom.compat.spalipy._quads import Quad
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.registration import Registration
@@ -35,8 +34,8 @@ class Entry:
     template_matched: Table | None = None
     registration: Registration | None = None
     affine: AffineTransform | None = None
-    sbs_x: RectBivariateSpline | None = None
-    sbs_y: RectBivariateSpline | None = None
+    sbs_x: ResidualSurface | None = None
+    sbs_y: ResidualSurface | None = None
     spline: Callable[..., Float] | None = None
     aligned_data: Float | None = None
     aligned_mask: npt.NDArray[Any] | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import grey_dilation
+from scipy.ndimage import distance_transform_edt, grey_dilation, map_coordinates, spline_filter
 
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import NoOverlapError
@@ -15,14 +15,14 @@ from skyloom.exposure import Exposure, MaskBit
 from skyloom.resampling import resample
 from skyloom.resampling.kernels import HALF_WIDTHS
 from skyloom.resampling.maps import Map, SampledMap, pixel_area_ratio
+from skyloom.resampling.resample import LARGEST_PIXEL_RATIO, median_area
 
 Float = npt.NDArray[np.float64]
 
 METHODS = ("bilinear", "bilinear", "cubic", "auto", "lanczos4", "lanczos4")
-"""Kernel of skyloom for each order of a spline; order 0 takes its values from the nearest pixels instead.
-
-'auto' is Lanczos3, which is nearest to a cubic spline in noise, sharpness and photometry, and changes to area overlap
-where the output's pixels are larger than the input's."""
+"""Kernel of skyloom that is nearest to a spline of each order in reach, noise and sharpness: for the mask, the variance
+and the values near masked pixels. 'auto' is Lanczos3, or area overlap where the output's pixels are larger than the
+input's. Order 0 takes its values from the nearest pixels instead."""
 
 _TOLERANCE = 1e-4  # pixels
 
@@ -35,7 +35,7 @@ def warp(exposure: Exposure, to_source: Map, shape: tuple[int, int], interp_orde
         nothing = np.zeros(shape, exposure.data.dtype)
         return Exposure(nothing, mask=np.full(shape, int(MaskBit.NO_DATA), np.uint32), name=exposure.name)
     if interp_order > 0:
-        return result
+        return result if interp_order == 1 else _with_spline(result, exposure, to_source, interp_order)
     y, x, inside = nearest(to_source, shape, exposure.shape)
     area = pixel_area_ratio(SampledMap(to_source, shape, tolerance=_TOLERANCE).rows(0, shape[0]))
     lost = ~inside | ~exposure.usable[y, x] | ~np.isfinite(area)
@@ -43,6 +43,43 @@ def warp(exposure: Exposure, to_source: Map, shape: tuple[int, int], interp_orde
     area = np.where(lost, 0.0, area)
     variance = None if exposure.variance is None else exposure.variance[y, x] * area**2
     return result.replace(data=exposure.data[y, x] * area, variance=variance, mask=mask)
+
+
+def _with_spline(result: Exposure, exposure: Exposure, to_source: Map, order: int) -> Exposure:
+    """Return `result` with the values of the interpolating spline wherever its mask is clean.
+
+    The spline passes through all pixels (Unser 1999, IEEE Signal Processing Magazine 16, 22): unusable ones have the
+    value of the nearest usable pixel. Where the output's pixels are larger, `result` is the area overlap and stays.
+    """
+    sampled = SampledMap(to_source, result.shape, tolerance=_TOLERANCE)
+    if median_area(sampled) > LARGEST_PIXEL_RATIO**2:
+        return result
+    ny, nx = result.shape
+    data = np.array(result.data, np.float64)
+    coefficients = spline_filter(_inpainted(exposure), order, mode="mirror")
+
+    def fill(band: tuple[int, int]) -> None:
+        start, stop = band
+        above, below = max(start - 1, 0), min(stop + 1, ny)
+        xy = sampled.rows(above, below)
+        area = pixel_area_ratio(xy)[start - above : stop - above] if min(ny, nx) > 1 else np.ones((stop - start, nx))
+        xy = xy[start - above : stop - above]
+        clean = result.mask[start:stop] == 0
+        at = xy[clean][:, ::-1].T
+        values = map_coordinates(coefficients, at, order=order, mode="mirror", prefilter=False)
+        data[start:stop][clean] = values * area[clean]
+
+    map_bands(fill, row_bands(ny))
+    return result.replace(data=data)
+
+
+def _inpainted(exposure: Exposure) -> Float:
+    """Return the data, with the nearest usable pixel in the place of each unusable one."""
+    data = np.array(exposure.data, np.float64)
+    if exposure.usable.all():
+        return data
+    indices = distance_transform_edt(~exposure.usable, return_distances=False, return_indices=True)
+    return np.asarray(data[tuple(indices)])
 
 
 def nearest(

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
-from scipy.interpolate import RectBivariateSpline
 from scipy.spatial import cKDTree
 
 from skyloom.compat.spalipy._affine import (
     AffineTransform,
+    ResidualSurface,
     as_rows,
     calc_affine_transform,
     fit_similarity,
@@ -86,15 +86,15 @@ class Spalipy:
     sub_tile : int
         Quads are made in each of sub_tile x sub_tile tiles.
     max_quad_cand, patience_quad_cand, max_quad_hash_dist : int, int, float
-        Accepted.
+        Limits of a search that this one does not make: checked, and without influence.
     quad_edge_buffer : float
         Pixels: no detection nearer to the border is part of a quad.
     spline_order : int
         Degree of `sbs_x` and `sbs_y`, 1 to 5: the map follows the stars as closely as the data warrant. 0: scale,
         rotation and shift only.
     interp_order : int
-        0: nearest pixel, 1: bilinear, 2: cubic, 3: Lanczos3 (area overlap where the output's pixels are larger), 4 and
-        5: Lanczos4.
+        0: nearest pixel, 1: bilinear, 2 to 5: interpolating spline of that order (area overlap where the output's
+        pixels are more than 1.1 times larger, and the order is 3).
     sep_thresh : float
         Detection threshold in standard deviations.
     min_fwhm : float
@@ -326,10 +326,7 @@ class Spalipy:
         grid = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1)
         assert entry.affine is not None
         offset = grid - entry.affine.apply_transform(self._to_source(entry)(grid.reshape(-1, 2))).reshape(grid.shape)
-        entry.sbs_x, entry.sbs_y = (
-            RectBivariateSpline(x, y, offset[..., axis], kx=self.spline_order, ky=self.spline_order)
-            for axis in range(2)
-        )
+        entry.sbs_x, entry.sbs_y = (ResidualSurface(x, y, offset[..., axis], self.spline_order) for axis in range(2))
         entry.spline = functools.partial(subtract_surfaces, _sbs_x=entry.sbs_x, _sbs_y=entry.sbs_y)
 
     def full_transform(self, coo: npt.ArrayLike, entry: int = 0, inverse: bool = True) -> Float:
