@@ -239,3 +239,35 @@ def test_options_are_checked():
     for bad in ({"max_order": 6}, {"scale_range": (2.0, 1.0)}, {"min_log_odds": 0.0}):
         with pytest.raises(InputError):
             RegistrationOptions(**bad)
+
+
+def test_lists_on_a_line_or_at_one_place_are_refused():
+    x = np.arange(60.0)
+    line = Table({"x": 7 * x, "y": np.full(60, 5.0), "flux": 60 - x}, meta={"shape": (500, 500)})
+    place = Table({"x": np.full(60, 5.0), "y": np.full(60, 5.0), "flux": 60 - x}, meta={"shape": (500, 500)})
+    for one in (line, place):
+        with pytest.raises(NoMatchError):
+            register(one, line)
+
+
+def test_columns_of_text_are_named():
+    good = Table({"x": np.arange(9.0), "y": np.arange(9.0) ** 2})
+    with pytest.raises(InputError, match="column y"):
+        register(Table({"x": np.arange(9.0), "y": ["?"] * 9}), good)
+
+
+def test_copies_are_the_identity_and_nothing_more():
+    source, _, _ = make_lists(3, REGIMES["base"])
+    result = register(source, source)
+    assert result.transform.kind == "similarity"
+    assert result.transform.residual is None
+    np.testing.assert_allclose(result.template_to_source([[10.0, 900.0]]), [[10.0, 900.0]], atol=1e-9)
+
+
+def test_stars_that_look_alike_after_a_turn_about_the_centre_are_ambiguous():
+    angle = np.radians(np.arange(0, 360, 30))
+    rings = [r * np.column_stack([np.cos(angle), np.sin(angle)]) for r in (50, 100, 180, 260, 400)]
+    x, y = (np.concatenate(rings) + 499.5).T
+    table = Table({"x": x, "y": y, "flux": np.ones(len(x))}, meta={"shape": (1000, 1000)})
+    with pytest.raises(NoMatchError, match="Two different transforms"):
+        register(table, table)

@@ -112,7 +112,7 @@ def test_spline_reproduces_a_smooth_surface_and_its_derivative():
         return np.column_stack([np.sin(p[:, 0] / 200) * np.cos(p[:, 1] / 300), np.cos(p[:, 0] / 250)])
 
     sigma = np.full(len(xy), 0.05)
-    spline = fit_spline(xy, surface(xy) + rng.normal(0, 0.05, xy.shape), sigma, 6)
+    spline, _ = fit_spline(xy, surface(xy) + rng.normal(0, 0.05, xy.shape), sigma, 6)
     inside = rng.uniform(50, 950, (300, 2))
     # 81 coefficients from 2000 stars: noise 0.05 sqrt(81 / 2000) = 0.01; allow 5 of that
     assert np.abs(spline(inside) - surface(inside)).max() < 0.05
@@ -120,7 +120,7 @@ def test_spline_reproduces_a_smooth_surface_and_its_derivative():
     numeric = (spline(inside + h) - spline(inside - h)) / 0.02
     np.testing.assert_allclose(spline.jacobian(inside)[:, :, 0], numeric, atol=1e-8)
     # outside: constant along the normal
-    far = np.array([[-500.0, 300.0], [xy[:, 0].min(), 300.0]])
+    far = np.array([[-500.0, 300.0], [spline.low[0], 300.0]])
     np.testing.assert_allclose(spline(far)[0], spline(far)[1], atol=1e-12)
 
 
@@ -200,3 +200,33 @@ def test_spline_is_added_only_where_it_pays():
     ]
     # a false alarm needs 4 sigma and 2 sigma by chance
     assert all(plain)
+
+
+def test_leverage_predicts_points_that_are_left_out():
+    rng = np.random.default_rng(4)
+    xy = rng.uniform(0, 1000, (150, 2))
+    # strong waves: the strength of the penalty does not hang on one point
+    values = 3 * np.sin(xy / 90) + rng.normal(0, 0.1, xy.shape)
+    sigma = np.full(len(xy), 0.1)
+    spline, leverage = fit_spline(xy, values, sigma, 6)
+    inner = np.flatnonzero((np.abs(xy - 500) < 400).all(axis=1))[:8]  # those on the border change the rectangle
+    for one in inner:
+        others = np.arange(len(xy)) != one
+        without, _ = fit_spline(xy[others], values[others], sigma[others], 6)
+        miss = (values - spline(xy))[one] / (1 - leverage[one])
+        np.testing.assert_allclose(miss, (values - without(xy))[one], rtol=0.02, atol=1e-3)
+
+
+def test_variance_of_a_surface_is_its_scatter_and_grows_where_there_are_no_data():
+    rng = np.random.default_rng(5)
+    xy = rng.uniform(0, 1000, (600, 2))
+    xy = xy[np.hypot(*(xy - 500).T) > 200]
+    sigma = np.full(len(xy), 0.1)
+    truth = np.sin(xy / 150)
+    probe = np.array([[150.0, 500.0], [800.0, 200.0], [400.0, 850.0]])
+    fits = [fit_spline(xy, truth + rng.normal(0, 0.1, xy.shape), sigma, 6)[0] for _ in range(60)]
+    miss = np.array([fit(probe) for fit in fits]) - np.sin(probe / 150)
+    expected = np.mean([fit.variance(probe) for fit in fits])
+    # a variance from 360 values is known to 7 %; the prior may be wrong by some tens of per cent at single places
+    assert 0.6 < (miss**2).mean() / expected < 1.5
+    assert fits[0].variance(np.array([[500.0, 500.0]]))[0] > 4 * expected

@@ -242,7 +242,7 @@ def _background(
         floor = (
             background.globalrms if background.globalrms > 0 else float(np.std(data if dead is None else data[~dead]))
         )
-        noise = np.where(noise > 0, noise, data.dtype.type(floor)).astype(data.dtype, copy=False)
+        noise[~(noise > 0)] = floor
     return level, noise
 
 

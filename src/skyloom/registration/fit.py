@@ -47,6 +47,9 @@ _SPLINE_STARS = 60
 _SPLINE_ROUNDS = 3
 """Fits of the surface that find the weights and the outliers, before the last one."""
 
+_ROUNDING = 1e-4
+"""Pixels: lists that agree to this are copies of each other, and what is left is rounding."""
+
 _LEAST_TOLERANCE = 1.0
 """Source pixels: a smaller matching radius wins nothing and loses faint stars."""
 
@@ -229,6 +232,8 @@ def add_spline(fit: Fit, template: StarList, source: StarList, *, most_cells: in
         return fit
     a, b = template.xy[fit.matches.template], source.xy[fit.matches.source]
     miss = b - fit.transform(a)
+    if np.median(np.abs(miss)) < _ROUNDING:
+        return fit
     unit = miss / fit.sigma[:, None]
     near = cKDTree(a).query(a, k=2)[1][:, 1]
     product = (unit * unit[near]).sum(axis=1)

@@ -39,7 +39,7 @@ class RegistrationOptions:
     threshold : float
         Detection threshold, see `detect_sources`.
     max_order : int
-        Highest degree of the polynomial, 1 to 5; the data decide below that.
+        Highest degree of the polynomial, 1 to 5; the data decide below that. Above 1, a smooth surface may be added.
     min_log_odds : float
         Accept a transform if the probability that chance brings as many stars together is below exp(-min_log_odds),
         over all transforms tried.
@@ -141,6 +141,9 @@ def star_list(table: Table, shape: tuple[int, int] | None, role: str) -> StarLis
             f"The table of {name} has no column {sorted(missing)}; x and y (0-based pixels) are needed.",
             columns=table.colnames,
         )
+    for column in {"x", "y", "flux", "x_err", "y_err"} & set(table.colnames):
+        if np.asarray(table[column]).dtype.kind not in "fiub":
+            raise InputError(f"The column {column} of {name} does not hold real numbers.", column=column)
     xy = np.column_stack([np.asarray(table[c], np.float64) for c in ("x", "y")])
     finite = np.isfinite(xy).all(axis=1)
     order = np.flatnonzero(finite)

@@ -68,6 +68,9 @@ _PART = 0.02
 """Part of the overlap that may be without matches before an irregular distortion is looked for."""
 
 _MOST_STRETCH = 1.5
+_ALIKE = 0.1
+"""Largest difference of the coefficients of two linear maps, of their scale, that a distortion may make."""
+
 _RIVALS = 8
 _SURE = 100.0
 """Coarse log-likelihood ratio above which no other hypothesis of the level is looked at."""
@@ -160,26 +163,32 @@ def _check_rivals(
 
     For stars at random places no second transform comes near; if one does, which of the two is right cannot be known.
     """
-    centre = (np.array([template.shape[::-1]]) - 1) / 2
-    place = solution.fit.transform(centre)
     a, b = template[:_VERIFY_STARS], source[:_VERIFY_STARS]
     reference = _score(hypotheses, winner, a, b)
     for i in np.flatnonzero(hypotheses.votes >= 0.25 * hypotheses.votes[winner])[:_RIVALS]:
-        if i == winner or _score(hypotheses, int(i), a, b) < 0.5 * reference:
-            continue
         first = Transform.linear(*hypotheses.linear(int(i)))
+        if i == winner or _alike(first, solution.fit.transform, template.shape):
+            continue
+        if _score(hypotheses, int(i), a, b) < 0.5 * reference:
+            continue
         rival = refine(first, template, source, max_order=1, trials=1, method="")
         if rival is None or rival.log_likelihood_ratio < 0.5 * solution.log_likelihood_ratio:
             continue
-        distance = float(np.hypot(*(rival.fit.transform(centre) - place)[0]))
-        if distance > 3 * _FIRST_TOLERANCE or rival.fit.transform.parity != solution.fit.transform.parity:
+        if not _alike(rival.fit.transform, solution.fit.transform, template.shape):
             raise NoMatchError(
-                f"Two different transforms bring the sources together comparably well (log-likelihood ratios "
-                f"{solution.log_likelihood_ratio:.0f} and {rival.log_likelihood_ratio:.0f}, {distance:.0f} px apart): "
-                "the pattern of the sources repeats itself. Give images with a WCS, or mask the repeated artefacts.",
+                "Two different transforms bring the sources together comparably well (log-likelihood ratios "
+                f"{solution.log_likelihood_ratio:.0f} and {rival.log_likelihood_ratio:.0f}): the pattern of the "
+                "sources repeats itself. Give images with a WCS, or mask the repeated artefacts.",
                 log_odds=-solution.log_chance,
-                distance=distance,
             )
+
+
+def _alike(one: Transform, other: Transform, shape: tuple[int, int]) -> bool:
+    """Tell whether two transforms of a template of this shape are the same but for distortions."""
+    centre = (np.array([shape[::-1]]) - 1) / 2
+    place = one(centre) - other(centre)
+    linear = (one.jacobian(centre) - other.jacobian(centre))[0] / other.scale
+    return bool(np.hypot(*place[0]) < 3 * _FIRST_TOLERANCE and np.abs(linear).max() < _ALIKE)
 
 
 def _name(level: Level) -> str:
@@ -212,14 +221,17 @@ def refine(
 ) -> Solution | None:
     """Fit in full from a first guess and weigh the evidence; None if the fit loses the stars."""
     a, b = template[:_FIT_STARS], source[:_FIT_STARS]
-    fit = grow(first, a, b, max_order=max_order, tolerance=tolerance)
+    try:
+        fit = grow(first, a, b, max_order=max_order, tolerance=tolerance)
+    except np.linalg.LinAlgError:  # stars that all lie on a line, or at one place, fix no map
+        return None
     if fit is None or not _sound(fit.transform, first, template, source):
         return None
     # residuals that fill the whole disc of the matching radius are no evidence at all
     if fit.tolerance >= tolerance and true_spread(fit.matches.distance, tolerance) > 0.3 * tolerance:
         return None
     chance = _by_chance(fit, a, b)
-    completed = add_spline(fit, a, b)
+    completed = add_spline(fit, a, b) if max_order > 1 else fit
     free = 2.0 if fit.transform.kind == "similarity" else float(n_terms(fit.transform.order))
     if max_order > 1 and unmatched_part(fit, a, b) > _PART:
         followed = follow(fit, a, b, max_order=max_order)
