@@ -73,6 +73,8 @@ def aligned(source: Exposure, template: Exposure) -> Exposure:
 
 def whole_chain(size: int, stars: int, peers: bool) -> None:
     source, template, _ = make_images(2, Regime(stars=stars, size=size, rotation=2.0, distortion=4.0))
+    # float32, as images come out of files; the peer turns all into float64 itself
+    source, template = (one.replace(data=one.data.astype(np.float32)) for one in (source, template))
     mine = cpu(lambda: aligned(source, template), 3)
     print(f"{size} x {size}, {stars} stars, detection to aligned data, variance and mask: {mine:.2f} s")
     if peers:
