@@ -76,6 +76,8 @@ _SURE = 100.0
 """Coarse log-likelihood ratio above which no other hypothesis of the level is looked at."""
 
 _FIT_STARS = 3000
+_FEW_CHOICES = 6
+"""Stars of the shorter list that leave the fit no choice of its pairs."""
 _FEW = 15
 """Sources below which an error says that they are too few, before anything else."""
 
@@ -246,8 +248,10 @@ def refine(
         if unmatched_part(completed, a, b) > 0.5:
             return None
     llr = log_likelihood_ratio(len(completed.matches), chance, free)
-    # the matching radius was chosen among several, too
-    return Solution(completed, a, b, llr, float(np.log(max(trials, 1) * RADII)) - llr, method)
+    # the matching radius was chosen among several, too; and while pairs are chosen and the fit follows them, each star is
+    # a chance to move it to where more stars match
+    choices = max(trials, 1) * RADII * max(1.0, min(len(a), len(b)) / _FEW_CHOICES)
+    return Solution(completed, a, b, llr, float(np.log(choices)) - llr, method)
 
 
 def _surface_terms(transform: Transform) -> int:
