@@ -50,8 +50,8 @@ class Grid:
     def rectangle(self, values: Array, rows: slice, columns: slice) -> Array:
         """Interpolate `values`, shape (..., n_y, n_x), to the pixels of a rectangle of the image.
 
-        By cubic splines along both axes (of lower degree on smaller grids), which are linear in the values: two products
-        with the matrices of the splines through one node each.
+        By cubic splines along both axes (of lower degree on smaller grids), which are linear in the values: two
+        products with the matrices of the splines through one node each.
         """
         return self._splines_y[rows] @ values @ self._splines_x[columns].T
 

@@ -1,4 +1,4 @@
-"""ZOGY written out with full complex transforms, pixel by pixel variances, one pair of PSFs: equations 12-17 and 25-29."""
+"""ZOGY written out with full complex transforms and one pair of PSFs: equations 12-17 and 25-29."""
 
 import numpy as np
 from scipy.signal import fftconvolve
@@ -14,7 +14,9 @@ def embed(stamp, shape):
     return grid
 
 
-def proper(n, r, p_n, p_r, sigma_n, sigma_r, f_n=1.0, f_r=1.0, floor=0.0):
+def proper(  # noqa: PLR0917
+    n, r, p_n, p_r, sigma_n, sigma_r, f_n=1.0, f_r=1.0, floor=0.0
+):
     """D, S, P_D, F_D, F_S of two periodic images; `floor` of each filter's flux is in its middle pixel."""
     shape = n.shape
     delta = np.zeros(shape)

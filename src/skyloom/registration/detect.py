@@ -236,7 +236,8 @@ def _background(
     if exposure.variance is None:
         noise = whole(background.rms(dtype=data.dtype))
     else:
-        noise = np.sqrt(exposure.variance * data.dtype.type(exposure.correlation)).astype(data.dtype, copy=False)
+        root: Any = np.sqrt(exposure.variance * data.dtype.type(exposure.correlation))
+        noise = root.astype(data.dtype, copy=False)
     if not noise.min() > 0:
         # boxes of constant pixels (padding that nobody masked) have no noise: nothing there may count as detected
         floor = (

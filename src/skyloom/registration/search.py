@@ -248,8 +248,8 @@ def refine(
         if unmatched_part(completed, a, b) > 0.5:
             return None
     llr = log_likelihood_ratio(len(completed.matches), chance, free)
-    # the matching radius was chosen among several, too; and while pairs are chosen and the fit follows them, each star is
-    # a chance to move it to where more stars match
+    # the matching radius was chosen among several, too; and while pairs are chosen and the fit follows them, each star
+    # is a chance to move it to where more stars match
     choices = max(trials, 1) * RADII * max(1.0, min(len(a), len(b)) / _FEW_CHOICES)
     return Solution(completed, a, b, llr, float(np.log(choices)) - llr, method)
 
