@@ -7,10 +7,12 @@ from skyloom.subtraction.sfft.dropin import (
     evaluate_kernel_at,
     solve,
 )
+from skyloom.subtraction.sfft.options import SfftOptions
 from skyloom.subtraction.sfft.run import run_sfft
 
 __all__ = [
     "SFFTResult",
+    "SfftOptions",
     "evaluate_background",
     "evaluate_flux_scale",
     "evaluate_kernel_at",

@@ -42,11 +42,14 @@ class Penalties:
     ridge : float
         ridge * h * (sum of the squares of the kernel's coefficients) is added. The background is left alone: its scale
         is another one, and it must not depend on the level of the sky.
+    precision : ndarray, optional
+        Inverse variances of a Gaussian prior about 0 of the kernel's coefficients, in units of those of the data with weight 1.
     """
 
     flux_order: int
     flux: float
     ridge: float
+    precision: Float64Array | None = None
 
     def matrix(self, model: DeltaModel, normal: Float64Array) -> Float64Array:
         """Return P for the normal matrix A^T W A."""
@@ -60,6 +63,8 @@ class Penalties:
             )
         penalty = np.zeros_like(normal)
         penalty[np.arange(n), np.arange(n)] = self.ridge * unit
+        if self.precision is not None:
+            penalty[np.arange(n), np.arange(n)] += self.precision
         for t, (i, j) in enumerate(exponents(model.kernel_order)):
             if i + j > self.flux_order:
                 block = slice(t * model.taps, (t + 1) * model.taps)
