@@ -535,7 +535,14 @@ def test_options_pick_the_pixels_by_crowding():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"convolve": "both"}, {"pixels": "some"}, {"spatial_order": 5}, {"flux_order": 3}, {"ridge": -1.0}, {"max_lost": -0.1}],
+    [
+        {"convolve": "both"},
+        {"pixels": "some"},
+        {"spatial_order": 5},
+        {"flux_order": 3},
+        {"ridge": -1.0},
+        {"max_lost": -0.1},
+    ],
 )
 def test_options_are_checked(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):

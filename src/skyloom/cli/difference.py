@@ -99,13 +99,13 @@ def _matching(arguments: argparse.Namespace) -> Any:
     """Return the options of the matching."""
     from skyloom.subtraction import AlardLuptonOptions, SfftOptions
 
-    orders = {
+    orders: dict[str, Any] = {
         "spatial_order": _order(arguments.spatial_order, "--spatial-order"),
         "background_order": _order(arguments.background_order, "--background-order"),
     }
     if arguments.method != "sfft":
         return AlardLuptonOptions(convolve=arguments.convolve, **orders)
-    given: dict[str, Any] = {name: order for name, order in orders.items() if order != "auto"}
+    given = {name: order for name, order in orders.items() if order != "auto"}
     return SfftOptions(convolve=arguments.convolve, **given)
 
 

@@ -46,8 +46,8 @@ class DifferenceOptions:
     Parameters
     ----------
     method : {'auto', 'alard-lupton', 'sfft'}
-        How the template is matched: with a kernel of Gaussians (Alard & Lupton 1998), or one whose pixels are all free (Hu
-        et al. 2022). 'auto' is what `subtraction` is for, or else Alard & Lupton.
+        How the template is matched: with a kernel of Gaussians (Alard & Lupton 1998), or one whose pixels are all free
+        (Hu et al. 2022). 'auto' is what `subtraction` is for, or else Alard & Lupton.
     align : {'stars', 'wcs', 'none'}
         What brings the template onto the science image: a blind match of their stars, their WCS, or nothing because
         both have the same pixels already.
@@ -73,7 +73,8 @@ class DifferenceOptions:
         kind = _options_of(self.method)
         if self.subtraction is not None and not isinstance(self.subtraction, kind):
             raise InputError(
-                f"The options for the subtraction are {type(self.subtraction).__name__}; the method {self.method} needs "
+                f"The options for the subtraction are {type(self.subtraction).__name__}; the method {self.method} "
+                "needs "
                 f"{kind.__name__ if isinstance(kind, type) else kind}."
             )
 
@@ -87,7 +88,7 @@ class DifferenceOptions:
 
 
 def _options_of(method: str) -> Any:
-    """Return the type of the options of a method, by which `skyloom.subtraction.subtract` knows it; several for 'auto'."""
+    """Return the type of the options of a method, by which `skyloom.subtraction.subtract` knows it; both for 'auto'."""
     from skyloom.subtraction import AlardLuptonOptions, SfftOptions
 
     kinds = {"alard-lupton": AlardLuptonOptions, "sfft": SfftOptions}

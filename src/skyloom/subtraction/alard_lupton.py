@@ -18,8 +18,8 @@ from skyloom.exposure import UNUSABLE, Exposure, FloatArray
 from skyloom.subtraction.basis import default_half_width, default_sigmas, gaussian_basis
 from skyloom.subtraction.fit import FitInput, KernelFit, fit_kernel, systematic_fraction
 from skyloom.subtraction.masking import combine_masks, spread_mask
-from skyloom.subtraction.noise import convolved_noise_gain
 from skyloom.subtraction.match import Match
+from skyloom.subtraction.noise import convolved_noise_gain
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.result import Subtraction
 from skyloom.subtraction.sanity import check_kernel, check_variance
@@ -124,7 +124,9 @@ def subtract(
     return min(results, key=_residual)
 
 
-def _directions(options: AlardLuptonOptions | SfftOptions, fwhm: dict[str, float]) -> list[Literal["template", "science"]]:
+def _directions(
+    options: AlardLuptonOptions | SfftOptions, fwhm: dict[str, float]
+) -> list[Literal["template", "science"]]:
     """Return which image to convolve: the sharper one; where the widths do not tell, either is tried.
 
     Stars of about the same width may be elongated differently, so that each image is the sharper one along one axis.
@@ -211,7 +213,7 @@ def _match(
         from skyloom.subtraction.sfft.match import match_sfft
 
         target, source = (_weighing(planes[name]) for name in (_OTHER[convolved], convolved))
-        return match_sfft(target, source, xy, max(fwhm.values()), options, correlation)
+        return match_sfft(target, source, xy, fwhm=max(fwhm.values()), options=options, correlation=correlation)
     fit, counts = _fit(planes, xy, fwhm, options, convolved=convolved, correlation=correlation)
     return Match(fit.kernel, fit.background, fit.background_order, _table(fit), _describe(fit, counts))
 

@@ -218,9 +218,7 @@ class Design:
 
         def band(rows: tuple[int, int]) -> tuple[Float64Array, Float64Array, float]:
             out, flat = np.zeros((len(exponents(order)), self.model.taps)), np.zeros(len(exponents(flat_order)))
-            squares = _kernels.delta_project(
-                padded, image, weight, shape, order, centre, scale, rows, out, flat
-            )
+            squares = _kernels.delta_project(padded, image, weight, shape, order, centre, scale, rows, out, flat)
             return out, flat, squares
 
         parts = map_bands(band, row_bands(self.shape[0]))

@@ -31,7 +31,7 @@ _TAP, _VARIATION = 0.3, 0.1
 
 
 def match_sfft(
-    target: Planes, source: Planes, xy: Float64Array, fwhm: float, options: SfftOptions, correlation: float
+    target: Planes, source: Planes, xy: Float64Array, *, fwhm: float, options: SfftOptions, correlation: float
 ) -> Match:
     """Fit the kernel that takes `source` to `target`.
 
@@ -64,7 +64,9 @@ def match_sfft(
     precision = _prior(model, planes, fwhm)
     penalties = Penalties(options.flux_order, _FLUX_PENALTY, options.ridge, precision)
     fit = fit_delta(planes, FitOptions(model, penalties, options.sigma_clip, options.max_iterations))
-    kernel = SpatialKernel(DeltaBasis(half), fit.kernel.reshape(len(fit.kernel), -1).T, fit.design.centre, fit.design.scale)
+    kernel = SpatialKernel(
+        DeltaBasis(half), fit.kernel.reshape(len(fit.kernel), -1).T, fit.design.centre, fit.design.scale
+    )
     chi2, share = _quality(fit, planes)
     table["chi2"] = _box_chi2(table, chi2, half=max(2, round(fwhm)))
     sums = kernel.sum_at(*fit.design.centre)
@@ -92,9 +94,10 @@ def match_sfft(
 def _prior(model: DeltaModel, planes: FitPlanes, fwhm: float) -> Float64Array:
     """Return the inverse variance of each coefficient of the kernel before there are data.
 
-    The pixels of a matching kernel decline with the distance from its centre like the wings of stars, and change over the
-    field by a small part. Without this, 225 free pixels of 6 terms each find much of the noise of a few stars, which is extrapolated
-    to the corners of the field. Deviations are in units of the ratio of fluxes, from smoothed images.
+    The pixels of a matching kernel decline with the distance from its centre like the wings of stars, and change over
+    the field by a small part. Without this, 225 free pixels of 6 terms each find much of the noise of a few stars,
+    which is extrapolated to the corners of the field. Deviations are in units of the ratio of fluxes, from smoothed
+    images.
     """
     science, template = (ndimage.uniform_filter(plane, _SMOOTH) for plane in (planes.science, planes.template))
     ratio = float(np.vdot(science[planes.usable], template[planes.usable]))

@@ -18,8 +18,8 @@ class SfftOptions:
     convolve : {'auto', 'template', 'science'}
         Which image to convolve; see `AlardLuptonOptions`.
     pixels : {'auto', 'boxes', 'all'}
-        Fit to boxes around the best stars of each cell of a grid (a sparse field), or to all pixels (a crowded one). 'auto'
-        takes all if boxes around all sources would cover more than 40 % of the field.
+        Fit to boxes around the best stars of each cell of a grid (a sparse field), or to all pixels (a crowded one).
+        'auto' takes all if boxes around all sources would cover more than 40 % of the field.
     spatial_order, background_order : int
         Orders of the polynomials with which kernel and background vary over the field, 0 to 4.
     flux_order : int
@@ -63,7 +63,13 @@ class SfftOptions:
         ):
             if getattr(self, what) not in range(most + 1):
                 raise InputError(f"{what} is {getattr(self, what)!r}; it must be a whole number from 0 to {most}.")
-        for what, low in (("kernel_half_width", 1), ("ridge", 0), ("sigma_clip", 0), ("max_iterations", 1), ("max_lost", 0)):
+        for what, low in (
+            ("kernel_half_width", 1),
+            ("ridge", 0),
+            ("sigma_clip", 0),
+            ("max_iterations", 1),
+            ("max_lost", 0),
+        ):
             value = getattr(self, what)
             if value is not None and not value >= low:
                 raise InputError(f"{what} is {value}; it must be at least {low}.", **{what: value})

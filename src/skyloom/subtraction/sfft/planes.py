@@ -25,8 +25,8 @@ class SfftPlanes:
     science, template : ndarray of float64, shape (ny, nx)
         Above their levels; 0 where not finite, the template where bad.
     science_level, template_level : float
-        About the medians of the usable pixels, which were taken off. The fit sees what varies, and no level can leak into the
-        kernel.
+        About the medians of the usable pixels, which were taken off. The fit sees what varies, and no level can leak
+        into the kernel.
     finite, bad_science, bad_template, dmask : ndarray of bool, shape (ny, nx)
         Where science is a number; where each image is bad; where the kernel reaches a bad pixel of the template or
         the border.

@@ -43,7 +43,8 @@ class Penalties:
         ridge * h * (sum of the squares of the kernel's coefficients) is added. The background is left alone: its scale
         is another one, and it must not depend on the level of the sky.
     precision : ndarray, optional
-        Inverse variances of a Gaussian prior about 0 of the kernel's coefficients, in units of those of the data with weight 1.
+        Inverse variances of a Gaussian prior about 0 of the kernel's coefficients, in units of those of the data with
+        weight 1.
     """
 
     flux_order: int
