@@ -96,7 +96,7 @@ class Design:
         ny, nx = template.shape
         self.centre = (nx - 1) / 2, (ny - 1) / 2
         self.scale = max(nx - 1, 1) / 2, max(ny - 1, 1) / 2  # X and Y run from -1 to 1
-        self._padded = {dtype: self._pad(template, dtype) for dtype in (np.float32, np.float64)}
+        self._padded: dict[type, Any] = {dtype: self._pad(template, dtype) for dtype in (np.float32, np.float64)}
 
     def _pad(self, plane: npt.NDArray[np.floating], dtype: type) -> Any:
         ky, kx = self.model.kernel_shape

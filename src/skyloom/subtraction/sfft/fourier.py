@@ -1,6 +1,7 @@
 r"""The Fourier form: unweighted least squares whose cost does not depend on the kernel's size.
 
-It is that of Hu et al. (2022, ApJ 936, 157). With functions T_s(x, y) of position, I_s = T_s I for the template I, and all pixels counting the same, the model
+It is that of Hu et al. (2022, ApJ 936, 157). With functions T_s(x, y) of position, I_s = T_s I for the template I, and
+all pixels counting the same, the model
 
     M = sum_s sum_a c_sa shift_a(I_s) + sum_q b_q T_q,      |a_x|, |a_y| <= w,
 
@@ -225,7 +226,8 @@ class _System:
 
     def __init__(self, template: Any, options: FourierOptions, xp: Any, fft: Any) -> None:
         self.xp: Any = xp
-        self.fft, self.options, self.shape = fft, options, template.shape
+        self.fft, self.options = fft, options
+        self.shape: tuple[int, int] = template.shape
         ny, nx = template.shape
         X, Y = _unit(np.arange(nx), nx), _unit(np.arange(ny), ny)
         self.kernel_axes = tuple(xp.asarray(a) for a in options.kernel.axes(X, Y))
@@ -257,7 +259,8 @@ class _System:
         return self.fft.irfft2(transform, s=self.shape)
 
     def _matrix(self) -> Any:
-        xp, n, ny, nx = self.xp, self.taps, *self.shape
+        xp, n = self.xp, self.taps
+        ny, nx = self.shape
         raw = xp.empty((self.n_terms * n, self.n_terms * n))
         lag_y, lag_x = (d[None, :] - d[:, None] for d in (self.dy, self.dx))
         for s in range(self.n_terms):
