@@ -176,24 +176,27 @@ def delta_gram(
     out: npt.NDArray[np.float64],
 ) -> None: ...
 def delta_project(
-    padded: npt.NDArray[np.float64],
-    image: npt.NDArray[np.float64],
+    padded: FloatArray,
+    image: FloatArray,
+    weight: npt.NDArray[np.float32],
     kernel: tuple[int, int],
     order: int,
     centre: tuple[float, float],
     scale: tuple[float, float],
     rows: tuple[int, int],
     out: npt.NDArray[np.float64],
-) -> None: ...
+    flat: npt.NDArray[np.float64],
+) -> float: ...
 def delta_apply(
-    padded: npt.NDArray[np.float64],
+    padded: FloatArray,
     coefficients: npt.NDArray[np.float64],
+    flat: npt.NDArray[np.float64],
     kernel: tuple[int, int],
     order: int,
     centre: tuple[float, float],
     scale: tuple[float, float],
     rows: tuple[int, int],
-    out: npt.NDArray[np.float64],
+    out: FloatArray,
 ) -> None: ...
 
 # interpolate

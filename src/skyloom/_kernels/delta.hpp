@@ -29,12 +29,17 @@ struct DeltaGrid {
 void delta_gram(const DeltaGrid& grid, const float* padded, const float* weight, int cell, std::int64_t start,
                 std::int64_t stop, double* out);
 
-// out[ij][a] += sum_p image(p) X^i Y^j R(p - a) over the rows [start, stop).
-void delta_project(const DeltaGrid& grid, const double* padded, const double* image, std::int64_t start,
-                   std::int64_t stop, double* out);
+// The two products come in single precision (float) and in double. Along a row sums run in T, then in float64.
 
-// out(p) = M(p) on the rows [start, stop), with c_aij = coefficients[ij][a].
-void delta_apply(const DeltaGrid& grid, const double* padded, const double* coefficients, std::int64_t start,
-                 std::int64_t stop, double* out);
+// out[ij][a] += sum_p weight(p) image(p) X^i Y^j R(p - a), and flat[kl] += sum_p weight(p) image(p) X^k Y^l for k + l <=
+// flat_order, over the rows [start, stop). Returns sum_p weight(p) image(p)^2.
+template <class T>
+double delta_project(const DeltaGrid& grid, const T* padded, const T* image, const float* weight, std::int64_t start,
+                     std::int64_t stop, int flat_order, double* out, double* flat);
+
+// out(p) = M(p) + sum_kl flat[kl] X^k Y^l on the rows [start, stop), with c_aij = coefficients[ij][a].
+template <class T>
+void delta_apply(const DeltaGrid& grid, const T* padded, const double* coefficients, int flat_order, const double* flat,
+                 std::int64_t start, std::int64_t stop, T* out);
 
 }  // namespace skyloom

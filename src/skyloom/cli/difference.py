@@ -12,7 +12,7 @@ folder:
 from __future__ import annotations
 
 import argparse
-from typing import Literal
+from typing import Any, Literal
 
 HELP = "subtract a template from a science image and list what changed"
 
@@ -30,9 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("method")
     method.add_argument(
         "--method",
-        choices=("auto", "alard-lupton"),
+        choices=("auto", "alard-lupton", "sfft"),
         default="auto",
-        help="how the template is matched (default: auto, which is alard-lupton)",
+        help="how the template is matched: with a kernel of Gaussians, or one of free pixels (default: auto, which is "
+        "alard-lupton)",
     )
     method.add_argument(
         "--align",
@@ -71,7 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
     from skyloom.pipeline import DifferenceOptions, difference
     from skyloom.pipeline.frames import each_usable
     from skyloom.pipeline.products import Products, write_products
-    from skyloom.subtraction import AlardLuptonOptions
 
     products = Products.in_folder(arguments.output, image_stem(arguments.science), report=not arguments.no_report)
     products.check(overwrite=arguments.overwrite)
@@ -80,11 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = DifferenceOptions(
         method=arguments.method,
         align=arguments.align,
-        subtraction=AlardLuptonOptions(
-            convolve=arguments.convolve,
-            spatial_order=_order(arguments.spatial_order, "--spatial-order"),
-            background_order=_order(arguments.background_order, "--background-order"),
-        ),
+        subtraction=_matching(arguments),
     )
     with progress_bar(arguments.quiet) as progress:
         science = read(arguments.science, **reading_options(arguments, "science"))
@@ -97,6 +93,20 @@ def run(arguments: argparse.Namespace) -> int:
 
         print_summary(result, candidates, products)
     return EXIT_OK if len(result.alignments) == len(arguments.template) else EXIT_PARTIAL
+
+
+def _matching(arguments: argparse.Namespace) -> Any:
+    """Return the options of the matching."""
+    from skyloom.subtraction import AlardLuptonOptions, SfftOptions
+
+    orders: dict[str, Any] = {
+        "spatial_order": _order(arguments.spatial_order, "--spatial-order"),
+        "background_order": _order(arguments.background_order, "--background-order"),
+    }
+    if arguments.method != "sfft":
+        return AlardLuptonOptions(convolve=arguments.convolve, **orders)
+    given = {name: order for name, order in orders.items() if order != "auto"}
+    return SfftOptions(convolve=arguments.convolve, **given)
 
 
 def _order(text: str, option: str) -> Literal["auto"] | int:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from skyloom.detection import Score
     from skyloom.psf import PsfModel
     from skyloom.registration import Registration, RegistrationOptions
-    from skyloom.subtraction import AlardLuptonOptions, SpatialKernel, Subtraction
+    from skyloom.subtraction import AlardLuptonOptions, SfftOptions, SpatialKernel, Subtraction
 
 logger = logging.getLogger("skyloom.pipeline")
 
-METHODS = ("auto", "alard-lupton")
+METHODS = ("auto", "alard-lupton", "sfft")
 STAGES = (
     "reading",
     "measuring noise",
@@ -45,8 +45,9 @@ class DifferenceOptions:
 
     Parameters
     ----------
-    method : {'auto', 'alard-lupton'}
-        How the template is matched. 'auto' is Alard & Lupton.
+    method : {'auto', 'alard-lupton', 'sfft'}
+        How the template is matched: with a kernel of Gaussians (Alard & Lupton 1998), or one whose pixels are all free
+        (Hu et al. 2022). 'auto' is what `subtraction` is for, or else Alard & Lupton.
     align : {'stars', 'wcs', 'none'}
         What brings the template onto the science image: a blind match of their stars, their WCS, or nothing because
         both have the same pixels already.
@@ -61,7 +62,7 @@ class DifferenceOptions:
     method: str = "auto"
     align: str = "stars"
     registration: RegistrationOptions | None = None
-    subtraction: AlardLuptonOptions | None = None
+    subtraction: AlardLuptonOptions | SfftOptions | None = None
     interpolation: str = "auto"
     detection_threshold: float = 5.0
 
@@ -69,6 +70,29 @@ class DifferenceOptions:
         for what, allowed in (("method", METHODS), ("align", ("stars", "wcs", "none"))):
             if getattr(self, what) not in allowed:
                 raise InputError(f"{what} is {getattr(self, what)!r}; it must be one of {', '.join(allowed)}.")
+        kind = _options_of(self.method)
+        if self.subtraction is not None and not isinstance(self.subtraction, kind):
+            raise InputError(
+                f"The options for the subtraction are {type(self.subtraction).__name__}; the method {self.method} "
+                "needs "
+                f"{kind.__name__ if isinstance(kind, type) else kind}."
+            )
+
+    @property
+    def matching(self) -> AlardLuptonOptions | SfftOptions:
+        """Options of the subtraction; their type is the method's."""
+        if self.subtraction is not None:
+            return self.subtraction
+        kind = _options_of("alard-lupton" if self.method == "auto" else self.method)
+        return kind()
+
+
+def _options_of(method: str) -> Any:
+    """Return the type of the options of a method, by which `skyloom.subtraction.subtract` knows it; both for 'auto'."""
+    from skyloom.subtraction import AlardLuptonOptions, SfftOptions
+
+    kinds = {"alard-lupton": AlardLuptonOptions, "sfft": SfftOptions}
+    return kinds[method] if method in kinds else AlardLuptonOptions | SfftOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +278,7 @@ def difference(
     with clock.stage("modelling the PSF"):
         psf = estimate_psf(science, sources)
     with clock.stage("matching and subtracting"):
-        result = subtract(science, aligned, options.subtraction, sources=sources)
+        result = subtract(science, aligned, options.matching, sources=sources)
     with clock.stage("scoring"):
         scored = score(
             result,

@@ -10,7 +10,7 @@ from skyloom.subtraction.hotpants_wrapper import run_hotpants
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.result import Subtraction
-from skyloom.subtraction.sfft import run_sfft
+from skyloom.subtraction.sfft import SfftOptions, run_sfft
 from skyloom.subtraction.zogy import ZogyOptions, ZogyResult, subtract_zogy
 from skyloom.subtraction.zogy.dropin import run_zogy
 
@@ -20,6 +20,7 @@ __all__ = [
     "HotpantsKernel",
     "HotpantsOptions",
     "HotpantsResult",
+    "SfftOptions",
     "SpatialKernel",
     "Subtraction",
     "ZogyOptions",

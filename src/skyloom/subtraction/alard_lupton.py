@@ -18,10 +18,12 @@ from skyloom.exposure import UNUSABLE, Exposure, FloatArray
 from skyloom.subtraction.basis import default_half_width, default_sigmas, gaussian_basis
 from skyloom.subtraction.fit import FitInput, KernelFit, fit_kernel, systematic_fraction
 from skyloom.subtraction.masking import combine_masks, spread_mask
+from skyloom.subtraction.match import Match
 from skyloom.subtraction.noise import convolved_noise_gain
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.result import Subtraction
 from skyloom.subtraction.sanity import check_kernel, check_variance
+from skyloom.subtraction.sfft.options import SfftOptions
 from skyloom.subtraction.stamps import (
     Planes,
     dilate,
@@ -36,13 +38,15 @@ log = logging.getLogger("skyloom.subtraction")
 
 _WEIGHT_BOX = 5  # pixels over which variances are averaged before they become weights
 
+_OTHER = {"template": "science", "science": "template"}
+
 _CLEARLY_SHARPER = 1.2  # ratio of seeing above which there is no question which image to convolve
 
 
 def subtract(
     science: Exposure,
     template: Exposure,
-    options: AlardLuptonOptions | None = None,
+    options: AlardLuptonOptions | SfftOptions | None = None,
     *,
     sources: Any = None,
     science_fwhm: float | None = None,
@@ -59,8 +63,9 @@ def subtract(
     ----------
     science, template : Exposure
         On the same pixel grid. Without a variance plane it is estimated.
-    options : AlardLuptonOptions, optional
-        All choices.
+    options : AlardLuptonOptions or SfftOptions, optional
+        All choices. Their type tells the kind of kernel: with `SfftOptions` all its pixels are free (Hu et al. 2022,
+        ApJ 936, 157), and it is fitted to all pixels of boxes around stars, or of the field.
     sources : Table, optional
         Stars on the science image (columns x, y and, if there, flux and flag) from which to choose stamps; detected
         if not given.
@@ -104,21 +109,24 @@ def subtract(
         try:
             with serial_blas():
                 correlation = (template if convolved == "template" else science).correlation
-                fit, counts = _fit(planes, xy, fwhm, options, convolved=convolved, correlation=correlation)
-            check_kernel(fit.kernel, science.shape)
-            result = _difference(science, template, planes, convolved=convolved, fit=fit, max_lost=options.max_lost)
+                match = _match(planes, xy, fwhm, options, convolved=convolved, correlation=correlation)
+            check_kernel(match.kernel, science.shape)
+            result = _difference(science, template, planes, convolved=convolved, fit=match, max_lost=options.max_lost)
             check_variance(result)
         except SubtractionError as error:
             failures.append(error)
             continue
-        result.statistics.update(_describe(fit, counts, fwhm) | _noise_statistics(result))
+        seeing = {"science_fwhm": fwhm["science"], "template_fwhm": fwhm["template"]}
+        result.statistics.update(match.statistics | seeing | _noise_statistics(result))
         results.append(result)
     if not results:
         raise failures[0]
     return min(results, key=_residual)
 
 
-def _directions(options: AlardLuptonOptions, fwhm: dict[str, float]) -> list[Literal["template", "science"]]:
+def _directions(
+    options: AlardLuptonOptions | SfftOptions, fwhm: dict[str, float]
+) -> list[Literal["template", "science"]]:
     """Return which image to convolve: the sharper one; where the widths do not tell, either is tried.
 
     Stars of about the same width may be elongated differently, so that each image is the sharper one along one axis.
@@ -191,6 +199,25 @@ def _too_few(what: str, counts: dict[str, int], needed: int) -> TooFewStampsErro
     )
 
 
+def _match(
+    planes: dict[str, Planes],
+    xy: npt.NDArray[np.float64],
+    fwhm: dict[str, float],
+    options: AlardLuptonOptions | SfftOptions,
+    *,
+    convolved: Literal["template", "science"],
+    correlation: float,
+) -> Match:
+    """Fit the kind of kernel that the options are for."""
+    if isinstance(options, SfftOptions):
+        from skyloom.subtraction.sfft.match import match_sfft
+
+        target, source = (_weighing(planes[name]) for name in (_OTHER[convolved], convolved))
+        return match_sfft(target, source, xy, fwhm=max(fwhm.values()), options=options, correlation=correlation)
+    fit, counts = _fit(planes, xy, fwhm, options, convolved=convolved, correlation=correlation)
+    return Match(fit.kernel, fit.background, fit.background_order, _table(fit), _describe(fit, counts))
+
+
 def _fit(
     planes: dict[str, Planes],
     xy: npt.NDArray[np.float64],
@@ -201,7 +228,6 @@ def _fit(
     correlation: float,
 ) -> tuple[KernelFit, dict[str, int]]:
     """Choose the basis and the stamps, and fit the kernel."""
-    other = "science" if convolved == "template" else "template"
     wide = max(fwhm.values())
     sigmas = options.gaussian_sigmas or default_sigmas(wide, min(fwhm.values()))
     if options.gaussian_sigmas is None and len(options.gaussian_orders) != 3:
@@ -211,7 +237,7 @@ def _fit(
     half = options.stamp_half_width or max(8, int(np.ceil(3.5 * wide)))
     core = max(3, int(np.ceil(1.25 * wide)))
     border = half + kernel_half
-    target, source = (_weighing(planes[name]).padded(border) for name in (other, convolved))
+    target, source = (_weighing(planes[name]).padded(border) for name in (_OTHER[convolved], convolved))
     # the middle half of the kernel holds nearly all of its weight
     untouched = ~dilate(~source.usable, (kernel_half + 1) // 2)
     images = FitInput(target, replace(source, usable=untouched), basis, half, core, border, correlation)
@@ -244,7 +270,7 @@ def _difference(
     planes: dict[str, Planes],
     *,
     convolved: Literal["template", "science"],
-    fit: KernelFit,
+    fit: Match,
     max_lost: float,
 ) -> Subtraction:
     """Convolve, subtract, and put the planes together."""
@@ -295,7 +321,7 @@ def _difference(
         kernel=fit.kernel,
         background=level.astype(dtype),
         convolved=convolved,
-        stamps=_table(fit),
+        stamps=fit.stamps,
         correlation_science=correlation["science"],
         correlation_template=correlation["template"],
     )
@@ -319,7 +345,7 @@ def _noise_statistics(result: Subtraction) -> dict[str, float]:
     }
 
 
-def _describe(fit: KernelFit, counts: dict[str, int], fwhm: dict[str, float]) -> dict[str, Any]:
+def _describe(fit: KernelFit, counts: dict[str, int]) -> dict[str, Any]:
     sums = fit.kernel.sum_at(*fit.positions(fit.stars).T)
     return {
         "n_sources": counts["sources"],
@@ -331,8 +357,6 @@ def _describe(fit: KernelFit, counts: dict[str, int], fwhm: dict[str, float]) ->
         "spatial_order": fit.kernel.order,
         "background_order": fit.background_order,
         "kernel_half_width": fit.kernel.half,
-        "science_fwhm": fwhm["science"],
-        "template_fwhm": fwhm["template"],
         "stamp_systematic_fraction": fit.systematic,
     }
 

@@ -88,6 +88,28 @@ class KernelBasis:
         return self._cache[ny, nx]
 
 
+@dataclass(frozen=True)
+class DeltaBasis:
+    """Basis functions that are 1 in one pixel of the kernel and 0 in the others, row by row.
+
+    Parameters
+    ----------
+    half : int
+        Pixels from the centre to the edge.
+    """
+
+    half: int
+
+    def __len__(self) -> int:
+        return (2 * self.half + 1) ** 2
+
+    @property
+    def images(self) -> Float64Array:
+        """The functions as images, shape (n, 2 half + 1, 2 half + 1)."""
+        side = 2 * self.half + 1
+        return np.eye(side * side).reshape(-1, side, side)
+
+
 def gaussian_basis(sigmas: tuple[float, ...], orders: tuple[int, ...], half: int) -> KernelBasis:
     """Build the basis from the widths of the Gaussians (pixels) and the degrees of their polynomials."""
     axis = np.arange(-half, half + 1.0)

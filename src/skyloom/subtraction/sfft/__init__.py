@@ -7,13 +7,21 @@ from skyloom.subtraction.sfft.dropin import (
     evaluate_kernel_at,
     solve,
 )
+from skyloom.subtraction.sfft.fourier import BSplines, FourierFit, FourierOptions, Polynomials, subtract_fourier
+from skyloom.subtraction.sfft.options import SfftOptions
 from skyloom.subtraction.sfft.run import run_sfft
 
 __all__ = [
+    "BSplines",
+    "FourierFit",
+    "FourierOptions",
+    "Polynomials",
     "SFFTResult",
+    "SfftOptions",
     "evaluate_background",
     "evaluate_flux_scale",
     "evaluate_kernel_at",
     "run_sfft",
     "solve",
+    "subtract_fourier",
 ]

@@ -24,6 +24,7 @@ those that the data hardly constrain: so a step with H leaves about 1 % of an er
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -95,34 +96,47 @@ class Design:
         ny, nx = template.shape
         self.centre = (nx - 1) / 2, (ny - 1) / 2
         self.scale = max(nx - 1, 1) / 2, max(ny - 1, 1) / 2  # X and Y run from -1 to 1
-        self._padded = self._pad(template)
-        self._X = (np.arange(nx) - self.centre[0]) / self.scale[0]
-        self._Y = (np.arange(ny) - self.centre[1]) / self.scale[1]
+        self._padded: dict[type, Any] = {dtype: self._pad(template, dtype) for dtype in (np.float32, np.float64)}
 
-    def _pad(self, plane: npt.NDArray[np.floating]) -> Float64Array:
+    def _pad(self, plane: npt.NDArray[np.floating], dtype: type) -> Any:
         ky, kx = self.model.kernel_shape
-        return np.pad(plane.astype(np.float64), ((ky // 2,) * 2, (kx // 2,) * 2))
+        padded = np.zeros((plane.shape[0] + ky - 1, plane.shape[1] + kx - 1), dtype)
+        padded[ky // 2 : ky // 2 + plane.shape[0], kx // 2 : kx // 2 + plane.shape[1]] = plane
+        return padded
 
-    def apply(self, unknowns: Float64Array) -> Float64Array:
-        """Return A x, the model image."""
+    def apply(self, unknowns: Float64Array, dtype: type = np.float64) -> Any:
+        """Return A x, the model image, computed in float32 or float64."""
         model = self.model
-        image = self._convolve(self._padded, unknowns[: model.n_kernel].reshape(-1, model.taps), model.kernel_order)
-        image += self.background(unknowns)
-        return image
+        kernel = unknowns[: model.n_kernel].reshape(-1, model.taps)
+        return self._convolve(self._padded[dtype], kernel, model.kernel_order, model.background(unknowns))
 
-    def background(self, unknowns: Float64Array) -> Float64Array:
-        """Return the background of the model image."""
-        order = self.model.background_order
-        square = np.zeros((order + 1, order + 1))
-        for (i, j), value in zip(exponents(order), self.model.background(unknowns), strict=True):
-            square[j, i] = value
-        return self._powers(self._Y, order).T @ square @ self._powers(self._X, order)
+    def background(self, unknowns: Float64Array) -> Any:
+        """Return the background of the model image, in float32."""
+        flat = DeltaModel((1, 1), 0, self.model.background_order)
+        return Design(np.zeros(self.shape), flat).apply(np.append(0.0, self.model.background(unknowns)), np.float32)
 
-    def project(self, image: Float64Array) -> Float64Array:
-        """Return A^T u, the sums of an image with each unknown's pattern."""
+    def project(self, image: npt.NDArray[Any], weight: npt.NDArray[np.float32]) -> tuple[Float64Array, float]:
+        """Return A^T W u, the weighted sums of an image u with each unknown's pattern, and u^T W u.
+
+        Computed in the precision of the image; sums over rows are added in float64.
+        """
         model = self.model
-        kernel = self._moments(self._padded, image, model.kernel_order)
-        return np.concatenate([kernel.ravel(), self._image_moments(image, model.background_order)])
+        padded = self._padded[image.dtype.type]
+        kernel, flat, squares = self._moments(padded, image, weight, model.kernel_order, model.background_order)
+        return np.concatenate([kernel.ravel(), flat]), squares
+
+    def norm(self, image: npt.NDArray[Any], weight: npt.NDArray[np.float32]) -> float:
+        """Return u^T W u."""
+        return float(
+            sum(
+                map_bands(
+                    lambda rows: np.einsum(
+                        "ij,ij,ij->", image[slice(*rows)], image[slice(*rows)], weight[slice(*rows)], dtype=np.float64
+                    ),
+                    row_bands(self.shape[0]),
+                )
+            )
+        )
 
     def matrix(self, weight: npt.NDArray[np.float32]) -> Float64Array:
         """Return A^T W A, nearly: see the module's docstring. The parts of the background are exact."""
@@ -134,11 +148,11 @@ class Design:
         for s, (i, j) in enumerate(exponents(order)):
             for t, (k, m) in enumerate(exponents(order)):
                 full[s * n : (s + 1) * n, t * n : (t + 1) * n] = gram[terms[i + k, j + m]]
-        double = weight.astype(np.float64)
         highest = order + model.background_order
-        cross = self._moments(self._padded, double, highest)
+        cross, flat, _ = self._moments(
+            self._padded[np.float32], np.ones(self.shape, np.float32), weight, highest, 2 * model.background_order
+        )
         cross_terms = {term: k for k, term in enumerate(exponents(highest))}
-        flat = self._image_moments(double, 2 * model.background_order)
         flat_terms = {term: k for k, term in enumerate(exponents(2 * model.background_order))}
         for t, (k, m) in enumerate(exponents(model.background_order)):
             for s, (i, j) in enumerate(exponents(order)):
@@ -148,8 +162,8 @@ class Design:
         full[nk:, :nk] = full[:nk, nk:].T
         return full
 
-    def convolved_variance(self, unknowns: Float64Array, variance: npt.NDArray[np.floating]) -> Float64Array:
-        """Return sum_a K(a; p)^2 V(p - a) for the variance V of the template's pixels."""
+    def convolved_variance(self, unknowns: Float64Array, variance: npt.NDArray[np.floating]) -> Any:
+        """Return sum_a K(a; p)^2 V(p - a) for the variance V of the template's pixels, in float32."""
         model = self.model
         coefficients = unknowns[: model.n_kernel].reshape(-1, model.taps)
         terms = {term: k for k, term in enumerate(exponents(2 * model.kernel_order))}
@@ -157,7 +171,7 @@ class Design:
         for s, (i, j) in enumerate(exponents(model.kernel_order)):
             for t, (k, m) in enumerate(exponents(model.kernel_order)):
                 squared[terms[i + k, j + m]] += coefficients[s] * coefficients[t]
-        return self._convolve(self._pad(variance), squared, 2 * model.kernel_order)
+        return self._convolve(self._pad(variance, np.float32), squared, 2 * model.kernel_order)
 
     def noise_product(
         self, unknowns: Float64Array, weight: npt.NDArray[np.float32], variance: npt.NDArray[np.floating]
@@ -167,7 +181,8 @@ class Design:
         N_(a ij)(a' i'j') = delta_aa' sum_p w(p) X^(i+i') Y^(j+j') V(p - a), for independent pixels of variance V.
         """
         model = self.model
-        moments = self._moments(self._pad(variance), weight.astype(np.float64), 2 * model.kernel_order)
+        ones = np.ones(self.shape, np.float32)
+        moments, _, _ = self._moments(self._pad(variance, np.float32), ones, weight, 2 * model.kernel_order, 0)
         terms = {term: k for k, term in enumerate(exponents(2 * model.kernel_order))}
         coefficients = unknowns[: model.n_kernel].reshape(-1, model.taps)
         product = np.zeros(model.size)
@@ -177,43 +192,44 @@ class Design:
                 rows[s] += moments[terms[i + k, j + m]] * coefficients[t]
         return product
 
-    @staticmethod
-    def _powers(axis: Float64Array, order: int) -> Float64Array:
-        return axis ** np.arange(order + 1)[:, None]
-
-    def _image_moments(self, image: Float64Array, order: int) -> Float64Array:
-        """Return sum_p u(p) X^i Y^j, in the order of `exponents`."""
-        square = self._powers(self._Y, order) @ image @ self._powers(self._X, order).T
-        return np.array([square[j, i] for i, j in exponents(order)])
-
-    def _convolve(self, padded: Float64Array, coefficients: Float64Array, order: int) -> Float64Array:
-        out = np.empty(self.shape)
+    def _convolve(
+        self, padded: npt.NDArray[Any], coefficients: Float64Array, order: int, flat: Float64Array | None = None
+    ) -> Any:
+        out = np.empty(self.shape, padded.dtype)
         shape, centre, scale = self.model.kernel_shape, self.centre, self.scale
         coefficients = np.ascontiguousarray(coefficients)
+        flat = np.zeros(1) if flat is None else flat
         map_bands(
-            lambda rows: _kernels.delta_apply(padded, coefficients, shape, order, centre, scale, rows, out),
+            lambda rows: _kernels.delta_apply(padded, coefficients, flat, shape, order, centre, scale, rows, out),
             row_bands(self.shape[0]),
         )
         return out
 
-    def _moments(self, padded: Float64Array, image: Float64Array, order: int) -> Float64Array:
-        """Return sum_p u(p) X^i Y^j R(p - a), shape (terms, taps)."""
+    def _moments(
+        self,
+        padded: npt.NDArray[Any],
+        image: npt.NDArray[Any],
+        weight: npt.NDArray[np.float32],
+        order: int,
+        flat_order: int,
+    ) -> tuple[Float64Array, Float64Array, float]:
+        """Return sum_p w u X^i Y^j R(p - a), shape (terms, taps); sum_p w u X^k Y^l; sum_p w u^2."""
         shape, centre, scale = self.model.kernel_shape, self.centre, self.scale
-        image = np.ascontiguousarray(image)
 
-        def band(rows: tuple[int, int]) -> Float64Array:
-            out = np.zeros((len(exponents(order)), self.model.taps))
-            _kernels.delta_project(padded, image, shape, order, centre, scale, rows, out)
-            return out
+        def band(rows: tuple[int, int]) -> tuple[Float64Array, Float64Array, float]:
+            out, flat = np.zeros((len(exponents(order)), self.model.taps)), np.zeros(len(exponents(flat_order)))
+            squares = _kernels.delta_project(padded, image, weight, shape, order, centre, scale, rows, out, flat)
+            return out, flat, squares
 
-        return _sum(map_bands(band, row_bands(self.shape[0])))
+        parts = map_bands(band, row_bands(self.shape[0]))
+        return _sum([p[0] for p in parts]), _sum([p[1] for p in parts]), sum(p[2] for p in parts)
 
     def _gram(self, weight: npt.NDArray[np.float32]) -> Float64Array:
         model = self.model
         n, order = model.taps, 2 * model.kernel_order
         cell = max(4, -(-max(self.shape) // _CELLS))
         rows_of_band = cell * max(1, -(-self.shape[0] // (_BANDS * cell)))
-        single = self._padded.astype(np.float32)
+        single = self._padded[np.float32]
 
         def band(rows: tuple[int, int]) -> Float64Array:
             out = np.zeros((len(exponents(order)), n, n))

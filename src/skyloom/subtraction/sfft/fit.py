@@ -19,8 +19,11 @@ from skyloom.subtraction.sfft.solve import Penalties, Solver
 
 log = logging.getLogger("skyloom.subtraction.sfft")
 
-_WHILE_CLIPPING = 0.03  # of the statistical errors: as accurate as the choice of pixels needs the fit to be
-_IN_THE_END = 1e-6
+# of the statistical errors: as accurate as weights, and the choice of pixels, need the fit to be
+_BEFORE_WEIGHING = 3.0
+_WHILE_CLIPPING = 0.1
+_IN_THE_END = 1e-9
+_AS_GOOD = 2e-5  # a choice of pixels that differs by this part is none
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,16 @@ class _Fitter:
         self.design = Design(planes.template, options.model)
         self.solver = Solver(self.design, planes.science, options.penalties)
         self.clipped = np.zeros(planes.usable.shape, bool)
+        self.science = planes.science.astype(np.float32)
         self.n_iter = 0
 
     def run(self) -> DeltaFit:
         self.set_variance(self.planes.variance)
+        self.solver.start(self.weight)
         if self.planes.template_variance is not None:
-            self.fit(_WHILE_CLIPPING)
+            self.fit(_BEFORE_WEIGHING)
             self.set_variance(self.full_variance())
+            self.solver.go_on(self.weight)
         for attempt in range(self.options.max_iter):
             self.fit(_WHILE_CLIPPING)
             if attempt + 1 == self.options.max_iter or not self.clip():
@@ -147,6 +153,7 @@ class _Fitter:
             self.solver.correction = self.design.noise_product(
                 self.solver.x, self.weight, self.planes.template_variance
             )
+        self.solver.sharpen()
         self.solver.solve(_IN_THE_END)
         return DeltaFit(self.design, self.solver.x, self.solver.residual, self.weight > 0, self.n_iter)
 
@@ -171,7 +178,7 @@ class _Fitter:
             mean = float(np.mean(variance[usable]))
             np.divide(mean, variance, out=self.inverse, where=usable, casting="unsafe")
         self.weight = self.inverse
-        self.solver.start(self.weight)
+        self.sigma = np.float32(1) if variance is None else np.sqrt(np.where(usable, variance, 1.0), dtype=np.float32)
 
     def fit(self, tolerance: float) -> None:
         self.solver.solve(tolerance)
@@ -197,10 +204,10 @@ class _Fitter:
         if not self.options.sigma_clip:
             return False
         usable, residual = self.planes.usable, self.solver.residual
-        sigma = np.ones(usable.shape) if self.variance is None else np.sqrt(np.where(usable, self.variance, 1.0))
-        signal = self.planes.science - residual - self.design.background(self.solver.x)
-        clipped = outliers(residual, sigma, signal, usable, self.options.sigma_clip)
-        if np.array_equal(clipped, self.clipped):
+        signal = self.science - residual
+        signal -= self.design.background(self.solver.x)
+        clipped = outliers(residual, self.sigma, signal, usable, self.options.sigma_clip)
+        if np.count_nonzero(clipped != self.clipped) <= _AS_GOOD * np.count_nonzero(usable):
             return False
         self.clipped = clipped
         self.need_enough(usable & ~clipped)

@@ -13,6 +13,7 @@ from skyloom.errors import ShapeError
 from skyloom.exposure import BoolArray
 from skyloom.subtraction.sfft.design import Float64Array
 from skyloom.subtraction.sfft.fit import FitPlanes
+from skyloom.subtraction.sfft.noise_map import rough_level
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +25,8 @@ class SfftPlanes:
     science, template : ndarray of float64, shape (ny, nx)
         Above their levels; 0 where not finite, the template where bad.
     science_level, template_level : float
-        Medians of the usable pixels, which were taken off. The fit sees what varies, and no level can leak into the
-        kernel.
+        About the medians of the usable pixels, which were taken off. The fit sees what varies, and no level can leak
+        into the kernel.
     finite, bad_science, bad_template, dmask : ndarray of bool, shape (ny, nx)
         Where science is a number; where each image is bad; where the kernel reaches a bad pixel of the template or
         the border.
@@ -99,7 +100,7 @@ def make_planes(image: Any, template: Any, mask: Any, template_mask: Any, kernel
     bad_template |= np.ma.getmaskarray(template)
     dmask = reach(bad_template, kernel_shape)
     usable = ~(bad_science | dmask)
-    levels = [float(np.median(plane[usable])) if usable.any() else 0.0 for plane in (science, reference)]
+    levels = [rough_level(plane, usable) for plane in (science, reference)]
     return SfftPlanes(
         science=np.where(finite, science - levels[0], 0.0),
         template=np.where(bad_template, 0.0, reference - levels[1]),

@@ -14,6 +14,7 @@ were clipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from skyloom.subtraction.normal import Factored
 from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
 
 _MOST_STEPS = 200
+_MANY_STEPS = 8  # after so many, a new matrix is cheaper
 _ROUNDING = 1e-26  # of the first gradient's square: all that double precision leaves
 
 
@@ -40,11 +42,15 @@ class Penalties:
     ridge : float
         ridge * h * (sum of the squares of the kernel's coefficients) is added. The background is left alone: its scale
         is another one, and it must not depend on the level of the sky.
+    precision : ndarray, optional
+        Inverse variances of a Gaussian prior about 0 of the kernel's coefficients, in units of those of the data with
+        weight 1.
     """
 
     flux_order: int
     flux: float
     ridge: float
+    precision: Float64Array | None = None
 
     def matrix(self, model: DeltaModel, normal: Float64Array) -> Float64Array:
         """Return P for the normal matrix A^T W A."""
@@ -58,6 +64,8 @@ class Penalties:
             )
         penalty = np.zeros_like(normal)
         penalty[np.arange(n), np.arange(n)] = self.ridge * unit
+        if self.precision is not None:
+            penalty[np.arange(n), np.arange(n)] += self.precision
         for t, (i, j) in enumerate(exponents(model.kernel_order)):
             if i + j > self.flux_order:
                 block = slice(t * model.taps, (t + 1) * model.taps)
@@ -80,13 +88,15 @@ class Solver:
     x : ndarray
         The unknowns.
     residual : ndarray, shape (ny, nx)
-        S - A x.
+        S - A x, in single precision until `sharpen`.
     """
 
     def __init__(self, design: Design, target: Float64Array, penalties: Penalties) -> None:
         self._design, self._penalties = design, penalties
         self.x = np.zeros(design.model.size)
-        self.residual = target.copy()
+        self._target = target
+        self.residual: npt.NDArray[Any] = target.astype(np.float32)
+        self._steps = 0
         self.correction = np.zeros(design.model.size)
         """d: added to the right-hand side."""
 
@@ -96,12 +106,17 @@ class Solver:
         self._penalty = self._penalties.matrix(self._design.model, matrix)
         self._set(weight, matrix)
 
-    def go_on(self, weight: npt.NDArray[np.float32], *, rebuild: bool) -> None:
-        """Take weights that differ for a few pixels: the unit stays, and the matrix unless it is to be rebuilt."""
-        self._set(weight, self._design.matrix(weight) if rebuild else None)
+    def go_on(self, weight: npt.NDArray[np.float32], *, rebuild: bool = False) -> None:
+        """Take weights that differ a little: the unit stays, and the matrix unless it has become a bad guide."""
+        anew = rebuild or self._steps > _MANY_STEPS
+        self._set(weight, self._design.matrix(weight) if anew else None)
+
+    def sharpen(self) -> None:
+        """Go on in double precision."""
+        self.residual = self._target - self._design.apply(self.x)
 
     def _set(self, weight: npt.NDArray[np.float32], matrix: Float64Array | None) -> None:
-        self._weight = weight.astype(np.float64)
+        self._weight = weight
         self._used = max(int(np.count_nonzero(weight)), 1)
         if matrix is not None:
             self._preconditioner = Factored(matrix + self._penalty)
@@ -116,15 +131,16 @@ class Solver:
         r, energy = self._gradient()
         z = self._preconditioner.solve(r)
         direction, left = z, float(r @ z)
-        for _ in range(_MOST_STEPS):
+        for self._steps in range(_MOST_STEPS):
             self._largest = max(self._largest, left)
             if left <= max(tolerance**2 * energy / self._used, _ROUNDING * self._largest):
                 return
-            change = self._design.apply(direction)
-            curvature = float(np.vdot(change, self._weight * change) + direction @ (self._penalty @ direction))
-            step = left / curvature
+            change = self._design.apply(direction, self.residual.dtype.type)
+            curvature = self._design.norm(change, self._weight)
+            step = left / (curvature + float(direction @ (self._penalty @ direction)))
             self.x += step * direction
-            self.residual -= step * change
+            change *= change.dtype.type(step)
+            self.residual -= change
             r, energy = self._gradient()
             z = self._preconditioner.solve(r)
             previous, left = left, float(r @ z)
@@ -138,6 +154,5 @@ class Solver:
 
     def _gradient(self) -> tuple[Float64Array, float]:
         """Return half the descent of what is minimised, and the weighted sum of squares of the residual."""
-        weighted = self._weight * self.residual
-        gradient = self._design.project(weighted) - self._penalty @ self.x + self.correction
-        return gradient, float(np.vdot(weighted, self.residual))
+        gradient, energy = self._design.project(self.residual, self._weight)
+        return gradient - self._penalty @ self.x + self.correction, energy

@@ -1,0 +1,152 @@
+"""Match two exposures with a delta-function kernel: what `skyloom.subtraction.subtract` does for `SfftOptions`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+from scipy import ndimage
+
+from skyloom.convolution import exponents
+from skyloom.exposure import BoolArray
+from skyloom.subtraction.basis import DeltaBasis
+from skyloom.subtraction.kernel import SpatialKernel
+from skyloom.subtraction.match import Match
+from skyloom.subtraction.sfft.design import DeltaModel, Float64Array
+from skyloom.subtraction.sfft.fit import DeltaFit, FitOptions, FitPlanes, fit_delta
+from skyloom.subtraction.sfft.options import SfftOptions
+from skyloom.subtraction.sfft.planes import reach
+from skyloom.subtraction.sfft.regions import object_region
+from skyloom.subtraction.sfft.solve import Penalties
+from skyloom.subtraction.stamps import Planes
+
+_CROWDED = 0.4  # of the field within boxes around sources
+_BOX = 3.0  # half the size of a box, in FWHM
+_PIXELS_PER_UNKNOWN = 10
+_CELLS, _PER_CELL = 8, 5
+_FLUX_PENALTY = 1e3
+_SMOOTH = 7  # pixels, over which both images are averaged to compare their fluxes
+_TAP, _VARIATION = 0.3, 0.1
+
+
+def match_sfft(
+    target: Planes, source: Planes, xy: Float64Array, *, fwhm: float, options: SfftOptions, correlation: float
+) -> Match:
+    """Fit the kernel that takes `source` to `target`.
+
+    Parameters
+    ----------
+    target, source : Planes
+        Without their pedestals, with variances fit to be weights.
+    xy : ndarray, shape (N, 2)
+        Sources, the brightest first.
+    fwhm : float
+        Of the wider stars, pixels.
+    options : SfftOptions
+    correlation : float
+        `Exposure.correlation` of the source: its noise is larger by this factor, as a variance, for wide kernels.
+    """
+    half = options.kernel_half_width or int(np.clip(np.ceil(1.5 * fwhm), 3, 15))
+    side = 2 * half + 1
+    model = DeltaModel((side, side), options.spatial_order, options.background_order)
+    # a single bad pixel of the source under the wings of the kernel costs less than the pixels around it
+    usable = target.usable & ~reach(~source.usable, (half + 1 - half % 2, half + 1 - half % 2))
+    usable &= ~reach(np.zeros(usable.shape, bool), (side, side))
+    region, table = _pixels(usable, xy, fwhm, options, needed=_PIXELS_PER_UNKNOWN * model.size)
+    planes = FitPlanes(
+        np.where(target.usable, target.data, 0).astype(np.float64),
+        np.where(source.usable, source.data, 0).astype(np.float64),
+        usable if region is None else usable & region,
+        np.where(usable, target.variance, 1.0),
+        np.where(source.usable, source.variance, 0.0).astype(np.float64) * correlation,
+    )
+    precision = _prior(model, planes, fwhm)
+    penalties = Penalties(options.flux_order, _FLUX_PENALTY, options.ridge, precision)
+    fit = fit_delta(planes, FitOptions(model, penalties, options.sigma_clip, options.max_iterations))
+    kernel = SpatialKernel(
+        DeltaBasis(half), fit.kernel.reshape(len(fit.kernel), -1).T, fit.design.centre, fit.design.scale
+    )
+    chi2, share = _quality(fit, planes)
+    table["chi2"] = _box_chi2(table, chi2, half=max(2, round(fwhm)))
+    sums = kernel.sum_at(*fit.design.centre)
+    return Match(
+        kernel,
+        fit.background,
+        options.background_order,
+        table,
+        {
+            "n_sources": len(xy),
+            "n_stamps": len(table),
+            "n_stamps_rejected": 0,
+            "chi2": share,
+            "kernel_sum": float(sums),
+            "kernel_sum_scatter": float(np.std(kernel.sum_at(table["x"], table["y"]))) if len(table) else 0.0,
+            "spatial_order": options.spatial_order,
+            "background_order": options.background_order,
+            "kernel_half_width": half,
+            "pixels": "all" if region is None else "boxes",
+            "n_pixels": int(np.count_nonzero(fit.used)),
+        },
+    )
+
+
+def _prior(model: DeltaModel, planes: FitPlanes, fwhm: float) -> Float64Array:
+    """Return the inverse variance of each coefficient of the kernel before there are data.
+
+    The pixels of a matching kernel decline with the distance from its centre like the wings of stars, and change over
+    the field by a small part. Without this, 225 free pixels of 6 terms each find much of the noise of a few stars,
+    which is extrapolated to the corners of the field. Deviations are in units of the ratio of fluxes, from smoothed
+    images.
+    """
+    science, template = (ndimage.uniform_filter(plane, _SMOOTH) for plane in (planes.science, planes.template))
+    ratio = float(np.vdot(science[planes.usable], template[planes.usable]))
+    ratio /= max(float(np.vdot(template[planes.usable], template[planes.usable])), 1e-300)
+    half = model.kernel_shape[0] // 2
+    axis = np.arange(-half, half + 1.0)
+    radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
+    width = _TAP * abs(ratio) * (1 + radius2 / (0.5 * fwhm) ** 2) ** -1.5
+    deviations = [width * (1.0 if i + j == 0 else _VARIATION) for i, j in exponents(model.kernel_order)]
+    assert planes.variance is not None
+    return float(np.mean(planes.variance[planes.usable])) / np.maximum(np.ravel(deviations), 1e-12) ** 2
+
+
+def _pixels(
+    usable: BoolArray, xy: Float64Array, fwhm: float, options: SfftOptions, *, needed: int
+) -> tuple[BoolArray | None, Table]:
+    """Return the boxes that are fitted (None: all pixels), and the stars in their middles."""
+    size = max(4, round(_BOX * fwhm))
+    sources = Table({"x": xy[:, 0], "y": xy[:, 1]})
+    region, _ = object_region(sources, ~usable, size=size, grid=_CELLS, per_cell=_PER_CELL)
+    chosen = [k for k, (x, y) in enumerate(np.rint(xy).astype(int)) if _inside(region, x, y) and usable[y, x]]
+    stars = sources[chosen]
+    stars["snr"], stars["chi2"], stars["used"] = np.full(len(stars), np.nan), np.nan, True
+    if options.pixels == "auto":
+        covered, _ = object_region(sources, ~usable, size=size, grid=1, per_cell=None)
+        if (covered & usable).sum() > _CROWDED * usable.sum():
+            return None, stars
+    if options.pixels == "all" or np.count_nonzero(region & usable) < needed:
+        return None, stars
+    return region, stars
+
+
+def _inside(region: BoolArray, x: int, y: int) -> bool:
+    ny, nx = region.shape
+    return bool(0 <= x < nx and 0 <= y < ny and region[y, x])
+
+
+def _quality(fit: DeltaFit, planes: FitPlanes) -> tuple[Float64Array, float]:
+    """Return chi^2 of each pixel (0 where it took no part), and their mean."""
+    assert planes.variance is not None
+    assert planes.template_variance is not None
+    variance = planes.variance + fit.design.convolved_variance(fit.unknowns, planes.template_variance)
+    chi2 = np.where(fit.used, fit.residual**2 / variance, 0.0)
+    return chi2, float(chi2.sum() / max(np.count_nonzero(fit.used), 1))
+
+
+def _box_chi2(stars: Table, chi2: Float64Array, half: int) -> Any:
+    """Return the mean chi^2 within so many pixels of each star."""
+    used = ndimage.uniform_filter((chi2 > 0).astype(np.float64), 2 * half + 1, mode="constant")
+    mean = ndimage.uniform_filter(chi2, 2 * half + 1, mode="constant") / np.maximum(used, 1e-9)
+    x, y = (np.rint(np.asarray(stars[name])).astype(int) for name in ("x", "y"))
+    return mean[y, x]
