@@ -9,19 +9,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from skyloom.errors import InputError, ShapeError
+from skyloom.resampling import pixmap as _pixmap
 from skyloom.resampling.pixel_area import (
     UnsupportedWCSError,
     _get_boundary_points,
     compute_mean_pixel_area,
     is_imaging_wcs,
 )
-from skyloom.resampling.pixmap import calc_pixmap
 
 __all__ = [
     "UnsupportedWCSError",
@@ -47,6 +47,18 @@ class MissingKeyError(InputError, KeyError):
 
     def __str__(self) -> str:  # KeyError would show the text in quotes
         return str(self.args[0])
+
+
+def calc_pixmap(  # noqa: PLR0917  the signature of stcal
+    wcs_from: Any,
+    wcs_to: Any,
+    shape: tuple[int, int] | None = None,
+    disable_bbox: Literal["to", "from", "both", "none"] = "to",
+    stepsize: float = 1,
+    order: int = 1,
+) -> npt.NDArray[np.float64]:
+    """Return where the pixels of one image lie in another: `skyloom.resampling.calc_pixmap`, which has the details."""
+    return _pixmap.calc_pixmap(wcs_from, wcs_to, shape, disable_bbox, stepsize=stepsize, order=order)
 
 
 def build_mask(dqarr: npt.ArrayLike, good_bits: Any, flag_name_map: Any = None) -> npt.NDArray[np.uint8]:

@@ -21,14 +21,14 @@ _FINEST_TABLE = 64.0  # pixels; `sample_map` looks at least every 32 pixels, so 
 _POSITIONS = 1 << 16  # per call of a map
 
 
-def calc_pixmap(  # noqa: PLR0917  the signature of stcal
+def calc_pixmap(
     wcs_from: Any,
     wcs_to: Any,
     shape: tuple[int, int] | None = None,
     disable_bbox: Literal["to", "from", "both", "none"] = "to",
+    *,
     stepsize: float = 1,
     order: int = 1,
-    *,
     tolerance: float | None = 1e-5,
 ) -> XYArray:
     """Return where the pixels of one image lie in another.
