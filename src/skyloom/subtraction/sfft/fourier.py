@@ -40,8 +40,8 @@ from skyloom.subtraction.sfft.planes import reach
 Float64Array = npt.NDArray[np.float64]
 Backend = Literal["auto", "cpu", "gpu"]
 
-_MOST_STEPS = 50
-_UNCHANGED = 1e-4  # of the noise of a pixel
+_MOST_STEPS = 100
+_UNCHANGED = 1e-5  # of the noise of a pixel
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from skyloom.subtraction.normal import Factored
 from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
 
 _MOST_STEPS = 200
+_GOOD_ENOUGH = 1e-4  # of the statistical errors, if no step brings less
 _MANY_STEPS = 8  # after so many, a new matrix is cheaper
 _ROUNDING = 1e-26  # of the first gradient's square: all that double precision leaves
 
@@ -144,6 +145,8 @@ class Solver:
             r, energy = self._gradient()
             z = self._preconditioner.solve(r)
             previous, left = left, float(r @ z)
+            if left > 0.5 * previous and left <= _GOOD_ENOUGH**2 * energy / self._used:
+                return  # rounding leaves no more
             direction = z + (left / previous) * direction
         raise SubtractionError(
             f"The fit of the kernel has not converged after {_MOST_STEPS} steps. Give a smaller kernel, lower orders "
