@@ -265,5 +265,5 @@ def test_import_in_any_order(original, first):
     assert result.stderr == ""
     assert result.stdout.split("\n")[:2] == [
         "1.20.0 original original",
-        "skyloom.resampling.resample_models skyloom.resampling.pixmap skyloom.resampling.blot",
+        "skyloom.resampling.resample_models skyloom.resampling.pipeline_utils skyloom.resampling.blot",
     ]

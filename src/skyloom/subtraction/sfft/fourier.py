@@ -15,11 +15,11 @@ The kernel's sum is a constant of the field (`constant_ratio`) or varies like th
 delta_a - delta_0 for a != 0 (zero sum) and delta_0, only the coefficients of the latter are bound to the constant
 function.
 
-Weights would break the correlations, so that pixels that are not to count are *replaced*: in the science image by the
-model of the step before, until it no longer changes. That is the expectation-maximisation algorithm for missing data
-(Dempster, Laird & Rubin 1977), whose fixed point is the least-squares solution of the other pixels. The border of w
-pixels counts as missing too, which makes the periodic boundary harmless. Only right-hand sides have to be computed
-anew.
+Weights would break the correlations. Pixels that are not to count are therefore *replaced* by the model of the step
+before: the expectation-maximisation algorithm for missing data (Dempster, Laird & Rubin 1977), whose fixed point is
+the least-squares solution over the other pixels. A step of it is one of the Richardson iteration with the matrix of
+all pixels, here sped up by conjugate directions. The border of w pixels counts as missing too, which makes the
+periodic boundary harmless.
 
 All arrays are of one namespace, NumPy's or CuPy's; the code is the same.
 """
@@ -40,8 +40,9 @@ from skyloom.subtraction.sfft.planes import reach
 Float64Array = npt.NDArray[np.float64]
 Backend = Literal["auto", "cpu", "gpu"]
 
-_MOST_STEPS = 1000
-_UNCHANGED = 1e-6  # of the noise of a pixel
+_MOST_STEPS = 300
+_ACCURACY = 1e-6  # of the statistical errors
+_ROUNDING = 1e-26
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class FourierFit:
     background : array
         Coefficients of the background.
     steps : int
-        How often pixels were replaced.
+        Number of steps.
     """
 
     image: Any
@@ -206,17 +207,8 @@ def subtract_fourier(
             "smaller "
             "kernel or fewer terms."
         )
-    filled = xp.where(target, science - levels[0], 0.0)
-    model = xp.zeros_like(filled)
-    noise = float(xp.median(xp.abs(filled[target]))) or 1.0
-    steps = 0
-    for steps in range(1, _MOST_STEPS + 1):  # noqa: B007  the number is told
-        x = system.solve(filled)
-        previous, model = model, system.model(x)
-        filled = xp.where(target, filled, model)
-        change = float(xp.sqrt(xp.mean((model - previous)[~target] ** 2)))
-        if change <= _UNCHANGED * noise:
-            break
+    x, steps = system.solve(xp.where(target, science - levels[0], 0.0), target)
+    model = system.model(x)
     image = xp.where(xp.isfinite(science), science - levels[0] - model, 0.0)
     return FourierFit(image, model + levels[0], *system.parts(x), options, steps)
 
@@ -245,7 +237,8 @@ class _System:
         if not unit > 0:
             raise SubtractionError("The template has no structure where it may be used; no kernel can be fitted.")
         n = self.mix.shape[1]
-        matrix[xp.arange(n), xp.arange(n)] += options.ridge * unit
+        self.ridge = options.ridge * unit
+        matrix[xp.arange(n), xp.arange(n)] += self.ridge
         self.scale = 1 / xp.sqrt(xp.diagonal(matrix))
         self.inverse = xp.linalg.inv(matrix * self.scale[:, None] * self.scale[None, :])
 
@@ -285,12 +278,39 @@ class _System:
         parts = [self._back(transform * self.xp.conj(one))[self.dy % ny, self.dx % nx] for one in self.transforms]
         return self.xp.concatenate(parts)
 
-    def solve(self, image: Any) -> Any:
-        """Return the unknowns for a science image without missing pixels."""
-        xp = self.xp
-        flat = xp.stack([(self.flat_axes[1][q] @ image) @ self.flat_axes[0][q] for q in range(self.n_flat)])
-        right = xp.concatenate([self.mix.T @ self._kernel_products(image), flat])
-        return self.scale * (self.inverse @ (self.scale * right))
+    def project(self, image: Any) -> Any:
+        """Return A^T u for an image u, with zeros where pixels are missing."""
+        flat = self.xp.stack([(self.flat_axes[1][q] @ image) @ self.flat_axes[0][q] for q in range(self.n_flat)])
+        return self.xp.concatenate([self.mix.T @ self._kernel_products(image), flat])
+
+    def step(self, gradient: Any) -> Any:
+        """Return the step to the minimum that would be right if no pixel were missing."""
+        return self.scale * (self.inverse @ (self.scale * gradient))
+
+    def solve(self, image: Any, target: Any) -> tuple[Any, int]:
+        """Return the least-squares solution over the target pixels, and the number of steps to it."""
+        x = self.xp.zeros(self.size)
+        residual = image.copy()
+        r = self.project(residual)
+        direction = z = self.step(r)
+        left = first = float(r @ z)
+        for count in range(_MOST_STEPS):
+            if left <= max(_ACCURACY**2 * float(self.xp.mean(residual[target] ** 2)), _ROUNDING * first):
+                return x, count
+            change = self.xp.where(target, self.model(direction), 0.0)
+            length = left / float(self.xp.sum(change**2) + self.ridge * self.xp.sum(direction[: -self.n_flat] ** 2))
+            x = x + length * direction
+            residual = residual - length * change
+            r = self.project(residual)
+            r[: -self.n_flat] -= self.ridge * x[: -self.n_flat]
+            z = self.step(r)
+            previous, left = left, float(r @ z)
+            direction = z + (left / previous) * direction
+        raise SubtractionError(
+            f"The fit has not converged after {_MOST_STEPS} steps: too many pixels are missing for so many unknowns. "
+            "Give a "
+            "smaller kernel or fewer terms."
+        )
 
     def parts(self, x: Any) -> tuple[Any, Any]:
         """Return the kernels and the coefficients of the background."""
