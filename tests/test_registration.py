@@ -241,6 +241,14 @@ def test_options_are_checked():
             RegistrationOptions(**bad)
 
 
+@pytest.mark.parametrize("seed", [51644, 51965, 61166])
+def test_bad_columns_are_no_evidence(seed):
+    # half of the stars lie on the same three columns in both lists: any shift along them brings matches
+    with pytest.raises(NoMatchError) as caught:
+        register(*unrelated_lists(seed))
+    assert caught.value.details["log_odds"] < 6
+
+
 def test_lists_on_a_line_or_at_one_place_are_refused():
     x = np.arange(60.0)
     line = Table({"x": 7 * x, "y": np.full(60, 5.0), "flux": 60 - x}, meta={"shape": (500, 500)})

@@ -25,7 +25,7 @@ Int = npt.NDArray[np.intp]
 _CONTROL_DIRECTIONS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [0.7, 0.7], [-0.7, 0.7], [-0.7, -0.7], [0.7, -0.7]])
 """Shifts that measure the matches by chance: along rows and columns and across."""
 
-_CONTROL_STARS = 400
+_CONTROL_STARS = 600
 """Stars that are enough to measure the matches by chance."""
 
 _NEIGHBOURS = 8
@@ -110,7 +110,8 @@ def expected_by_control(predicted: Float, tree: cKDTree, shape: tuple[int, int],
 
     Along a bad column that both lists share, or a row of a regular pattern, the shifted stars match as well.
     """
-    predicted, thinned = _thin(predicted)
+    # only those inside: thinned among stars that cannot match, too few would be left to see a column at all
+    predicted, thinned = _thin(predicted[is_inside(predicted, shape)])
     shift = 3 * tolerance + 5.0
     return thinned * max(len(match_stars(predicted + shift * d, tree, shape, tolerance)) for d in _CONTROL_DIRECTIONS)
 
