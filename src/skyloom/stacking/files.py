@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.errors import InputError, SkyloomError
+from skyloom.errors import InputError, SkyloomError, WriteError
 from skyloom.exposure import MaskBit
 from skyloom.resampling.correlation import CovarianceMap
 from skyloom.stacking.memory import Plane, Window
@@ -136,9 +136,9 @@ class _FitsPlane(Plane):
         array = np.memmap(self._store, self._stored, "r", self._offset, self.shape)
         return _unpacked(np.array(array if window is None else array[(..., *window)], self._stored), self._what)
 
-    def write(self, window: Window, values: npt.ArrayLike) -> None:
+    def write(self, window: Window, values: npt.ArrayLike) -> None:  # noqa: ARG002
         """Refuse: a finished file is not changed."""
-        raise NotImplementedError
+        raise WriteError(f"{self._store} is a finished file, which is not changed. Write a new one.")
 
 
 def _unpacked(stored: npt.NDArray[Any], what: str) -> npt.NDArray[Any]:
