@@ -14,12 +14,13 @@ from reference.zogy_numpy import embed, periodic_convolution, proper
 from simulate import SCIENCE, TEMPLATE, far_from_sources, simulate_pair
 from skyloom.errors import InputError, NoOverlapError, ShapeError
 from skyloom.exposure import Exposure, MaskBit
+from skyloom.proper import transfer
 from skyloom.psf import ArrayPsf
 from skyloom.psf.analytic import Profile
 from skyloom.subtraction.zogy import ZogyOptions, moving_significance, subtract_zogy
 from skyloom.subtraction.zogy.match import Match, Planes
 from skyloom.subtraction.zogy.moving import gradient
-from skyloom.subtraction.zogy.proper import FLOOR, ProperPair, transfer
+from skyloom.subtraction.zogy.proper import FLOOR, ProperPair
 from skyloom.subtraction.zogy.subtract import difference_planes
 
 

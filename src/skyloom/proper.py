@@ -55,9 +55,43 @@ def psf_spectrum(stamp: npt.ArrayLike, shape: tuple[int, int]) -> Spectrum:
             found=small.shape,
             needed=shape,
         )
-    padded = np.zeros(shape)
-    padded[: small.shape[0], : small.shape[1]] = small
-    return fft.rfft2(np.roll(padded, [-(n // 2) for n in small.shape], (0, 1)))
+    return transfer(small, shape)
+
+
+def transfer(stamp: Spectrum, shape: tuple[int, int], dtype: npt.DTypeLike = np.complex128) -> Spectrum:
+    """Return the transform of a stamp whose middle pixel lies on the origin of an FFT grid.
+
+    Written as two products with the (small) matrices of the discrete transform, which costs less than an FFT of the
+    whole grid.
+
+    Parameters
+    ----------
+    stamp : ndarray, shape (..., n, n)
+        n odd. What lies beyond the grid wraps around.
+    shape : (int, int)
+        Shape (ny, nx) of the grid.
+
+    Returns
+    -------
+    ndarray of complex, shape (..., ny, nx // 2 + 1)
+        As `scipy.fft.rfft2` of the embedded stamp.
+    """
+    ny, nx = shape
+    u = np.arange(stamp.shape[-2]) - stamp.shape[-2] // 2
+    v = np.arange(stamp.shape[-1]) - stamp.shape[-1] // 2
+    along_y = np.exp(-2j * np.pi * fft.fftfreq(ny)[:, None] * u).astype(dtype)
+    along_x = np.exp(-2j * np.pi * v[:, None] * fft.rfftfreq(nx)).astype(dtype)
+    return (along_y @ (stamp @ along_x)).astype(dtype, copy=False)
+
+
+def total(half_plane: Spectrum, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Return the mean over all frequencies of what is known on half of them (the transform of a real image)."""
+    ny, nx = shape
+    weight = np.full(half_plane.shape[-1], 2.0)
+    weight[0] = 1
+    if nx % 2 == 0:
+        weight[-1] = 1
+    return np.asarray((half_plane.sum(axis=-2, dtype=np.float64) @ weight) / (ny * nx))
 
 
 class ProperSum:
@@ -126,9 +160,4 @@ class ProperSum:
 
     def signal_to_noise(self, flux: float = 1.0) -> float:
         """Return the S/N of the optimal measurement of a point source: flux (sum over frequencies of power / N)^1/2."""
-        ny, nx = self.shape
-        weight = np.full(self.power.shape[1], 2.0)  # a half spectrum stands for both halves
-        weight[0] = 1.0
-        if nx % 2 == 0:
-            weight[-1] = 1.0
-        return float(flux * np.sqrt((self.power * weight).sum() / (ny * nx)))
+        return float(flux * np.sqrt(total(self.power, self.shape)))

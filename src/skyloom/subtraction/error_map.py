@@ -15,7 +15,7 @@ from skyloom.subtraction.hotpants_inputs import real_plane
 def build_error_map(
     image: Any, mask: Any = None, gain: float | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the noise of each pixel, and the background: sqrt(rms^2 + |image - background| / gain).
+    """Return the noise of each pixel, and the background: sqrt(rms^2 + abs(image - background) / gain).
 
     Parameters
     ----------

@@ -79,7 +79,7 @@ class HotpantsOptions:
     ssig, ks : float
         Clipping of statistics, and of sub-stamps whose merit lies above the others', in standard deviations.
     kfm : float
-        Pixels are bad where less than this share of sum |K| lies on good pixels.
+        Pixels are bad where less than this share of sum abs(K) lies on good pixels.
     okn : bool
         Rescale the noise of pixels that are OK (touched by bad ones) to their scatter, if that is larger.
     fi, fin : float

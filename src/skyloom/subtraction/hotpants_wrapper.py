@@ -54,7 +54,7 @@ def run_hotpants(  # noqa: PLR0917  # the signature is that of the original
     It runs natively, unless `_exe` names a binary. Options of HOTPANTS that `extra` does not set are: n = i, c = t (but
     see below), ko = bgo = 0; il, tl = median - 10 deviations; iu, tu above all good pixels; with `image_fwhm`, r =
     ceil(rel_r * image_fwhm) and rss = ceil(rel_rss * image_fwhm); with both FWHMs, ng = [3, 6, s/2, 4, s, 2, 2s],
-    s = max(1, sqrt(|image_fwhm^2 - template_fwhm^2|) / 2.35).
+    s = max(1, sqrt(abs(image_fwhm^2 - template_fwhm^2)) / 2.35).
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def run_hotpants(  # noqa: PLR0917  # the signature is that of the original
         Pixels that are not 0 (False) are bad. So are NaN and infinite ones.
     err, template_err : array_like or True, optional
         Standard deviation of every pixel; True: see `skyloom.subtraction.build_error_map`. Without it the noise is
-        that of the counts, |pixel| / gain.
+        that of the counts, abs(pixel) / gain.
     extra : mapping, optional
         Options of HOTPANTS, see `HotpantsOptions`. None leaves one out.
     image_fwhm, template_fwhm : float, optional

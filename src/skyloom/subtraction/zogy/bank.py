@@ -9,11 +9,12 @@ import numpy.typing as npt
 from scipy import fft
 
 from skyloom.filters import Grid, VaryingFilter
+from skyloom.proper import total, transfer
 from skyloom.psf import Psf
 from skyloom.psf.model import stamp_fwhm
 from skyloom.subtraction.zogy.fill import fill_from_each_other
 from skyloom.subtraction.zogy.match import Planes
-from skyloom.subtraction.zogy.proper import Array, ProperPair, centred, total, transfer
+from skyloom.subtraction.zogy.proper import Array, ProperPair, centred
 
 TIGHT = 1e-4
 """Error of the filters that see images: below the noise for stars of a signal-to-noise ratio of some thousands."""

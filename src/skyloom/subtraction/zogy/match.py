@@ -19,8 +19,9 @@ from scipy import fft
 
 from skyloom.background import MAD_TO_SIGMA
 from skyloom.errors import TooFewSourcesError
+from skyloom.proper import transfer
 from skyloom.psf import Psf
-from skyloom.subtraction.zogy.proper import ProperPair, transfer
+from skyloom.subtraction.zogy.proper import ProperPair
 
 logger = logging.getLogger("skyloom.subtraction")
 

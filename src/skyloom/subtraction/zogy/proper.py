@@ -29,38 +29,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft
+
+from skyloom.proper import total
 
 Array = npt.NDArray[Any]
 
 FLOOR = 5e-4
 """Part of a star's flux, far below what point spread functions are known to, that the filters take for a point."""
-
-
-def transfer(stamp: Array, shape: tuple[int, int], dtype: npt.DTypeLike = np.complex128) -> Array:
-    """Return the transform of a stamp whose middle pixel lies on the origin of an FFT grid.
-
-    Written as two products with the (small) matrices of the discrete transform, which costs less than an FFT of the
-    whole grid.
-
-    Parameters
-    ----------
-    stamp : ndarray, shape (..., n, n)
-        n odd. What lies beyond the grid wraps around.
-    shape : (int, int)
-        Shape (ny, nx) of the grid.
-
-    Returns
-    -------
-    ndarray of complex, shape (..., ny, nx // 2 + 1)
-        As `scipy.fft.rfft2` of the embedded stamp.
-    """
-    ny, nx = shape
-    u = np.arange(stamp.shape[-2]) - stamp.shape[-2] // 2
-    v = np.arange(stamp.shape[-1]) - stamp.shape[-1] // 2
-    along_y = np.exp(-2j * np.pi * fft.fftfreq(ny)[:, None] * u).astype(dtype)
-    along_x = np.exp(-2j * np.pi * v[:, None] * fft.rfftfreq(nx)).astype(dtype)
-    return (along_y @ (stamp @ along_x)).astype(dtype, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +117,3 @@ def centred(grid: Array, half: int) -> Array:
     """Return the (2 half + 1) x (2 half + 1) pixels around the origin of periodic planes, shape (..., ny, nx)."""
     index = np.arange(-half, half + 1)
     return grid[..., index[:, None] % grid.shape[-2], index % grid.shape[-1]]
-
-
-def total(half_plane: Array, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Return the mean over all frequencies of what is known on half of them (the transform of a real image)."""
-    ny, nx = shape
-    weight = np.full(half_plane.shape[-1], 2.0)
-    weight[0] = 1
-    if nx % 2 == 0:
-        weight[-1] = 1
-    return np.asarray((half_plane.sum(axis=-2, dtype=np.float64) @ weight) / (ny * nx))

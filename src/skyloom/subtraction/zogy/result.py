@@ -11,10 +11,11 @@ from scipy import fft
 
 from skyloom.errors import InputError
 from skyloom.exposure import UNUSABLE
+from skyloom.proper import transfer
 from skyloom.psf import Psf
 from skyloom.psf.model import Stamp
 from skyloom.subtraction.zogy.match import Match
-from skyloom.subtraction.zogy.proper import ProperPair, centred, transfer
+from skyloom.subtraction.zogy.proper import ProperPair, centred
 
 Plane = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
