@@ -228,3 +228,110 @@ def test_shapes_that_differ_are_named():
     with pytest.raises(ShapeError) as caught:
         drizzle.add_image(np.ones((3, 4)), 1.0, identity((4, 4)))
     assert caught.value.__notes__ == ["The map is for (4, 4), the image is (3, 4)."]
+
+
+@pytest.mark.parametrize(
+    ("values", "options"),
+    [
+        (np.full(SHAPE, 1e300), {}),
+        (np.full(SHAPE, 3e38, np.float32), {"iscale": 10.0}),
+        (np.full(SHAPE, 3e38, np.float32), {"in_units": "counts", "exptime": 0.1}),
+        (np.ones(SHAPE), {"iscale": 1e150}),
+    ],
+)
+def test_values_that_the_output_cannot_hold_are_missing(values, options):
+    """An infinite mean would stay infinite, whatever is added."""
+    drizzle = Drizzle(out_shape=SHAPE)
+    with np.errstate(over="ignore"):
+        drizzle.add_image(**({"data": values, "exptime": 1.0, "pixmap": identity()} | options))
+    drizzle.add_image(np.full(SHAPE, 5.0), 1.0, identity())
+    assert_array_equal(drizzle.out_img, 5)
+    assert_array_equal(drizzle.out_wht, 1)
+    double = Drizzle(out_img=np.zeros(SHAPE), out_wht=np.zeros(SHAPE))
+    double.add_image(**({"data": values, "exptime": 1.0, "pixmap": identity()} | options))
+    assert_allclose(double.out_wht, 1, rtol=1e-12)  # areas are differences of some numbers of order 1
+    assert np.isfinite(double.out_img).all()
+
+
+def test_variances_that_the_output_cannot_hold_are_missing():
+    drizzle = Drizzle(out_shape=SHAPE)
+    variance = np.ones(SHAPE)
+    variance[2, 3] = 1e60
+    drizzle.add_image(np.ones(SHAPE), 1.0, identity(), data2=variance)
+    assert_array_equal(drizzle.out_wht == 0, variance > 1)
+
+
+def test_factors_whose_square_is_no_number():
+    with pytest.raises(InputError, match="iscale"):
+        Drizzle(out_shape=SHAPE).add_image(np.ones(SHAPE), 1.0, identity(), data2=np.ones(SHAPE), iscale=1e200)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_earlier_results_that_are_not_finite_are_refused(bad):
+    earlier = {"exptime": 1.0, "disable_ctx": True}
+    wrong, ones = np.ones(SHAPE, np.float32), np.ones(SHAPE, np.float32)
+    wrong[1, 2] = bad
+    for planes in (
+        {"out_img": ones, "out_wht": wrong},
+        {"out_img": wrong, "out_wht": ones},
+        {"out_img": ones, "out_wht": ones, "out_img2": [wrong]},
+        {"out_img": ones, "out_wht": ones, "out_img2": [ones], "out_wht2": [wrong]},
+    ):
+        with pytest.raises(InputError, match="finite"):
+            Drizzle(**planes, **earlier)
+    weight = np.where(np.isfinite(wrong), 1, 0).astype(np.float32)  # blank pixels without weight are as they should be
+    drizzle = Drizzle(out_img=wrong, out_wht=weight, out_img2=[wrong.copy()], out_wht2=[weight.copy()], **earlier)
+    drizzle.add_image(np.ones(SHAPE), 1.0, identity(), data2=np.ones(SHAPE))
+    assert_array_equal(drizzle.out_img, 1)
+    assert np.isfinite(drizzle.out_img2[0]).all()
+
+
+def test_planes_of_other_types_are_refused():
+    for name, plane in {
+        "pixmap": identity() + 1j,
+        "out_img": np.zeros(SHAPE, complex),
+        "out_wht": np.full(SHAPE, None),
+        "out_img2": 3.0,
+        "out_wht2": 3.0,
+        "out_ctx": np.zeros(SHAPE),
+    }.items():
+        arguments = {"data": np.ones(SHAPE), "exptime": 1.0, "pixmap": identity()}
+        options = {"out_shape": SHAPE} | ({"out_img2": [np.ones(SHAPE)]} if name == "out_wht2" else {})
+        (options if name.startswith("out") else arguments)[name] = plane
+        with pytest.raises(InputError, match=name):
+            Drizzle(**options).add_image(**arguments)
+    deep = np.full(SHAPE, 2**40)
+    with pytest.raises(InputError, match="32 bits"):
+        Drizzle(out_img=np.ones(SHAPE), out_wht=np.ones(SHAPE), out_ctx=deep, exptime=1.0)
+
+
+@pytest.mark.parametrize("pixfrac", [5000.0, 1e9, 1e300, 10**400])
+@pytest.mark.parametrize("kernel", ["square", "turbo"])
+def test_drops_wider_than_any_image_are_refused(kernel, pixfrac):
+    with pytest.raises(InputError, match="pixfrac"):
+        Drizzle(kernel=kernel, out_shape=SHAPE).add_image(np.ones(SHAPE), 1.0, identity(), pixfrac=pixfrac)
+
+
+@pytest.mark.parametrize("kernel", ["turbo", "gaussian"])
+def test_drops_that_rounding_would_swallow_are_refused(kernel):
+    drizzle = Drizzle(kernel=kernel, out_shape=SHAPE, flux_conserving=True)
+    with pytest.raises(InputError, match="pixel_scale_ratio"):
+        drizzle.add_image(np.ones(SHAPE), 1.0, identity(), pixel_scale_ratio=1e12)
+
+
+def test_maps_so_far_away_that_fractions_of_pixels_are_lost():
+    for shift in (1e12, 1e18, 1e30):
+        with pytest.raises(InputError, match="far from 0"):
+            Drizzle().add_image(np.ones(SHAPE), 1.0, identity() + shift)
+    drizzle = Drizzle()
+    drizzle.add_image(np.ones(SHAPE), 1.0, identity() + 1e9)
+    assert_array_equal(drizzle.out_wht, 1)
+
+
+@pytest.mark.parametrize("scale", [None, "x", [], 0, math.nan])
+@pytest.mark.filterwarnings("ignore:Argument 'scale':DeprecationWarning")
+def test_deprecated_scales_that_are_no_numbers(scale):
+    with pytest.raises(InputError, match="scale"):
+        Drizzle(out_shape=SHAPE).add_image(np.ones(SHAPE), 1.0, identity(), scale=scale)
+    with pytest.raises(InputError, match="context image ID"):
+        Drizzle(out_shape=SHAPE, max_ctx_id=10**400)

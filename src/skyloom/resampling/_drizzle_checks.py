@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ from skyloom.exposure import FloatArray
 from skyloom.resampling._drizzle_planes import as_array, hides_pixels, real_plane, same_shape
 
 LARGEST_FRAME = 2**28 - 1  # pixels along one axis: the kernels' limit
+LARGEST_PIXFRAC = 4096.0  # the areas of drops of this size still have six digits
 
 
 def _is_finite(number: Any) -> bool:
     try:
         return math.isfinite(number)
-    except TypeError:
+    except (TypeError, OverflowError):
         return False
 
 
@@ -37,6 +39,34 @@ def check_exptime(exptime: float, out_img: Any, out_wht: Any, out_ctx: Any) -> N
             "Inconsistent exposure time and context and/or weight images: these are not 0, so 'exptime' must be the "
             "exposure time that went into them."
         )
+
+
+def check_context_ids(first: Any, last: Any) -> None:
+    """Numbers in the context, of the first image and the largest that is expected, are whole and in order."""
+    ids = (first, 0 if last is None else last)
+    if not all(isinstance(n, (int, np.integer)) and n < 2**31 for n in ids) or first < 0:
+        raise InputError("Invalid context image ID", begin_ctx_id=first, max_ctx_id=last)
+    if last is not None and last < first:
+        raise InputError("'max_ctx_id' cannot be smaller than 'begin_ctx_id'.", max_ctx_id=last)
+
+
+def check_earlier(planes: Sequence[tuple[FloatArray | None, str]], weights: Sequence[FloatArray | None]) -> None:
+    """Earlier results must be finite wherever they have a weight: nothing that is added could mend them."""
+    for (plane, what), weight in zip(planes, weights, strict=True):
+        if weight is None:
+            continue
+        if not (np.isfinite(weight.min()) and np.isfinite(weight.max())):
+            raise InputError(
+                f"The weights of earlier results for '{what}' are not all finite; set those to 0 that mean nothing."
+            )
+        if plane is None or (np.isfinite(plane.min()) and np.isfinite(plane.max())):
+            continue
+        wrong = int(np.count_nonzero(~np.isfinite(plane) & (weight != 0)))
+        if wrong:
+            raise InputError(
+                f"{wrong} pixels of '{what}' have a weight, but are not finite; set their weight (and context) to 0.",
+                found=wrong,
+            )
 
 
 def output_shape(shape: Any) -> tuple[int, int]:
@@ -59,8 +89,12 @@ def check_options(exptime: float, in_units: str, pixfrac: float) -> None:
         raise InputError("'exptime' *must* be a strictly positive number.", exptime=exptime)
     if not isinstance(in_units, str) or in_units not in ("cps", "counts"):
         raise InputError(f"Unknown unit type '{in_units}'; 'cps' or 'counts' is needed.", in_units=in_units)
-    if not _is_finite(pixfrac):
-        raise InputError(f"'pixfrac' is {pixfrac}; a finite number is needed.", pixfrac=pixfrac)
+    if not (_is_finite(pixfrac) and pixfrac <= LARGEST_PIXFRAC):
+        raise InputError(
+            f"'pixfrac' is {pixfrac}; a finite number is needed, the side of a drop in input pixels: at most "
+            f"{LARGEST_PIXFRAC:.0f}.",
+            pixfrac=pixfrac,
+        )
 
 
 def output_dtype(out_img: Any, out_wht: Any) -> npt.DTypeLike:

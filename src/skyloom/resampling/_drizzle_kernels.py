@@ -18,6 +18,9 @@ from skyloom.resampling._drizzle_map import Positions, rows_of
 # A drop of 4096 x 4096 output pixels for every input pixel: no image is drizzled with that on purpose.
 WIDEST_DROP = 4096
 
+# Narrower drops vanish in the rounding of positions: no output pixel is 1e9 input pixels wide.
+NARROWEST_DROP = 1e-9
+
 # Below this the drops of the reference are points, whatever the kernel.
 SMALLEST_PIXFRAC = 1e-3
 
@@ -159,17 +162,17 @@ def drop_scale(
     Raises
     ------
     InputError
-        Drops would be absurdly wide.
+        Drops would be absurdly wide or narrow.
     """
     if name in ("square", "point"):
         return scale_ratio or 1.0
     scale = estimate_scale_ratio(pixmap, window) if scale_ratio is None else scale_ratio
     width = 2 * _separable_kernel(name, pixfrac, scale, normalised=False).reach
-    if not width <= WIDEST_DROP:
+    if not NARROWEST_DROP <= width <= WIDEST_DROP:
         raise InputError(
             f"With pixel_scale_ratio = {scale:.4g} and pixfrac = {pixfrac:.4g} each drop of the kernel '{name}' is "
-            f"{width:.4g} output pixels wide; at most {WIDEST_DROP} are allowed. 'pixel_scale_ratio' is the side of an "
-            "output pixel in units of an input pixel.",
+            f"{width:.4g} output pixels wide; from {NARROWEST_DROP:g} to {WIDEST_DROP} are allowed. "
+            "'pixel_scale_ratio' is the side of an output pixel in units of an input pixel.",
             width=width,
             pixel_scale_ratio=scale,
         )

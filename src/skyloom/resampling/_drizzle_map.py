@@ -17,6 +17,8 @@ from skyloom.resampling.maps import SampledMap, XYArray
 
 Positions = XYArray | SampledMap
 
+FARTHEST = 2.0**36  # pixels: doubles hold positions to 2^-17 there
+
 
 def positions_of(pixmap: Any, shape: tuple[int, ...], *, expand: bool) -> Positions:
     """Return the positions of the pixels of an image, as the kernels can use them.
@@ -109,5 +111,11 @@ def output_range(pixmap: XYArray) -> tuple[tuple[int, int], tuple[int, int]]:
             f"The positions in the pixel map span {size[0]:.4g} x {size[1]:.4g} output pixels, more than an output can "
             f"have. Give 'out_shape', or set positions that mean nothing to NaN.",
             size=(float(size[0]), float(size[1])),
+        )
+    if max(abs(low).max(), abs(high).max()) > FARTHEST:
+        raise InputError(
+            f"The pixel map begins at ({low[0]:.4g}, {low[1]:.4g}), so far from 0 that fractions of a pixel are lost. "
+            "Give positions on the output frame.",
+            found=(float(low[0]), float(low[1])),
         )
     return (int(low[0]), int(low[1])), (int(size[1]), int(size[0]))

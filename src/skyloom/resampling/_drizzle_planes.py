@@ -48,15 +48,16 @@ def as_array(array: Any, what: str, dtype: npt.DTypeLike | None = None) -> npt.N
     Raises
     ------
     InputError
-        This is no array: text, or rows of different lengths.
+        This is no array of real numbers: text, rows of different lengths, complex numbers.
     """
     try:
-        array = np.asarray(array, dtype=dtype)
+        array = np.asarray(array)
     except (TypeError, ValueError) as error:
         raise InputError(f"'{what}' is no array of numbers: {error}.", type=type(array).__name__) from None
-    if array.dtype.kind not in "fiubc":
+    if array.dtype.kind not in "fiub":
         raise InputError(f"'{what}' is of type {array.dtype}; real numbers are needed.", dtype=str(array.dtype))
-    return array
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        return np.asarray(array, dtype=dtype)
 
 
 def hides_pixels(array: Any) -> bool:
@@ -75,11 +76,42 @@ def real_plane(array: Any, what: str) -> FloatArray:
     """
     hidden = np.ma.getmaskarray(array) if hides_pixels(array) else None
     array = as_array(array, what)
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"'{what}' is of type {array.dtype}; real numbers are needed.", dtype=str(array.dtype))
     wide = array.dtype.itemsize > (4 if array.dtype.kind == "f" else 2)
     array = array.astype(np.float64 if wide else np.float32, copy=False)
     return strided(array if hidden is None else np.where(hidden, array.dtype.type(np.nan), array))
+
+
+def representable(plane: FloatArray, scale: float, dtype: npt.DTypeLike) -> FloatArray:
+    """Return `plane` with NaN where `scale` times its value is more than the type of the output can hold."""
+    limit = float(np.finfo(dtype).max) / scale
+    if limit >= float(np.finfo(plane.dtype).max):
+        return plane
+    if np.fmax.reduce(plane, axis=None) <= limit and np.fmin.reduce(plane, axis=None) >= -limit:
+        return plane
+    return np.where(np.abs(plane) <= limit, plane, plane.dtype.type(np.nan))
+
+
+def list_of(planes: Any, what: str) -> list[Any]:
+    """Return several planes as a list."""
+    try:
+        return list(planes)
+    except TypeError:
+        raise InputError(f"'{what}' is {planes!r}; a plane is needed, or a list of them.") from None
+
+
+def context_planes(array: Any) -> npt.NDArray[np.int32]:
+    """Return a context of shape (planes, ny, nx) that can be written in place."""
+    planes = as_array(array, "out_ctx")
+    if planes.ndim not in (2, 3):
+        raise InputError("'out_ctx' must be either a 2D or 3D array.", found=planes.shape)
+    wide = planes.dtype.itemsize > 4 and planes.size
+    if planes.dtype.kind not in "iu" or (wide and not -(2**31) <= planes.min() <= planes.max() < 2**32):
+        raise InputError(
+            f"'out_ctx' is of type {planes.dtype} and must hold integers of 32 bits; give it as numpy.int32.",
+            dtype=str(planes.dtype),
+        )
+    planes = output_plane(planes, np.int32, "out_ctx")
+    return planes[None] if planes.ndim == 2 else planes
 
 
 def strided(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -23,6 +23,8 @@ from skyloom import _kernels
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
 from skyloom.resampling._drizzle_checks import (
+    check_context_ids,
+    check_earlier,
     check_exptime,
     check_options,
     output_dtype,
@@ -34,11 +36,14 @@ from skyloom.resampling._drizzle_many import Progress, add_images
 from skyloom.resampling._drizzle_map import Positions, any_finite, for_kernels, output_range, positions_of
 from skyloom.resampling._drizzle_planes import (
     bit_plane,
+    context_planes,
     fill_number,
     fill_text,
+    list_of,
     output_plane,
     positive,
     real_plane,
+    representable,
     same_shape,
     unshared,
     window_bounds,
@@ -125,11 +130,7 @@ class Drizzle:
         if disable_ctx:
             out_ctx = None
         else:
-            ids = (begin_ctx_id, 0 if max_ctx_id is None else max_ctx_id)
-            if not all(isinstance(n, (int, np.integer)) for n in ids) or begin_ctx_id < 0:
-                raise InputError("Invalid context image ID", begin_ctx_id=begin_ctx_id, max_ctx_id=max_ctx_id)
-            if max_ctx_id is not None and max_ctx_id < begin_ctx_id:
-                raise InputError("'max_ctx_id' cannot be smaller than 'begin_ctx_id'.", max_ctx_id=max_ctx_id)
+            check_context_ids(begin_ctx_id, max_ctx_id)
         check_exptime(exptime, out_img, out_wht, out_ctx)
 
         if covariance is not None and not (
@@ -163,23 +164,20 @@ class Drizzle:
 
         self._out_img: FloatArray | None = None if out_img is None else output_plane(out_img, self._dtype, "out_img")
         self._out_wht: FloatArray | None = None if out_wht is None else output_plane(out_wht, self._dtype, "out_wht")
-        self._out_ctx: npt.NDArray[np.int32] | None = None
-        if out_ctx is not None:
-            if np.ndim(out_ctx) not in (2, 3):
-                raise InputError("'out_ctx' must be either a 2D or 3D array.", found=np.shape(out_ctx))
-            ctx = output_plane(out_ctx, np.int32, "out_ctx")
-            self._out_ctx = ctx[None] if ctx.ndim == 2 else ctx
+        self._out_ctx = None if out_ctx is None else context_planes(out_ctx)
         self._out_dq: npt.NDArray[np.uint32] | None = None
         if out_dq is not None:
             bit_plane(out_dq, "out_dq")
             self._out_dq = output_plane(out_dq, np.uint32, "out_dq")
         self._out_img2: list[Any] | None = None
         if out_img2 is not None:
-            planes = [out_img2] if isinstance(out_img2, np.ndarray) else list(out_img2)
+            planes = [out_img2] if isinstance(out_img2, np.ndarray) else list_of(out_img2, "out_img2")
             self._out_img2 = [None if p is None else output_plane(p, self._dtype, "out_img2") for p in planes]
         self._out_wht2: list[FloatArray | None] = []
         if out_wht2 is not None:
-            self._out_wht2 = [None if p is None else output_plane(p, self._dtype, "out_wht2") for p in out_wht2]
+            self._out_wht2 = [
+                None if p is None else output_plane(p, self._dtype, "out_wht2") for p in list_of(out_wht2, "out_wht2")
+            ]
             found, needed = len(self._out_wht2), len(self._out_img2 or ())
             if found != needed:
                 raise InputError(
@@ -199,6 +197,10 @@ class Drizzle:
         only_squares = self._out_img is None and self._out_wht is None and self._out_ctx is None and out_shape is None
         if self._shape is not None and not (only_squares and self._out_dq is None):
             self._allocate(check_context=self._out_wht is not None or self._out_ctx is not None)
+        squares = [(plane, "out_img2") for plane in self._out_img2 or ()]
+        own = [w if w is not None else self._out_wht for w in self._out_wht2 or [None] * len(squares)]
+        if not self._blank:
+            check_earlier([(self._out_img, "out_img"), *squares], [self._out_wht, *own])
 
     @property
     def fillval(self) -> str:
@@ -347,7 +349,8 @@ class Drizzle:
                 DeprecationWarning,
                 stacklevel=2,
             )
-            iscale, pixel_scale_ratio = scale * scale, scale
+            pixel_scale_ratio = positive(scale, "scale")
+            iscale = pixel_scale_ratio**2
         image = real_plane(data.data if isinstance(data, np.ma.MaskedArray) else data, "data")
         if image.ndim != 2 or 0 in image.shape:
             raise ShapeError(f"'data' has the shape {image.shape}; a 2D image is needed.", found=image.shape)
@@ -366,7 +369,12 @@ class Drizzle:
         kernel = kernel_in_use(self._kernel, pixfrac, self._flux_conserving)
         ratio = drop_scale(kernel, pixfrac, ratio, positions, window)
         if in_units == "counts":
-            iscale = iscale / exptime
+            iscale = positive(iscale / exptime, "iscale / exptime")
+        image = representable(image, iscale, self._dtype)
+        squares = [
+            None if s is None else representable(s, positive(iscale * iscale, "iscale**2"), self._dtype)
+            for s in squares
+        ]
         if not any_finite(positions, window):
             raise InputError("No or too few valid pixels in the pixel map: none within the bounds is finite.")
         noise = None if self._covariance_block is None else total_variance(squares)
@@ -456,10 +464,7 @@ class Drizzle:
             squares = [real_plane(data2, "data2")]
             same_shape(squares[0], shape, "data2")  # type: ignore[arg-type]
         else:
-            try:
-                planes = list(data2)
-            except TypeError:
-                raise InputError(f"'data2' is {data2!r}; a plane is needed, or a list of them.") from None
+            planes = list_of(data2, "data2")
             if not planes:
                 raise InputError("'data2' is empty: give one plane for each of 'out_img2', or None.")
             squares = [None if p is None or np.size(p) == 0 else real_plane(p, "data2") for p in planes]
