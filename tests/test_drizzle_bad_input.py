@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skyloom.errors import InputError, ShapeError
-from skyloom.resampling import Drizzle, SampledMap, blot_image
+from skyloom.resampling import Drizzle, SampledMap, blot_image, decode_context
 from skyloom.resampling.covariance import CovarianceSums, Spreading
 
 SHAPE = (6, 7)
@@ -335,3 +335,28 @@ def test_deprecated_scales_that_are_no_numbers(scale):
         Drizzle(out_shape=SHAPE).add_image(np.ones(SHAPE), 1.0, identity(), scale=scale)
     with pytest.raises(InputError, match="context image ID"):
         Drizzle(out_shape=SHAPE, max_ctx_id=10**400)
+
+
+@pytest.mark.parametrize(("x", "y"), [(7, 0), (0, 6), (-1, 0), ([0, 9], [0, 0])])
+def test_pixels_outside_of_the_context(x, y):
+    for kind in (InputError, IndexError):
+        with pytest.raises(kind, match="7 x 6 pixels"):
+            decode_context(np.zeros((1, *SHAPE), np.int32), x, y)
+
+
+@pytest.mark.filterwarnings("ignore:Argument :DeprecationWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"interp": []},
+        {"interp": np.ones(2)},
+        {"iscale": 10**400},
+        {"pix_ratio": 1e-300},
+        {"pix_ratio": 1e300},
+        {"output_pixel_shape": 5},
+        {"output_pixel_shape": None},
+    ],
+)
+def test_arguments_of_blot_that_make_no_sense(options):
+    with pytest.raises(InputError, match=r"interp|iscale|output_pixel_shape"):
+        blot_image(np.ones(SHAPE), identity(), **options)

@@ -257,6 +257,7 @@ def test_gwcs_with_a_table_is_evaluated_on_every_pixel():
         ({"disable_bbox": "all"}, InputError, "'to', 'from', 'both' or 'none'"),
         ({"tolerance": -1.0}, InputError, "tolerance is -1"),
         ({"tolerance": float("nan")}, InputError, "tolerance is nan"),
+        ({"tolerance": "x"}, InputError, "tolerance is x"),
         ({"shape": (0, 5)}, InputError, "at least 1"),
         ({"shape": (5, 5, 5)}, InputError, r"\(ny, nx\)"),
         ({"wcs_to": "a.fits"}, WcsError, "str"),
@@ -267,6 +268,32 @@ def test_bad_arguments(arguments, error, message):
     known = {"wcs_from": fits_wcs(20), "wcs_to": fits_wcs(20)}
     with pytest.raises(error, match=message):
         calc_pixmap(**(known | arguments))
+
+
+def test_systems_that_have_no_positions_in_common_or_nowhere():
+    source, target = fits_wcs(20), fits_wcs(20)
+    linear = WCS(naxis=2)
+    linear.array_shape = (20, 20)
+    with pytest.raises(WcsError, match="same kind"):
+        calc_pixmap(linear, target)
+    source.wcs.crval = [np.nan, 0.0]  # wcslib makes 1e108 degrees of it
+    for pair in ((source, target), (target, source)):
+        with pytest.raises(WcsError, match="CRVAL"):
+            calc_pixmap(*pair)
+
+
+def test_orders_may_be_floats():
+    source, target = fits_wcs(20), fits_wcs(20, degrees=5.0)
+    options = {"tolerance": 0, "stepsize": 3}
+    for order in (1, 3):
+        whole = calc_pixmap(source, target, order=order, **options)
+        np.testing.assert_array_equal(calc_pixmap(source, target, order=float(order), **options), whole)
+
+
+@pytest.mark.parametrize("refpix", ["ab", 5, (1,), (1, 2, 3)])
+def test_reference_pixels_that_are_none(refpix):
+    with pytest.raises(InputError, match="refpix"):
+        estimate_pixel_scale(fits_wcs(), refpix)
 
 
 # --- pixel scales -----------------------------------------------------------------------------------------------

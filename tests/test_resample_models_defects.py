@@ -149,7 +149,9 @@ def test_errors_from_variances_imply_variances():
         ({"pixfrac": np.nan}, "pixfrac is nan"),
         ({"pixfrac": -1}, "pixfrac is -1"),
         ({"kernel": "round"}, "Kernel 'round' is not supported"),
+        ({"pixfrac": 1e9}, "pixfrac is 1000000000.0"),
         ({"n_input_models": 0}, "n_input_models is 0"),
+        ({"n_input_models": 10**400}, "n_input_models is 1000"),
         ({"pixmap_stepsize": 0}, "pixmap_stepsize is 0"),
         ({"pixmap_stepsize": -3}, "pixmap_stepsize is -3"),
         ({"pixmap_stepsize": 5, "pixmap_order": 2}, "either 1 or 3"),
@@ -208,6 +210,13 @@ def spoiled(key, value):
         (spoiled("exposure_time", np.nan), ValueError, "'exposure_time' = nan"),
         (spoiled("exposure_time", None), ValueError, "'exposure_time' = None"),
         (spoiled("exposure_time", 0.0), ValueError, "'exposure_time' = 0.0"),
+        (spoiled("exposure_time", "10"), ValueError, "'exposure_time' = '10'"),
+        (spoiled("duration", "10"), ValueError, "'duration' = '10'"),
+        (spoiled("duration", 10**400), ValueError, "'duration' = 1000"),
+        (spoiled("group_id", np.ones(2)), TypeError, "'group_id' that is an array"),
+        (spoiled("pixelarea_steradians", "1"), ValueError, "'pixelarea_steradians' = '1'"),
+        (spoiled("pixelarea_steradians", []), ValueError, "'pixelarea_steradians' = \\[]"),
+        (spoiled("level", 1e300), ValueError, "'level' = 1e\\+300"),
         (spoiled("measurement_time", np.nan), ValueError, "'measurement_time' = nan"),
         (spoiled("duration", "long"), ValueError, "'duration' = 'long'"),
         (spoiled("start_time", "noon"), TypeError, "'start_time' = 'noon', which cannot be compared"),
@@ -347,3 +356,12 @@ def test_an_error_that_is_not_known_takes_no_weight_from_the_data():
     assert found["err"][2, 2] == pytest.approx(2.0)
     assert found["var_flat"][MIDDLE] == pytest.approx(1.0, rel=1e-5)
     assert found["var_flat"][2, 2] == pytest.approx(0.5, rel=1e-5)
+
+
+def test_values_that_the_output_cannot_hold_are_missing():
+    huge = flat(0)
+    huge["data"] = huge["data"].astype(np.float64)
+    huge["data"][MIDDLE] = 1e300
+    found = co_added([huge, flat(1, data=3.0)])
+    assert found["data"][MIDDLE] == pytest.approx(3.0)
+    assert found["wht"][MIDDLE] == pytest.approx(1.0)

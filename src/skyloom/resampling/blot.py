@@ -116,7 +116,7 @@ def blot_image(  # noqa: PLR0917  the reference's signature
         _deprecated(
             "Argument 'output_pixel_shape' has been deprecated: 'pixmap' has the shape of the output. Leave it out.", 3
         )
-        if tuple(output_pixel_shape)[::-1] != shape:
+        if not (np.iterable(output_pixel_shape) and tuple(output_pixel_shape)[::-1] == shape):
             raise ShapeError(
                 f"'output_pixel_shape' is {output_pixel_shape}, but 'pixmap' is for {shape[::-1]} (nx, ny).",
                 found=output_pixel_shape,
@@ -149,6 +149,7 @@ def _deprecated(message: str, stacklevel: int = 4) -> None:
 
 def _method(interp: str) -> str | None:
     """Return the name of the interpolation in `skyloom.resampling.kernels`, None for 'nearest'."""
+    interp = str(interp)
     if interp in _OLD_NAMES:
         _deprecated(f"Interpolation method '{interp}' has been deprecated: give '{_OLD_NAMES[interp]}'.")
         interp = _OLD_NAMES[interp]
@@ -165,7 +166,7 @@ def _method(interp: str) -> str | None:
 def _number(value: Any, what: str) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"'{what}' is {value!r}; a number is needed.", **{what: value}) from None
 
 
@@ -174,7 +175,8 @@ def _scale(iscale: Any, pix_ratio: Any, exptime: Any) -> float:
     factor = _number(iscale, "iscale")
     if pix_ratio is not _NOT_GIVEN:
         _deprecated("Argument 'pix_ratio' has been deprecated: give iscale=1 / pix_ratio**2 instead.")
-        factor /= positive(pix_ratio, "pix_ratio") ** 2
+        side = positive(pix_ratio, "pix_ratio")
+        factor = factor / side / side
     if exptime is not _NOT_GIVEN:
         _deprecated("Argument 'exptime' has been deprecated: give iscale=exptime instead.")
         factor *= _number(exptime, "exptime")

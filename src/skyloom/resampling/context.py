@@ -10,6 +10,10 @@ from skyloom.errors import InputError
 CTX_PLANE_BITS = 32
 
 
+class PixelIndexError(InputError, IndexError):
+    """A pixel lies outside of the image."""
+
+
 def decode_context(context: npt.ArrayLike, x: npt.ArrayLike, y: npt.ArrayLike) -> list[npt.NDArray[np.intp]]:
     """List the images that have contributed to given pixels.
 
@@ -29,7 +33,8 @@ def decode_context(context: npt.ArrayLike, x: npt.ArrayLike, y: npt.ArrayLike) -
     Raises
     ------
     InputError
-        The context is not three-dimensional, or `x` and `y` are not integers of one shape.
+        The context is not three-dimensional, or `x` and `y` are not integers of one shape, or outside of the image
+        (then it is an `IndexError`, too).
     """
     bits = np.asarray(context)
     if bits.ndim != 3 or bits.dtype.kind not in "iu":
@@ -39,6 +44,15 @@ def decode_context(context: npt.ArrayLike, x: npt.ArrayLike, y: npt.ArrayLike) -
     xs, ys = np.atleast_1d(x), np.atleast_1d(y)
     if xs.shape != ys.shape or xs.ndim != 1 or xs.dtype.kind not in "iu" or ys.dtype.kind not in "iu":
         raise InputError("'x' and 'y' must be integers, or 1D arrays of integers of equal length.")
+    ny, nx = bits.shape[1:]
+    outside = (xs < 0) | (xs >= nx) | (ys < 0) | (ys >= ny)
+    if outside.any():
+        raise PixelIndexError(
+            f"The pixel x = {xs[outside][0]}, y = {ys[outside][0]} lies outside of the context of {nx} x {ny} pixels; "
+            "indices from 0 are needed.",
+            x=int(xs[outside][0]),
+            y=int(ys[outside][0]),
+        )
     unsigned = np.dtype(f"u{bits.dtype.itemsize}")
     pixels = bits[:, ys, xs].astype(unsigned)  # signed values keep their bits
     is_set = (pixels.T[..., None] >> np.arange(8 * unsigned.itemsize, dtype=unsigned)) & unsigned.type(1)

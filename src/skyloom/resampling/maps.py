@@ -383,6 +383,9 @@ def _low_level(wcs: Any, what: str) -> Any:
             f"The {what} WCS has {wcs.pixel_n_dim} pixel and {wcs.world_n_dim} world axes; two of each are "
             "needed, or the three world axes of a spectrum. Take its celestial part (.celestial)."
         )
+    reference = getattr(getattr(wcs, "wcs", None), "crval", None)  # of a FITS WCS: wcslib takes NaN for 1e108 degrees
+    if reference is not None and not np.isfinite(reference).all():
+        raise WcsError(f"The {what} WCS has the reference value CRVAL = {reference}; finite numbers are needed.")
     return wcs
 
 
@@ -440,7 +443,18 @@ def _map_through_frames(source: Any, target: Any) -> Map:
     from astropy.wcs.wcsapi import BaseHighLevelWCS, HighLevelWCSWrapper
 
     pair = [wcs if isinstance(wcs, BaseHighLevelWCS) else HighLevelWCSWrapper(wcs) for wcs in (source, target)]
-    return lambda xy: np.stack(pixel_to_pixel(*pair, xy[:, 0], xy[:, 1]), axis=1)
+
+    def through(xy: XYArray) -> XYArray:
+        try:
+            return np.stack(pixel_to_pixel(*pair, xy[:, 0], xy[:, 1]), axis=1)
+        except ValueError as error:
+            raise WcsError(
+                f"The source WCS gives {source.world_axis_physical_types} and the target WCS "
+                f"{target.world_axis_physical_types}, in which its positions cannot be found: {error}. Give two of the "
+                "same kind."
+            ) from error
+
+    return through
 
 
 def invert_map(map_: Map, shape: tuple[int, int], *, tolerance: float = 1e-4, iterations: int = 30) -> Map:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom.errors import InputError, ShapeError, WcsError
-from skyloom.exposure import FloatArray
-from skyloom.resampling._drizzle_planes import bit_plane, real_plane, strided
+from skyloom.exposure import LARGEST, FloatArray
+from skyloom.resampling._drizzle_planes import bit_plane, real_plane, representable, strided
 from skyloom.resampling.pipeline_utils import MissingKeyError, _ignored_bits, get_tmeasure
 
 _log = logging.getLogger(__name__)
@@ -134,7 +134,10 @@ def read_model(model: Mapping[str, Any], options: ModelOptions) -> ModelImage:
             found=data.shape,
             needed=tuple(known),
         )
+    data = representable(data, 1.0, np.float32)  # the type of the output
     level = 0.0 if model["subtracted"] or model["level"] is None else number(model, "level")
+    if abs(level) > LARGEST:
+        raise InputError(f"Model '{name}' has 'level' = {level}; no sky is brighter than {LARGEST:.0e}.", level=level)
     mask, rejected = _mask(model, options, data.shape)
     weight, weight_variance = _weights(model, options.weight_type, data.shape)
     return ModelImage(
@@ -157,8 +160,8 @@ def number(model: Mapping[str, Any], key: str, above: float = -math.inf) -> floa
     """Return a number of a model, which must be finite and above a limit."""
     value = model[key]
     try:
-        found = float(value)
-    except (TypeError, ValueError):
+        found = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not (math.isfinite(found) and found > above):
         what = "a finite number" if above == -math.inf else f"a number above {above:g}"
@@ -172,8 +175,14 @@ def number(model: Mapping[str, Any], key: str, above: float = -math.inf) -> floa
 
 
 def check_times(model: Mapping[str, Any]) -> None:
-    """Raise if the times of a model, which may be None but for its exposure time, cannot be added up."""
+    """Raise if the times of a model, which may be None but for its exposure time, or its group cannot be used."""
     number(model, "exposure_time", above=0.0)
+    if isinstance(model["group_id"], np.ndarray):
+        raise ModelTypeError(
+            f"Model '{model_name(model)}' has a 'group_id' that is an array; a text or a number is needed, "
+            "the same for all models of a group.",
+            key="group_id",
+        )
     for key in ("duration", "measurement_time"):
         if model[key] is not None:
             number(model, key)

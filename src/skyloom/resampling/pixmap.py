@@ -73,7 +73,7 @@ def calc_pixmap(
         raise InputError(
             f"disable_bbox is {disable_bbox!r}; it must be 'to', 'from', 'both' or 'none'.", disable_bbox=disable_bbox
         )
-    if tolerance is not None and not tolerance >= 0:
+    if tolerance is not None and not (isinstance(tolerance, (int, float, np.number)) and tolerance >= 0):
         raise InputError(f"tolerance is {tolerance}; it must be at least 0 (pixels), or None.", tolerance=tolerance)
     if not (isinstance(stepsize, (int, float, np.number)) and 1 <= stepsize < math.inf):
         raise InputError(f"stepsize is {stepsize!r}; it must be a number from 1 (pixels).", stepsize=stepsize)
@@ -82,7 +82,9 @@ def calc_pixmap(
     size = _pixmap_shape(wcs_from, shape)
     source, source_box = _without_box(wcs_from, disable_bbox in ("from", "both"))
     target, target_box = _without_box(wcs_to, disable_bbox in ("to", "both"))
-    positions = positions_between(source, target, size, stepsize=stepsize, order=order, tolerance=tolerance)
+    positions = positions_between(
+        source, target, size, stepsize=stepsize, order=3 if order == 3 else 1, tolerance=tolerance
+    )
     pixmap = positions.pixmap() if isinstance(positions, SampledMap) else positions
     if source_box is not None:
         blank_outside(pixmap, source_box)
@@ -288,11 +290,16 @@ def estimate_pixel_scale(wcs: Any, refpix: npt.ArrayLike | None = None) -> float
     ------
     WcsError
         This is no two-dimensional WCS, or it is not defined at that pixel.
+    InputError
+        `refpix` is no pixel.
     """
     bare, _ = _without_box(wcs, ignore=True)
     if not hasattr(bare, "pixel_to_world_values") or bare.pixel_n_dim != 2:
         raise WcsError(f"A two-dimensional WCS is needed to measure a pixel; found {type(wcs).__name__}.")
-    x, y = _reference_pixel(wcs) if refpix is None else np.asarray(refpix, np.float64)
+    try:
+        x, y = _reference_pixel(wcs) if refpix is None else np.asarray(refpix, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"refpix is {refpix!r}; two numbers are needed, the pixel (x, y).", refpix=refpix) from None
     steps = np.array([(0.0, 0.0), (-0.5, -0.5), (-0.5, 0.5), (0.5, 0.5), (0.5, -0.5)])
     world = np.array(bare.pixel_to_world_values(x + steps[:, 0], y + steps[:, 1]), np.float64)
     lon, lat = world if not str(bare.world_axis_physical_types[0]).endswith((".dec", ".lat")) else world[::-1]

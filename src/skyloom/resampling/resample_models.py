@@ -201,7 +201,9 @@ class Resample(Options, OutputFrame, ModelPlacing, ModelTimes):
         n_input_models : int, optional
             How many models are expected.
         """
-        if n_input_models is not None and not (isinstance(n_input_models, (int, np.integer)) and n_input_models > 0):
+        if n_input_models is not None and not (
+            isinstance(n_input_models, (int, np.integer)) and 0 < n_input_models < 2**31
+        ):
             raise InputError(
                 f"n_input_models is {n_input_models!r}; the number of models is needed, at least 1, or None.",
                 n_input_models=n_input_models,

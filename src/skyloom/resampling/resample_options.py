@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from skyloom.errors import InputError
+from skyloom.resampling._drizzle_checks import LARGEST_PIXFRAC
 from skyloom.resampling._drizzle_planes import fill_text
 from skyloom.resampling.drizzle import SUPPORTED_DRIZZLE_KERNELS
 from skyloom.resampling.model_input import WEIGHT_PLANES, ModelOptions
@@ -48,8 +49,11 @@ class Options:
                 f"compute_err is {self._compute_err!r}; it must be 'from_var', 'driz_err' or None.",
                 compute_err=self._compute_err,
             )
-        if not (_is_number(self.pixfrac) and 0 <= self.pixfrac < math.inf):
-            raise InputError(f"pixfrac is {self.pixfrac!r}; a finite number from 0 is needed.", pixfrac=self.pixfrac)
+        if not (_is_number(self.pixfrac) and 0 <= self.pixfrac <= LARGEST_PIXFRAC):
+            raise InputError(
+                f"pixfrac is {self.pixfrac!r}; a finite number from 0 to {LARGEST_PIXFRAC:.0f} is needed.",
+                pixfrac=self.pixfrac,
+            )
         if not (_is_number(self.pixmap_stepsize) and 1 <= self.pixmap_stepsize < math.inf):
             raise InputError(
                 f"pixmap_stepsize is {self.pixmap_stepsize!r}; a number from 1 (pixels) is needed.",

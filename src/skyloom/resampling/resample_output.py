@@ -140,7 +140,14 @@ class OutputFrame:
             Steradians.
         """
         nominal = model["pixelarea_steradians"]
-        nominal = nominal if nominal is not None and math.isfinite(nominal) and nominal > 0 else None
+        try:
+            known = nominal is not None and math.isfinite(nominal) and 0 < nominal <= 4 * math.pi
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(
+                f"Model '{model_name(model)}' has 'pixelarea_steradians' = {nominal!r}; a number is needed, or None.",
+                key="pixelarea_steradians",
+            ) from None
+        nominal = nominal if known else None
         if not prefer_mean and nominal is not None:
             return float(nominal)
         mean = compute_mean_pixel_area(model["wcs"], shape=model["data"].shape)
