@@ -11,7 +11,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from skyloom.cli import EXIT_FAILED, EXIT_OK, main
+from skyloom.cli import EXIT_FAILED, EXIT_OK, EXIT_PARTIAL, main
 from skyloom.data import saao_frame
 
 
@@ -113,6 +113,44 @@ def test_register_without_template_wcs_needs_resample(tmp_path, capsys):
     assert main(["register", str(saao_frame(27)), str(saao_frame(93)), "-o", str(out)]) == EXIT_FAILED
     assert "--resample" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_register_many_images_jointly(tmp_path, capsys):
+    out, frames = tmp_path / "registered", [str(saao_frame(n)) for n in (75, 27, 93)]
+    arguments = ["register", *frames, "--joint", "--reference", frames[2], "--resample", "-o", str(out)]
+    assert main(arguments) == EXIT_OK
+    printed = capsys.readouterr().out
+    assert printed.count("rms") >= 3
+    assert f"{frames[2]}: the reference" in printed
+    stems = [Path(frame).name.split(".")[0] for frame in frames[:2]]
+    assert sorted(path.name for path in out.iterdir()) == [*sorted(f"{s}.registered.fits" for s in stems), "stars.ecsv"]
+    stars = Table.read(out / "stars.ecsv")
+    assert stars["n_images"].max() == 3
+    # on the grid of the reference: moved by a pixel in any direction, the images look less alike
+    template = fits.getdata(frames[2]).astype(float)
+    inner = (slice(60, -60), slice(60, -60))
+    for stem in stems:
+        image = fits.getdata(out / f"{stem}.registered.fits", "SCI")
+
+        def likeness(*shift, image=image):
+            return np.corrcoef(np.roll(image, shift, (0, 1))[inner].ravel(), template[inner].ravel())[0, 1]
+
+        assert likeness(0, 0) > max(likeness(0, 1), likeness(0, -1), likeness(1, 0), likeness(-1, 0))
+    # what exists is not replaced
+    assert main(arguments) == EXIT_FAILED
+    assert "overwrite" in capsys.readouterr().err
+
+
+def test_register_many_images_of_which_one_has_no_stars(tmp_path, capsys):
+    noise = tmp_path / "noise.fits"
+    fits.PrimaryHDU(np.random.default_rng(3).normal(100, 10, (200, 200))).writeto(noise)
+    status = main(["register", str(saao_frame(75)), str(noise), "--reference", str(saao_frame(93))])
+    assert status == EXIT_PARTIAL
+    printed = capsys.readouterr().out
+    assert "1 images registered" in printed
+    assert "1 refused" in printed
+    assert main(["register", str(noise), str(saao_frame(93)), "--joint", "--plot", "a.png"]) == EXIT_FAILED
+    assert "--plot" in capsys.readouterr().err
 
 
 def test_coadd_registers_frames_without_wcs(tmp_path, capsys):

@@ -3,6 +3,10 @@
 The output holds the original pixels of SOURCE with a WCS: that of TEMPLATE composed with the transform. With
 --resample the pixels are brought onto the grid of TEMPLATE instead; then TEMPLATE needs no WCS. With --catalogue the
 stars of a catalogue (FITS, ECSV or VOTable with ra, dec and, where known, proper motions) take the place of TEMPLATE.
+
+Many images are registered to one frame: that of --reference, or of the image with the most stars. With --joint the
+positions of all stars and all transforms are fitted together. The output is then a folder, with NAME.registered.fits
+for each image and, with --joint, stars.ecsv. Images that cannot be registered are named, and the exit status is 2.
 """
 
 from __future__ import annotations
@@ -18,8 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("source", metavar="SOURCE", help="FITS image to register")
     parser.add_argument("template", metavar="TEMPLATE", nargs="?", help="FITS image to register it to")
+    parser.add_argument("more", metavar="IMAGE", nargs="*", help="more images: all are registered to one frame")
+    parser.add_argument("--reference", metavar="FILE", help="register all images to this one")
+    parser.add_argument("--joint", action="store_true", help="fit all transforms and star positions together")
     parser.add_argument("--catalogue", metavar="FILE", help="register to the sky by this catalogue of stars instead")
-    parser.add_argument("-o", "--output", metavar="FILE", help="FITS file to write (default: only print the result)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="FITS file, or folder for many images (default: only print)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--resample", action="store_true", help="write SOURCE resampled onto the grid of TEMPLATE")
     parser.add_argument(
@@ -38,6 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     from skyloom.io import check_writable, read
     from skyloom.registration import RegistrationOptions, register, register_to_catalogue
 
+    if arguments.more or arguments.joint or arguments.reference is not None:
+        from skyloom.cli.register_group import run_group
+
+        return run_group(arguments)
     if (arguments.template is None) == (arguments.catalogue is None):
         raise InputError("Give either a TEMPLATE or --catalogue.")
     if arguments.resample and arguments.template is None:

@@ -86,7 +86,7 @@ def register_group(
 
     Parameters
     ----------
-    images : sequence of Exposure, Table, or what `skyloom.io.read` accepts
+    images : sequence of Exposure, Table, what `skyloom.io.read` accepts, or functions that return one of these
         See `register`. Each is read once, and only its sources are kept.
     options : RegistrationOptions, optional
         How to work.

@@ -120,6 +120,8 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
 
 def find_sources(image: Any, options: RegistrationOptions) -> tuple[Exposure | None, Table]:
     """Return the exposure (None for a table) and its table of sources."""
+    if callable(image):
+        image = image()
     if isinstance(image, Table):
         return None, image
     if not isinstance(image, Exposure):

@@ -1,0 +1,109 @@
+"""``skyloom register`` for many images: all to one frame, or all fitted together."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from skyloom.cli.messages import Progress
+    from skyloom.registration import Group
+
+
+def run_group(arguments: argparse.Namespace) -> int:
+    """Register all images of the command line."""
+    from skyloom.cli import EXIT_OK, EXIT_PARTIAL
+    from skyloom.cli.inputs import reading_options
+    from skyloom.cli.messages import progress_bar
+    from skyloom.io import read
+    from skyloom.registration import RegistrationOptions, register_group
+
+    paths = [path for path in (arguments.source, arguments.template, *arguments.more) if path is not None]
+    outputs = _outputs(arguments, paths)
+    reading = reading_options(arguments, "source")
+    reference = arguments.reference
+    if reference is not None:
+        known = [os.path.realpath(path) for path in paths]
+        place = os.path.realpath(reference)
+        reference = (
+            known.index(place) if place in known else partial(read, reference, **reading_options(arguments, "template"))
+        )
+    with progress_bar(arguments.quiet) as progress:
+        group = register_group(
+            [partial(read, path, **reading) for path in paths],
+            RegistrationOptions(threshold=arguments.threshold),
+            reference=reference,
+            joint=arguments.joint,
+            progress=progress,
+        )
+        if not arguments.quiet:
+            _print(group, paths)
+        if outputs is not None:
+            _write(arguments, group, paths, outputs, progress)
+    return EXIT_PARTIAL if group.errors else EXIT_OK
+
+
+def _outputs(arguments: argparse.Namespace, paths: list[str]) -> list[Path] | None:
+    """Return the file for each image, and the one for the stars, all of which can be written; None without --output."""
+    from skyloom.cli.inputs import check_not_input, image_stem
+    from skyloom.errors import InputError, WriteError
+    from skyloom.io import check_writable
+
+    if arguments.catalogue is not None or arguments.plot is not None:
+        raise InputError("--catalogue and --plot are for a single image; register the images one by one.")
+    if arguments.output is None:
+        return None
+    folder = Path(arguments.output)
+    files = [folder / f"{image_stem(path)}.registered.fits" for path in paths] + [folder / "stars.ecsv"]
+    if len(set(files)) < len(files):
+        raise InputError("Two of the images have the same file name, and would be written to one file; rename one.")
+    check_not_input(files, [*paths, arguments.reference])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"The folder {folder} cannot be made: {error.strerror}.", path=str(folder)) from error
+    for file in files if arguments.joint else files[:-1]:
+        check_writable(file, overwrite=arguments.overwrite)
+    return files
+
+
+def _print(group: Group, paths: list[str]) -> None:
+    for index, (path, one) in enumerate(zip(paths, group, strict=True)):
+        print(f"{path}: {'the reference' if index == group.reference else one or group.errors[index]}")
+    print(group)
+
+
+def _write(
+    arguments: argparse.Namespace, group: Group, paths: list[str], outputs: list[Path], progress: Progress
+) -> None:
+    """Write each image that was registered; the images are read again, one at a time."""
+    from skyloom.cli.inputs import reading_options
+    from skyloom.io import atomic_write, read
+    from skyloom.pipeline.align import write_registered
+
+    reading = reading_options(arguments, "source")
+    if group.reference is None:
+        frame, template = arguments.reference, read(arguments.reference, **reading_options(arguments, "template"))
+    else:
+        frame = paths[group.reference]
+        template = read(frame, **reading)
+    for index, (path, one) in enumerate(zip(paths, group, strict=True)):
+        if one is None:
+            continue
+        progress("writing", index, len(paths))
+        write_registered(
+            read(path, **reading),
+            template,
+            one,
+            outputs[index],
+            resampled=arguments.resample,
+            convention=arguments.distortion.upper(),
+            inputs=[path, frame],
+            overwrite=arguments.overwrite,
+        )
+    if group.stars is not None:
+        with atomic_write(outputs[-1], overwrite=arguments.overwrite) as temporary:
+            group.stars.write(temporary, format="ascii.ecsv", overwrite=True)
