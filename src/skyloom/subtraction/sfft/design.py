@@ -24,6 +24,7 @@ those that the data hardly constrain: so a step with H leaves about 1 % of an er
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,18 @@ class Design:
         ny, nx = template.shape
         self.centre = (nx - 1) / 2, (ny - 1) / 2
         self.scale = max(nx - 1, 1) / 2, max(ny - 1, 1) / 2  # X and Y run from -1 to 1
-        self._padded: dict[type, Any] = {dtype: self._pad(template, dtype) for dtype in (np.float32, np.float64)}
+        self._template = template
+
+    @cached_property
+    def _single(self) -> Any:
+        return self._pad(self._template, np.float32)
+
+    @cached_property
+    def _double(self) -> Any:
+        return self._pad(self._template, np.float64)
+
+    def _of(self, dtype: type) -> Any:
+        return self._single if dtype == np.float32 else self._double
 
     def _pad(self, plane: npt.NDArray[np.floating], dtype: type) -> Any:
         ky, kx = self.model.kernel_shape
@@ -108,12 +120,16 @@ class Design:
         """Return A x, the model image, computed in float32 or float64."""
         model = self.model
         kernel = unknowns[: model.n_kernel].reshape(-1, model.taps)
-        return self._convolve(self._padded[dtype], kernel, model.kernel_order, model.background(unknowns))
+        return self._convolve(self._of(dtype), kernel, model.kernel_order, model.background(unknowns))
 
     def background(self, unknowns: Float64Array) -> Any:
         """Return the background of the model image, in float32."""
-        flat = DeltaModel((1, 1), 0, self.model.background_order)
-        return Design(np.zeros(self.shape), flat).apply(np.append(0.0, self.model.background(unknowns)), np.float32)
+        (ny, nx), order = self.shape, self.model.background_order
+        X, Y = ((np.arange(n) - c) / s for n, c, s in zip((nx, ny), self.centre, self.scale, strict=True))
+        in_y = np.zeros((order + 1, ny))  # sum_l b_kl Y^l
+        for (k, power), b in zip(exponents(order), self.model.background(unknowns), strict=True):
+            in_y[k] += b * Y**power
+        return in_y.T.astype(np.float32) @ (X ** np.arange(order + 1)[:, None]).astype(np.float32)
 
     def project(self, image: npt.NDArray[Any], weight: npt.NDArray[np.float32]) -> tuple[Float64Array, float]:
         """Return A^T W u, the weighted sums of an image u with each unknown's pattern, and u^T W u.
@@ -121,22 +137,9 @@ class Design:
         Computed in the precision of the image; sums over rows are added in float64.
         """
         model = self.model
-        padded = self._padded[image.dtype.type]
+        padded = self._of(image.dtype.type)
         kernel, flat, squares = self._moments(padded, image, weight, model.kernel_order, model.background_order)
         return np.concatenate([kernel.ravel(), flat]), squares
-
-    def norm(self, image: npt.NDArray[Any], weight: npt.NDArray[np.float32]) -> float:
-        """Return u^T W u."""
-        return float(
-            sum(
-                map_bands(
-                    lambda rows: np.einsum(
-                        "ij,ij,ij->", image[slice(*rows)], image[slice(*rows)], weight[slice(*rows)], dtype=np.float64
-                    ),
-                    row_bands(self.shape[0]),
-                )
-            )
-        )
 
     def matrix(self, weight: npt.NDArray[np.float32]) -> Float64Array:
         """Return A^T W A, nearly: see the module's docstring. The parts of the background are exact."""
@@ -150,7 +153,7 @@ class Design:
                 full[s * n : (s + 1) * n, t * n : (t + 1) * n] = gram[terms[i + k, j + m]]
         highest = order + model.background_order
         cross, flat, _ = self._moments(
-            self._padded[np.float32], np.ones(self.shape, np.float32), weight, highest, 2 * model.background_order
+            self._single, np.ones(self.shape, np.float32), weight, highest, 2 * model.background_order
         )
         cross_terms = {term: k for k, term in enumerate(exponents(highest))}
         flat_terms = {term: k for k, term in enumerate(exponents(2 * model.background_order))}
@@ -229,11 +232,10 @@ class Design:
         n, order = model.taps, 2 * model.kernel_order
         cell = max(4, -(-max(self.shape) // _CELLS))
         rows_of_band = cell * max(1, -(-self.shape[0] // (_BANDS * cell)))
-        single = self._padded[np.float32]
 
         def band(rows: tuple[int, int]) -> Float64Array:
             out = np.zeros((len(exponents(order)), n, n))
-            _kernels.delta_gram(single, weight, model.kernel_shape, order, self.centre, self.scale, cell, rows, out)
+            _kernels.delta_gram(self._single, weight, model.kernel_shape, order, self.centre, self.scale, cell, rows, out)
             return out
 
         total = _sum(map_bands(band, row_bands(self.shape[0], rows_of_band)))

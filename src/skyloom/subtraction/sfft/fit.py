@@ -22,7 +22,7 @@ log = logging.getLogger("skyloom.subtraction.sfft")
 # of the statistical errors: as accurate as weights, and the choice of pixels, need the fit to be
 _BEFORE_WEIGHING = 3.0
 _WHILE_CLIPPING = 0.1
-_IN_THE_END = 1e-8
+_IN_THE_END = 1e-6
 _AS_GOOD = 2e-5  # a choice of pixels that differs by this part is none
 
 
@@ -153,8 +153,7 @@ class _Fitter:
             self.solver.correction = self.design.noise_product(
                 self.solver.x, self.weight, self.planes.template_variance
             )
-        self.solver.sharpen()
-        self.solver.solve(_IN_THE_END)
+        self.solver.refine(_IN_THE_END)
         return DeltaFit(self.design, self.solver.x, self.solver.residual, self.weight > 0, self.n_iter)
 
     def need_enough(self, used: BoolArray) -> None:

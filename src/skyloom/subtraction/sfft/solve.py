@@ -9,6 +9,10 @@ Conjugate gradients use the residual S - A x, exactly, and the approximate matri
 (Hestenes & Stiefel 1952; Golub & Van Loan, Matrix Computations, algorithm 11.5.1): what is approximate in the matrix
 delays the solution and does not change it. The matrix may also be that of somewhat different weights, as when pixels
 were clipped.
+
+The steps are computed in single precision, from a gradient in double precision; where they have brought it down by
+10^4, the gradient is taken anew (iterative refinement: Wilkinson 1963; Golub & Van Loan, section 3.5.3). Steps become
+small, and so does what single precision loses of them: x ends up as in double precision throughout.
 """
 
 from __future__ import annotations
@@ -25,9 +29,10 @@ from skyloom.subtraction.normal import Factored
 from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
 
 _MOST_STEPS = 200
-_GOOD_ENOUGH = 1e-4  # of the statistical errors, if no step brings less
 _MANY_STEPS = 8  # after so many, a new matrix is cheaper
 _ROUNDING = 1e-26  # of the first gradient's square: all that double precision leaves
+_SINGLE = 1e-8  # of the square of a start's gradient: so far steps in single precision are trusted
+_MOST_STARTS = 8
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Solver:
     x : ndarray
         The unknowns.
     residual : ndarray, shape (ny, nx)
-        S - A x, in single precision until `sharpen`.
+        S - A x, in single precision until `refine` ends.
     """
 
     def __init__(self, design: Design, target: Float64Array, penalties: Penalties) -> None:
@@ -112,8 +117,15 @@ class Solver:
         anew = rebuild or self._steps > _MANY_STEPS
         self._set(weight, self._design.matrix(weight) if anew else None)
 
-    def sharpen(self) -> None:
-        """Go on in double precision."""
+    def refine(self, tolerance: float) -> None:
+        """Bring x to the minimum as `solve` does, in double precision."""
+        for _ in range(_MOST_STARTS):
+            self.residual = self._target - self._design.apply(self.x)
+            reached = self._descend(tolerance, _SINGLE)
+            if self._steps == 0:
+                return
+            if reached:
+                break
         self.residual = self._target - self._design.apply(self.x)
 
     def _set(self, weight: npt.NDArray[np.float32], matrix: Float64Array | None) -> None:
@@ -129,33 +141,41 @@ class Solver:
         The distance to the minimum in units of the errors is sqrt(r^T M^-1 r) over the deviation of a pixel of weight
         1, where r is the gradient and M the preconditioner.
         """
-        r, energy = self._gradient()
+        self._descend(tolerance)
+
+    def _descend(self, tolerance: float, part: float = 0.0) -> bool:
+        """Step on to the minimum; return False where only `part` of the first r^T M^-1 r is left before.
+
+        In single precision the residual is kept up to date.
+        """
+        # A^T W (S - A x), and (S - A x)^T W (S - A x)
+        products, energy = self._design.project(self.residual, self._weight)
+        r = products - self._penalty @ self.x + self.correction
         z = self._preconditioner.solve(r)
         direction, left = z, float(r @ z)
+        first = left
         for self._steps in range(_MOST_STEPS):
             self._largest = max(self._largest, left)
             if left <= max(tolerance**2 * energy / self._used, _ROUNDING * self._largest):
-                return
-            change = self._design.apply(direction, self.residual.dtype.type)
-            curvature = self._design.norm(change, self._weight)
-            step = left / (curvature + float(direction @ (self._penalty @ direction)))
+                return True
+            if left <= part * first:
+                return False
+            change = self._design.apply(direction, np.float32)
+            curving, _ = self._design.project(change, self._weight)
+            bent = self._penalty @ direction
+            step = left / float(direction @ (curving + bent))
             self.x += step * direction
-            change *= change.dtype.type(step)
-            self.residual -= change
-            r, energy = self._gradient()
+            energy -= step * float(direction @ (2 * products - step * curving))
+            products -= step * curving
+            r -= step * (curving + bent)
+            if self.residual.dtype == np.float32:
+                change *= np.float32(step)
+                self.residual -= change
             z = self._preconditioner.solve(r)
             previous, left = left, float(r @ z)
-            if left > 0.5 * previous and left <= _GOOD_ENOUGH**2 * energy / self._used:
-                return  # rounding leaves no more
             direction = z + (left / previous) * direction
         raise SubtractionError(
             f"The fit of the kernel has not converged after {_MOST_STEPS} steps. Give a smaller kernel, lower orders "
-            "or a larger "
-            "ridge.",
+            "or a larger ridge.",
             steps=_MOST_STEPS,
         )
-
-    def _gradient(self) -> tuple[Float64Array, float]:
-        """Return half the descent of what is minimised, and the weighted sum of squares of the residual."""
-        gradient, energy = self._design.project(self.residual, self._weight)
-        return gradient - self._penalty @ self.x + self.correction, energy
