@@ -235,7 +235,9 @@ class Design:
 
         def band(rows: tuple[int, int]) -> Float64Array:
             out = np.zeros((len(exponents(order)), n, n))
-            _kernels.delta_gram(self._single, weight, model.kernel_shape, order, self.centre, self.scale, cell, rows, out)
+            _kernels.delta_gram(
+                self._single, weight, model.kernel_shape, order, self.centre, self.scale, cell, rows, out
+            )
             return out
 
         total = _sum(map_bands(band, row_bands(self.shape[0], rows_of_band)))

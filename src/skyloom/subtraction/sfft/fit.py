@@ -23,7 +23,7 @@ log = logging.getLogger("skyloom.subtraction.sfft")
 _BEFORE_WEIGHING = 3.0
 _WHILE_CLIPPING = 0.1
 _IN_THE_END = 1e-6
-_AS_GOOD = 2e-5  # a choice of pixels that differs by this part is none
+_AS_GOOD = 5e-5  # a choice of pixels that differs by this part is none
 
 
 @dataclass(frozen=True)

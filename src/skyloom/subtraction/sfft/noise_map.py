@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import sep
-from scipy import ndimage
 
 from skyloom.errors import NoUsableDataError
 from skyloom.exposure import BoolArray
@@ -49,12 +48,23 @@ def noise_map(image: Float64Array, bad: BoolArray, gain: float | None) -> tuple[
         return rms.astype(np.float64), plane + level
     data -= plane
     data[bad] = 0
-    for axis in (0, 1):
-        data = ndimage.convolve1d(data, _SMOOTH, axis=axis, mode="nearest")
+    data = _smoothed(_smoothed(data).T).T
     data[data <= np.float32(_SOURCE * _SMOOTHED_NOISE) * rms] = 0
     data /= np.float32(gain)
     data += rms * rms
     return np.sqrt(data, dtype=np.float64), plane + level
+
+
+def _smoothed(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the plane, each pixel averaged with those above and below it; at the border they are like it."""
+    side, middle = _SMOOTH[0], _SMOOTH[1]
+    out = plane * np.float32(middle)
+    quarter = plane * np.float32(side)
+    out[1:] += quarter[:-1]
+    out[0] += quarter[0]
+    out[:-1] += quarter[1:]
+    out[-1] += quarter[-1]
+    return out
 
 
 def rough_level(image: Float64Array, good: BoolArray) -> float:
