@@ -1,10 +1,13 @@
 """Proper subtraction on simulated pairs: noise, fluxes, completeness, false peaks, time and memory of `run_zogy`.
 
-    python benchmarks/bench_zogy.py [--seeds 3] [--size 1024] [--given] [--peer]
+    python benchmarks/bench_zogy.py [--seeds 3] [--size 1024] [--given] [--peer] [--inject 60]
 
 Scenes: stars, galaxies and transients through two PSFs that vary over the field (see tests/simulate.py). `run_zogy`
 gets images and gains, measures noise and PSFs itself (or, with --given, takes the true PSF of the field's middle); with
 --peer, stdpipe's function of that name, if it is installed, gets the same images, PSFs and flux scale.
+
+With --inject the pair is differenced again with so many more sources in the science image, which have no noise of their
+own. What this adds to Fpsf, at their places, tells the bias of fluxes: the noise of both differences is the same.
 """
 
 from __future__ import annotations
@@ -43,6 +46,40 @@ def near_bright_stars(pair, radius):
     for xs, ys in pair.transients.iterrows("x", "y"):
         near &= (x - xs) ** 2 + (y - ys) ** 2 > 15**2
     return near
+
+
+def inject(pair, count, seed):
+    """Return the science image with more sources, far from its stars and transients, and their x, y and flux."""
+    rng = np.random.default_rng(1000 + seed)
+    data = np.array(pair.science.data, float)
+    size = len(data)
+    taken = [(x, y) for table in (pair.stars, pair.transients) for x, y in table.iterrows("x", "y")]
+    rows = []
+    while len(rows) < count:
+        x, y = rng.uniform(MARGIN + 20, size - MARGIN - 20, 2)
+        if np.hypot(*(np.array(taken) - (x, y)).T).min() < 18:
+            continue
+        taken.append((x, y))
+        sigma = np.sqrt(np.median(pair.science.variance))
+        flux = rng.uniform(15, 50) * sigma / np.sqrt((pair.science_psf.stamp(x, y) ** 2).sum())
+        ix, iy = round(x), round(y)
+        data[iy - 30 : iy + 31, ix - 30 : ix + 31] += flux * pair.science_psf.profile(x, y, x - ix, y - iy, 30)
+        rows.append((x, y, flux))
+    return data, np.array(rows)
+
+
+def injected_bias(pair, routine, known, count, seed):
+    """Return the relative errors of the fluxes of injected sources, without their noise."""
+    more, sources = inject(pair, count, seed)
+    fluxes = [
+        routine(
+            data, np.array(pair.template.data, float), image_gain=pair.science.gain,
+            template_gain=pair.template.gain, get_Fpsf=True, **known,
+        )[2]
+        for data in (more, np.array(pair.science.data, float))
+    ]  # fmt: skip
+    added = map_coordinates(fluxes[0] - fluxes[1], sources[:, 1::-1].T, order=3)
+    return added / sources[:, 2] - 1
 
 
 def peaks(score, transients, threshold=5.0):
@@ -112,6 +149,7 @@ def main():
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--given", action="store_true", help="give the PSFs and the flux scale")
     parser.add_argument("--peer", action="store_true", help="run stdpipe as well (implies --given)")
+    parser.add_argument("--inject", type=int, default=0, metavar="N", help="sources for the bias of fluxes")
     options = parser.parse_args()
     routines = {"skyloom": run_zogy}
     if options.peer:
@@ -120,6 +158,7 @@ def main():
         routines["stdpipe"] = peer
     results = {name: [] for name in routines}
     seconds = {name: [] for name in routines}
+    biases = {name: [] for name in routines}
     for seed in range(options.first, options.first + options.seeds):
         pair = simulate_pair(seed, options.size, n_transients=round(40 * (options.size / 1024) ** 2))
         known = {}
@@ -137,8 +176,18 @@ def main():
             )  # fmt: skip
             seconds[name].append(time.process_time() - start)
             results[name].append(measure(pair, products))
+            if options.inject:
+                biases[name].append(injected_bias(pair, routine, known, options.inject, seed))
     for name in routines:
         report(name, results[name], seconds[name], (options.size - 2 * MARGIN) ** 2 / 1e6)
+        if options.inject:
+            means = [100 * bias.mean() for bias in biases[name]]
+            every = 100 * np.concatenate(biases[name])
+            print(
+                f"  injected sources, S/N 15 to 50: bias {every.mean():+.3f} +- "
+                f"{np.std(means) / max(1, len(means) - 1) ** 0.5:.3f} % (scatter of the pairs), by pair "
+                f"{' '.join(f'{mean:+.2f}' for mean in means)}; scatter of sources {every.std():.2f} %"
+            )
     print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 

@@ -114,6 +114,25 @@ def test_images_of_any_shape_give_what_the_paper_gives(shape):
     assert np.unravel_index(found.significance.argmax(), shape) == (40, 30)
 
 
+def test_tiles_are_invisible():
+    """An image of several FFT tiles is what one transform of the whole gives, bright stars on the seams included."""
+    rng = np.random.default_rng(31)
+    shape = (560, 600)  # the tiles are of 512 pixels
+    p_n, p_r = moffat(4.0), moffat(3.0)
+    n, r = rng.normal(0, 2.0, shape), rng.normal(0, 1.0, shape)
+    for x, y in ((512, 512), (511, 300), (300, 511), (200, 200)):
+        box = slice(y - 12, y + 13), slice(x - 12, x + 13)
+        n[box] += 5000 * p_n  # S/N 600
+        r[box] += 4000 * p_r
+    found = difference_planes((planes(n, 2.0), planes(r, 1.0)), (ArrayPsf(p_n), ArrayPsf(p_r)), Match(0.8, (0.0, 0.0)))
+    truth = proper(n, r, p_n, p_r, 2.0, 1.0, 1.0, 0.8, FLOOR)
+    inside = (slice(30, -30),) * 2  # the transform of the whole wraps around
+    score = np.abs(found.flux - truth["s"] / truth["f_s"])[inside] / np.sqrt(np.median(found.flux_variance))
+    difference = np.abs(found.image - truth["d"] / truth["f_d"])[inside] * truth["f_d"]
+    assert score.max() < 0.1
+    assert difference.max() < 0.1
+
+
 # noise
 
 

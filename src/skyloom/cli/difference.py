@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("method")
     method.add_argument(
         "--method",
-        choices=("auto", "alard-lupton", "sfft"),
+        choices=("auto", "alard-lupton", "zogy", "sfft"),
         default="auto",
-        help="how the template is matched: with a kernel of Gaussians, or one of free pixels (default: auto, which is "
-        "alard-lupton)",
+        help="match the template with a kernel of Gaussians (alard-lupton) or of free pixels (sfft), or filter each "
+        "image with the PSF of the other (zogy; default: auto, what the images ask for)",
     )
     method.add_argument(
         "--align",
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--convolve",
         choices=("auto", "template", "science"),
         default="auto",
-        help="which image is convolved (default: auto, the sharper one)",
+        help="which image is convolved (default: auto, the sharper one); not with zogy",
     )
     method.add_argument(
         "--spatial-order",
@@ -96,17 +96,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _matching(arguments: argparse.Namespace) -> Any:
-    """Return the options of the matching."""
+    """Return the options of the matching; None if there are none, so that 'auto' is free to choose."""
+    from skyloom.errors import InputError
     from skyloom.subtraction import AlardLuptonOptions, SfftOptions
 
     orders: dict[str, Any] = {
         "spatial_order": _order(arguments.spatial_order, "--spatial-order"),
         "background_order": _order(arguments.background_order, "--background-order"),
     }
-    if arguments.method != "sfft":
-        return AlardLuptonOptions(convolve=arguments.convolve, **orders)
-    given = {name: order for name, order in orders.items() if order != "auto"}
-    return SfftOptions(convolve=arguments.convolve, **given)
+    given = {name: order for name, order in (orders | {"convolve": arguments.convolve}).items() if order != "auto"}
+    if not given:
+        return None
+    if arguments.method == "zogy":
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{options} cannot be given with --method zogy, which has no kernel. Leave it out.")
+    return (SfftOptions if arguments.method == "sfft" else AlardLuptonOptions)(**given)
 
 
 def _order(text: str, option: str) -> Literal["auto"] | int:

@@ -17,6 +17,7 @@ def print_summary(difference: Difference, candidates: Any, products: Products, n
     if difference.registration is not None:
         registration = difference.registration
         print(f"  registration   {registration.n_matched} stars, rms {registration.rms:.3f} pixel")
+    print(f"  method         {difference.method}: {difference.reason}")
     print(
         f"  matching       {numbers['convolved']} convolved, {numbers['n_stamps']} stamps, "
         f"kernel sum {numbers['kernel_sum']:.4f}"

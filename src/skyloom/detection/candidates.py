@@ -21,6 +21,7 @@ from skyloom.detection.shape import Shape, is_dipole, is_sharper, line_flux, mea
 from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning
 from skyloom.exposure import UNUSABLE, MaskBit
 from skyloom.psf import stamp_fwhm
+from skyloom.subtraction.zogy.moving import moving_significance
 
 logger = logging.getLogger("skyloom.detection")
 
@@ -189,9 +190,7 @@ def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
     shape = measure_shape(data, soft, source.model, core, flux=flux.flux, fwhm=fwhm)
     coverage = float((source.model**2)[weight > 0].sum() / (source.model**2).sum())
     flags = _flags(source, context, flux=flux, shape=shape, coverage=coverage)
-    kernel = getattr(context.difference, "kernel", None)
-    kernel_image = None if kernel is None else np.asarray(kernel.image_at(source.x, source.y), float)
-    if is_sharper(data, soft, source.model, core, kernel_image):
+    if is_sharper(data, soft, source.model, core, _pixel_shapes(context, source.x, source.y)):
         flags |= CandidateFlag.TOO_SHARP
     line = line_flux(pixels.image[box], weight, source.model, fwhm)
     if line != 0 and abs(flux.flux - line) < context.threshold * flux.error:
@@ -212,8 +211,37 @@ def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
         "coverage": coverage,
         "science_flux": science_flux,
         "template_flux": science_flux - float(score.flux[source.iy, source.ix]),
+        "kind": _kind(source, context, flux),
         "flags": int(flags),
     }
+
+
+def _pixel_shapes(context: _Context, x: float, y: float) -> list[Array]:
+    """Return what a single bright pixel of an image that was convolved looks like in the difference."""
+    responses = getattr(context.score.psf, "pixel_responses", None)
+    if responses is not None:
+        return [np.asarray(one, float) for one in responses(x, y)]
+    kernel = getattr(context.difference, "kernel", None)
+    return [] if kernel is None else [np.asarray(kernel.image_at(x, y), float)]
+
+
+def _kind(source: Source, context: _Context, flux: PsfFlux) -> str:
+    """Tell what happened: 'moving', 'variable' or 'transient'.
+
+    A source has moved if that is more significant, anywhere within half a FWHM, than that it has changed. Else it is
+    variable if the epoch in which it is fainter shows a source, too: a peak of 5 sigma within half a FWHM.
+    """
+    x, y, score = source.ix, source.iy, context.score
+    reach = max(1, round(context.fwhm / 2))
+    box = slice(max(y - reach, 0), y + reach + 1), slice(max(x - reach, 0), x + reach + 1)
+    if score.moving is not None:
+        moved = float(moving_significance(score.moving[box].max()))
+        if moved > max(context.threshold, float(np.abs(score.significance[box]).max())):
+            return "moving"
+    wide = slice(max(y - reach - 1, 0), y + reach + 2), slice(max(x - reach - 1, 0), x + reach + 2)
+    fainter = context.bright.flux[wide] - (score.flux[wide] if flux.flux > 0 else 0)
+    peak = float(fainter[1:-1, 1:-1].max(initial=0))
+    return "variable" if peak > 5 * flux.error and peak >= float(fainter.max()) else "transient"
 
 
 def _flags(source: Source, context: _Context, *, flux: PsfFlux, shape: Shape, coverage: float) -> CandidateFlag:
@@ -306,6 +334,11 @@ def _table(rows: list[dict[str, Any]], difference: DifferenceLike) -> Table:
     for name, (column_unit, description) in described.items():
         dtype = np.int64 if name in ("sign", "flags") else np.float64
         table[name] = Column([row[name] for row in rows], dtype=dtype, unit=column_unit, description=description)
+    table["kind"] = Column(
+        [row["kind"] for row in rows],
+        dtype="U9",
+        description="transient (seen in one epoch), variable (in both), moving (displaced rather than changed)",
+    )
     words = [flag_text(row["flags"]) for row in rows]
     table["flag_text"] = Column(words, dtype="U96", description="Reasons to doubt, in words")
     table["real"] = Column([row["flags"] == 0 for row in rows], dtype=bool, description="True without any flag")

@@ -100,6 +100,9 @@ class Score:
         Part of the PSF's weight (sum of P**2) on usable pixels, 0 to 1.
     psf : Psf
         The PSF of the difference.
+    moving : ndarray, optional
+        Z^2 of TRANSLIENT in every pixel, see `skyloom.subtraction.zogy.moving`: of differences that tell sources that
+        moved from those that changed.
     """
 
     significance: Plane
@@ -108,6 +111,7 @@ class Score:
     effective_variance: Plane
     coverage: Plane
     psf: Psf
+    moving: Plane | None = None
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -128,6 +132,7 @@ class Score:
             significance=self.significance / np.float32(factor),
             flux_variance=self.flux_variance * square,
             effective_variance=self.effective_variance * square,
+            moving=None if self.moving is None else self.moving / square,
         )
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,27 +142,29 @@ def gain(data: Array, weight: Array, model: Array) -> float:
     return float((weight * data * model).sum()) ** 2 / norm if norm > 0 else 0.0
 
 
-def is_sharper(data: Array, weight: Array, model: Array, core: npt.NDArray[np.bool_], kernel: Array | None) -> bool:
-    """Tell whether one pixel, or the kernel (a hot pixel of the image that was convolved), fits better than the PSF.
+def is_sharper(
+    data: Array, weight: Array, model: Array, core: npt.NDArray[np.bool_], kernels: Sequence[Array] = ()
+) -> bool:
+    """Tell whether one pixel, or a kernel (a hot pixel of an image that was convolved), fits better than the PSF.
 
     Parameters
     ----------
     data, weight, model : ndarray, shape (n, n)
         Difference without neighbours, 1 / variance, and the PSF at the fitted position.
     core : ndarray of bool, shape (n, n)
-    kernel : ndarray or None
-        The kernel at this place.
+    kernels : sequence of ndarray
+        The kernels at this place.
     """
     weight = np.where(core, weight, 0.0)
     point = gain(data, weight, model)
     best = float((weight * data**2).max())
-    if kernel is not None:
-        n, m = data.shape[0] // 2, kernel.shape[0] // 2
-        kernel = np.pad(kernel, max(n - m, 0))
+    n = data.shape[0] // 2
+    shifts = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+    for kernel in kernels:
+        m = kernel.shape[0] // 2
         trim = max(m - n, 0)
-        kernel = kernel[trim : kernel.shape[0] - trim, trim : kernel.shape[1] - trim]
-        shifts = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
-        best = max(best, *(gain(data, weight, np.roll(kernel, (dy, dx), (0, 1))) for dx, dy in shifts))
+        padded = np.pad(kernel[trim : 2 * m + 1 - trim, trim : 2 * m + 1 - trim], max(n - m, 0))
+        best = max(best, *(gain(data, weight, np.roll(padded, (dy, dx), (0, 1))) for dx, dy in shifts))
     return best > point + BETTER
 
 

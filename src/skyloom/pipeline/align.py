@@ -90,13 +90,18 @@ def _identity(xy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def bring_onto_grid(
-    grid: Exposure, frames: Sequence[Exposure], alignments: Sequence[Alignment], interpolation: str = "auto"
+    grid: Exposure,
+    frames: Sequence[Exposure],
+    alignments: Sequence[Alignment],
+    interpolation: str = "auto",
+    *,
+    proper: bool = False,
 ) -> Exposure:
     """Resample one frame onto the grid, or co-add several there.
 
     Several frames are scaled to the flux of the first before they are averaged with inverse variances, and pixels that
     disagree with the others (cosmic rays) are left out. Where any of them is saturated the co-add counts as saturated:
-    what the others leave there has another PSF than the rest.
+    what the others leave there has another PSF than the rest. A `proper` co-add (Zackay & Ofek 2017) knows its PSF.
     """
     if len(frames) == 1:
         if alignments[0].grid_to_frame is _identity:
@@ -107,8 +112,9 @@ def bring_onto_grid(
     from skyloom.pipeline.stack import coadd_aligned
     from skyloom.stacking import CoaddOptions
 
-    result = coadd_aligned(grid, frames, alignments, CoaddOptions(saturated="flag"))
-    return result.exposure.replace(name=f"co-add of {len(frames)} frames")
+    options = CoaddOptions(method="proper" if proper else "clipped", saturated="flag")
+    result = coadd_aligned(grid, frames, alignments, options)
+    return result.exposure.replace(name=f"co-add of {len(frames)} frames", psf=result.psf if proper else None)
 
 
 def write_registered(

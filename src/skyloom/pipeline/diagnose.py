@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from skyloom.background import MAD_TO_SIGMA
 from skyloom.exposure import UNUSABLE, BoolArray
+from skyloom.psf import stamp_fwhm
 
 if TYPE_CHECKING:
     from skyloom.detection import Score
     from skyloom.pipeline.align import Alignment
-    from skyloom.psf import PsfModel
+    from skyloom.psf import Psf
     from skyloom.subtraction import Subtraction
 
 CLIP = 5.0
@@ -50,7 +51,7 @@ def sky_pixels(result: Subtraction) -> BoolArray:
     return usable & (result.variance < 1.3 * faint)
 
 
-def diagnose(result: Subtraction, scored: Score, psf: PsfModel, alignments: Sequence[Alignment]) -> dict[str, Any]:
+def diagnose(result: Subtraction, scored: Score, psf: Psf, alignments: Sequence[Alignment]) -> dict[str, Any]:
     """Collect the diagnostics of a difference.
 
     Returns
@@ -66,7 +67,7 @@ def diagnose(result: Subtraction, scored: Score, psf: PsfModel, alignments: Sequ
     numbers: dict[str, Any] = dict(result.statistics)
     numbers |= {
         "convolved": result.convolved,
-        "psf_fwhm": psf.fwhm(),
+        "psf_fwhm": stamp_fwhm(psf.stamp(*((n - 1) / 2 for n in reversed(result.image.shape)))),
         "usable_fraction": float(((result.mask & np.uint32(UNUSABLE)) == 0).mean()),
         "sky_fraction": float(sky.mean()),
         "noise_mean": noise_mean,

@@ -16,26 +16,27 @@ from skyloom.errors import InputError
 from skyloom.exposure import Exposure, FloatArray
 from skyloom.pipeline.align import Alignment, align, bring_onto_grid
 from skyloom.pipeline.frames import each_usable
+from skyloom.pipeline.methods import options_types, subtract_by
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from skyloom.detection import Score
-    from skyloom.psf import PsfModel
+    from skyloom.psf import Psf
     from skyloom.registration import Registration, RegistrationOptions
-    from skyloom.subtraction import AlardLuptonOptions, SfftOptions, SpatialKernel, Subtraction
+    from skyloom.subtraction import AlardLuptonOptions, SfftOptions, SpatialKernel, Subtraction, ZogyOptions
 
 logger = logging.getLogger("skyloom.pipeline")
 
-METHODS = ("auto", "alard-lupton", "sfft")
+METHODS = ("auto", "alard-lupton", "zogy", "sfft")
 STAGES = (
     "reading",
     "measuring noise",
     "finding sources",
     "registering and resampling the template",
     "modelling the PSF",
-    "matching and subtracting",
-    "scoring",
+    "choosing the method",
+    "subtracting and scoring",
 )
 
 
@@ -45,9 +46,11 @@ class DifferenceOptions:
 
     Parameters
     ----------
-    method : {'auto', 'alard-lupton', 'sfft'}
-        How the template is matched: with a kernel of Gaussians (Alard & Lupton 1998), or one whose pixels are all free
-        (Hu et al. 2022). 'auto' is what `subtraction` is for, or else Alard & Lupton.
+    method : {'auto', 'alard-lupton', 'zogy', 'sfft'}
+        How the two are brought together: the template is matched with a kernel of Gaussians (Alard & Lupton 1998), or
+        one whose pixels are all free (Hu et al. 2022); or both are filtered with the PSF of the other, which is the
+        proper subtraction of Zackay, Ofek & Gal-Yam (2016). 'auto' is what `subtraction` is for, or else what the
+        images ask for, see `skyloom.pipeline.choose`.
     align : {'stars', 'wcs', 'none'}
         What brings the template onto the science image: a blind match of their stars, their WCS, or nothing because
         both have the same pixels already.
@@ -62,7 +65,7 @@ class DifferenceOptions:
     method: str = "auto"
     align: str = "stars"
     registration: RegistrationOptions | None = None
-    subtraction: AlardLuptonOptions | SfftOptions | None = None
+    subtraction: AlardLuptonOptions | SfftOptions | ZogyOptions | None = None
     interpolation: str = "auto"
     detection_threshold: float = 5.0
 
@@ -70,29 +73,38 @@ class DifferenceOptions:
         for what, allowed in (("method", METHODS), ("align", ("stars", "wcs", "none"))):
             if getattr(self, what) not in allowed:
                 raise InputError(f"{what} is {getattr(self, what)!r}; it must be one of {', '.join(allowed)}.")
-        kind = _options_of(self.method)
-        if self.subtraction is not None and not isinstance(self.subtraction, kind):
+        if self.subtraction is not None and self.method not in ("auto", self._options_for()):
+            kind = options_types()[self.method].__name__
             raise InputError(
                 f"The options for the subtraction are {type(self.subtraction).__name__}; the method {self.method} "
-                "needs "
-                f"{kind.__name__ if isinstance(kind, type) else kind}."
+                f"needs {kind}."
             )
 
+    def _options_for(self) -> str | None:
+        """Return the method that the options of the subtraction are for; None without such options."""
+        for method, kind in options_types().items():
+            if isinstance(self.subtraction, kind):
+                return method
+        if self.subtraction is None:
+            return None
+        raise InputError(
+            f"The options for the subtraction are {type(self.subtraction).__name__}; one of "
+            f"{', '.join(kind.__name__ for kind in options_types().values())} is needed."
+        )
+
     @property
-    def matching(self) -> AlardLuptonOptions | SfftOptions:
-        """Options of the subtraction; their type is the method's."""
-        if self.subtraction is not None:
-            return self.subtraction
-        kind = _options_of("alard-lupton" if self.method == "auto" else self.method)
-        return kind()
+    def matching(self) -> AlardLuptonOptions | SfftOptions | ZogyOptions:
+        """Options of the subtraction; those of Alard & Lupton if the images shall decide."""
+        return self.options_of(self.chosen or "alard-lupton")
 
+    def options_of(self, method: str) -> Any:
+        """Return the options of the subtraction by a method: those that were given, or its defaults."""
+        return options_types()[method]() if self.subtraction is None else self.subtraction
 
-def _options_of(method: str) -> Any:
-    """Return the type of the options of a method, by which `skyloom.subtraction.subtract` knows it; both for 'auto'."""
-    from skyloom.subtraction import AlardLuptonOptions, SfftOptions
-
-    kinds = {"alard-lupton": AlardLuptonOptions, "sfft": SfftOptions}
-    return kinds[method] if method in kinds else AlardLuptonOptions | SfftOptions
+    @property
+    def chosen(self) -> str | None:
+        """The method that was asked for, by its name or its options; None if the images shall decide."""
+        return self._options_for() if self.method == "auto" else self.method
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +125,14 @@ class Difference:
         The science image, and the template on its grid (not yet matched).
     matched : array
         What was subtracted: the template convolved with the kernel (or, when the science image was convolved, the
-        template itself), in units of the science image, with the differential background.
-    psf : PsfModel
+        template itself), in units of the science image, with the differential background. Of a proper difference: the
+        science image less the difference.
+    psf : Psf
         PSF of the difference.
     subtraction : Subtraction
         Kernel, stamps and statistics of the matching.
+    method, reason : str
+        The method, and why it was taken.
     alignments : tuple of Alignment
         How each template frame was brought onto the science grid, without the frames that were left out.
     diagnostics : dict
@@ -133,8 +148,10 @@ class Difference:
     science: Exposure
     template: Exposure
     matched: FloatArray
-    psf: PsfModel
+    psf: Psf
     subtraction: Subtraction
+    method: str = "alard-lupton"
+    reason: str = ""
     alignments: tuple[Alignment, ...] = ()
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -145,8 +162,8 @@ class Difference:
         return self.alignments[0].registration if self.alignments else None
 
     @property
-    def kernel(self) -> SpatialKernel:
-        """The matching kernel."""
+    def kernel(self) -> SpatialKernel | None:
+        """The matching kernel; None of a proper difference."""
         return self.subtraction.kernel
 
     @property
@@ -224,13 +241,13 @@ def difference(
 
     Parameters
     ----------
-    science : path, HDU, array, CCDData, NDData or Exposure
-        The image in which to look for changes.
-    template : like `science`, or a list of such
+    science : path, HDU, array, CCDData, NDData or Exposure, or a list of such
+        The image in which to look for changes. Several frames are co-added on the grid of the first.
+    template : like `science`
         The image to subtract. Several frames are each registered and co-added on the science grid; one of them that
         has no usable pixel or no noise, or cannot be registered, is left out with a `SkyloomWarning`.
     method : str, optional
-        Shorthand for ``options.method``.
+        Shorthand for ``options.method``. 'zogy' co-adds frames properly, the others by a clipped mean.
     options : DifferenceOptions, optional
         All the rest.
     progress : callable, optional
@@ -254,41 +271,37 @@ def difference(
         options = dataclasses.replace(options, method=method)
     clock = _Clock(progress)
 
-    from skyloom.detection import score
     from skyloom.io import read
     from skyloom.noise import with_variance
-    from skyloom.psf import estimate_psf
+    from skyloom.pipeline.choose import choose_method
+    from skyloom.pipeline.diagnose import diagnose
+    from skyloom.psf import Psf, estimate_psf
     from skyloom.registration import detect_sources
-    from skyloom.subtraction import subtract
 
+    proper = options.chosen == "zogy"
     with clock.stage("reading"):
-        science = read(science)
+        sciences = each_usable(_as_list(science), read)
         templates = each_usable(_as_list(template), read)
     with clock.stage("measuring noise"):
-        science = with_variance(science)
+        sciences = each_usable(sciences, with_variance)
         templates = each_usable(templates, with_variance)
+    science = sciences[0]
+    if len(sciences) > 1:
+        with clock.stage("registering and resampling the template"):
+            sciences, alignments = _aligned(science, sciences, options)
+            science = bring_onto_grid(science, sciences, alignments, options.interpolation, proper=proper)
     with clock.stage("finding sources"):
         sources = detect_sources(science, threshold=options.detection_threshold)
     with clock.stage("registering and resampling the template"):
-        aligned_frames = each_usable(
-            templates, lambda one: (one, align(science, one, options.align, options.registration))
-        )
-        templates, alignments = [one for one, _ in aligned_frames], [how for _, how in aligned_frames]
-        aligned = bring_onto_grid(science, templates, alignments, options.interpolation)
+        templates, alignments = _aligned(science, templates, options)
+        aligned = bring_onto_grid(science, templates, alignments, options.interpolation, proper=proper)
     with clock.stage("modelling the PSF"):
-        psf = estimate_psf(science, sources)
-    with clock.stage("matching and subtracting"):
-        result = subtract(science, aligned, options.matching, sources=sources)
-    with clock.stage("scoring"):
-        scored = score(
-            result,
-            psf,
-            correlation_science=result.correlation_science,
-            correlation_template=result.correlation_template,
-        )
-    from skyloom.pipeline.diagnose import diagnose
-
-    diagnostics = diagnose(result, scored, psf, alignments)
+        psf = science.psf if isinstance(science.psf, Psf) else estimate_psf(science, sources)
+    with clock.stage("choosing the method"):
+        method, reason = choose_method(options, science, aligned, psf, sources)
+    with clock.stage("subtracting and scoring"):
+        result, scored, psf = subtract_by(options.options_of(method), science, aligned, psf=psf, sources=sources)
+    diagnostics = {"method": method} | diagnose(result, scored, psf, alignments)
     diagnostics["timings"] = clock.seconds
     return Difference(
         image=result.image,
@@ -300,16 +313,26 @@ def difference(
         matched=result.matched,
         psf=psf,
         subtraction=result,
+        method=method,
+        reason=reason,
         alignments=tuple(alignments),
         diagnostics=diagnostics,
         parameters=_parameters(options),
     )
 
 
-def _as_list(template: Any) -> Sequence[Any]:
-    frames = list(template) if isinstance(template, (list, tuple)) and not hasattr(template, "info") else [template]
+def _aligned(
+    grid: Exposure, frames: Sequence[Exposure], options: DifferenceOptions
+) -> tuple[list[Exposure], list[Alignment]]:
+    """Return the frames that can be brought onto a grid, and how."""
+    found = each_usable(frames, lambda one: (one, align(grid, one, options.align, options.registration)))
+    return [one for one, _ in found], [how for _, how in found]
+
+
+def _as_list(images: Any) -> Sequence[Any]:
+    frames = list(images) if isinstance(images, (list, tuple)) and not hasattr(images, "info") else [images]
     if not frames:
-        raise InputError("The list of templates is empty; give at least one template image.")
+        raise InputError("The list of images is empty; give at least one science image and one template.")
     return frames
 
 

@@ -3,6 +3,10 @@
 SCI (difference), ERR, DQ, SCORE (significance), SCIENCE, TEMPLATE (on the science grid), MATCHED (what was
 subtracted), VARTPL (the template's part of the variance), KERNEL and PSF (cubes: one image for each term of the
 polynomial of position, X and Y in units of XSCALE and YSCALE from XCENTRE and YCENTRE), STAMPS (table).
+
+A proper difference has no KERNEL. Its score is no function of the other planes, so that there are FLUX, FLUXVAR (its
+variance), EFFVAR, COVERAGE and MOVING (Z^2) as well, and the PSFs of both images, PSFSCI and PSFTPL (see
+`skyloom.psf.hdu`; SIGMA is the noise of each), instead of that of the difference.
 """
 
 from __future__ import annotations
@@ -20,7 +24,17 @@ if TYPE_CHECKING:
     from skyloom.pipeline.difference import Difference
     from skyloom.subtraction import Subtraction
 
-_EXTENSIONS = {"ERR", "DQ", "SCORE", "SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", "KERNEL", "PSF", "STAMPS"}
+_EXTENSIONS = {"ERR", "DQ", "SCORE", "SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", "STAMPS"}
+_SCORE = {
+    "SCORE": "significance",
+    "FLUX": "flux",
+    "FLUXVAR": "flux_variance",
+    "EFFVAR": "effective_variance",
+    "COVERAGE": "coverage",
+    "MOVING": "moving",
+}
+_PSF_NODES = 5
+"""Along each axis, at which a PSF that is neither an array nor a polynomial is written."""
 
 _CARDS = {
     "n_stamps": ("NSTAMPS", "stamps that the kernel was fitted to"),
@@ -65,6 +79,8 @@ def write_difference(
         if value is not None and np.isfinite(value):
             header[keyword] = (value, comment)
     subtraction = result.subtraction
+    header["METHOD"] = (result.method, "of the subtraction")
+    header["METHWHY"] = result.reason
     header["CONVOLVD"] = (subtraction.convolved, "the image that was convolved")
     header["CORRSCI"] = (subtraction.correlation_science, "noise correlation of the science image")
     header["CORRTPL"] = (subtraction.correlation_template, "noise correlation of the template")
@@ -79,12 +95,14 @@ def write_difference(
         "MATCHED": result.matched,
         "VARTPL": subtraction.variance_template,
     }
-    kernel = result.kernel.polynomial
-    tables = [
-        _cube("KERNEL", kernel.planes, kernel.centre, kernel.scale),
-        _psf_cube(result.psf, result.shape),
-        fits.BinTableHDU(result.stamps, name="STAMPS"),
-    ]
+    tables = [fits.BinTableHDU(result.stamps, name="STAMPS")]
+    if result.kernel is None:
+        planes |= {name: getattr(result.score, plane) for name, plane in _SCORE.items()}
+        tables += _proper_psfs(result.psf)
+    else:
+        kernel = result.kernel.polynomial
+        tables.append(_cube("KERNEL", kernel.planes, kernel.centre, kernel.scale))
+        tables.append(_psf_cube(result.psf, result.shape))
     return write_exposure(
         exposure, path, overwrite=overwrite, provenance=provenance, planes=planes, more=tables, blank=unusable
     )
@@ -113,6 +131,22 @@ def _psf_cube(psf: Any, shape: tuple[int, int]) -> Any:
     return _cube("PSF", basis, middle, tuple(max(one, 1.0) for one in middle))
 
 
+def _proper_psfs(psf: Any) -> list[Any]:
+    """Return the PSFs and the noise that make the PSF of a proper difference."""
+    from skyloom.psf import ArrayPsf, PsfModel
+    from skyloom.psf.hdu import psf_to_hdu
+    from skyloom.psf.tiled import TiledPsf
+
+    hdus = []
+    for name, one, sigma in zip(("PSFSCI", "PSFTPL"), psf.psfs, psf.sigmas, strict=True):
+        if not isinstance(one, (ArrayPsf, PsfModel, TiledPsf)):
+            y, x = (np.linspace(0, n - 1, _PSF_NODES) for n in psf.shape)
+            one = TiledPsf([[one.stamp(float(at_x), float(at_y)) for at_x in x] for at_y in y], x, y)  # noqa: PLW2901
+        hdus.append(psf_to_hdu(one, name))
+        hdus[-1].header["SIGMA"] = (sigma, "noise of the image, on the flux scale of the science image")
+    return hdus
+
+
 def read_difference(path: str | Path) -> Difference:
     """Read a difference that `write_difference` wrote, and score it again.
 
@@ -134,9 +168,7 @@ def read_difference(path: str | Path) -> Difference:
     template = Exposure(
         planes["TEMPLATE"], mask=np.where(from_template, result.mask, np.uint32(0)), wcs=exposure.wcs, name="template"
     )
-    scored = score(
-        result, psf, correlation_science=result.correlation_science, correlation_template=result.correlation_template
-    )
+    scored = score(result, psf) if result.kernel is not None else _score_of(planes, psf)
     return Difference(
         image=result.image,
         variance=result.variance,
@@ -147,6 +179,8 @@ def read_difference(path: str | Path) -> Difference:
         matched=result.matched,
         psf=psf,
         subtraction=result,
+        method=exposure.header.get("METHOD", "alard-lupton"),
+        reason=exposure.header.get("METHWHY", ""),
         diagnostics=result.statistics,
     )
 
@@ -167,10 +201,12 @@ def _contents(path: str | Path, exposure: Exposure) -> tuple[dict[str, FloatArra
                 missing=sorted(missing),
             )
         kind: Any = exposure.data.dtype
-        planes: dict[str, FloatArray] = {
-            name: np.asarray(hdus[name].data, kind) for name in ("SCIENCE", "TEMPLATE", "MATCHED", "VARTPL")
-        }
-        kernel, psf = _kernel_of(hdus["KERNEL"]), _psf_of(hdus["PSF"], exposure.shape)
+        kept = {"SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", *_SCORE} & names
+        planes: dict[str, FloatArray] = {name: np.asarray(hdus[name].data, kind) for name in kept}
+        kernel = _kernel_of(hdus["KERNEL"]) if "KERNEL" in names else None
+        if missing := ({"PSF"} if kernel is not None else {*_SCORE, "PSFSCI", "PSFTPL"}) - names:
+            raise ReadError(f"{path} is not complete: it has no {', '.join(sorted(missing))}.", missing=sorted(missing))
+        psf = _psf_of(hdus["PSF"], exposure.shape) if kernel is not None else _proper_psf(hdus, exposure.shape)
         stamps = Table(hdus["STAMPS"].data)
         mask = np.asarray(hdus["DQ"].data).astype(np.uint32)
     header = exposure.header
@@ -194,6 +230,13 @@ def _contents(path: str | Path, exposure: Exposure) -> tuple[dict[str, FloatArra
     return planes, result, psf
 
 
+def _score_of(planes: Mapping[str, FloatArray], psf: Any) -> Any:
+    """Return the score of a proper difference, as it was written."""
+    from skyloom.detection import Score
+
+    return Score(psf=psf, **{plane: planes[name] for name, plane in _SCORE.items()})
+
+
 def _statistics(header: Mapping[str, Any]) -> dict[str, Any]:
     return {name: header[keyword] for name, (keyword, _) in _CARDS.items() if keyword in header}
 
@@ -205,6 +248,15 @@ def _kernel_of(hdu: Any) -> Any:
     return PolynomialKernel(
         np.asarray(hdu.data, np.float64), (cards["XCENTRE"], cards["YCENTRE"]), (cards["XSCALE"], cards["YSCALE"])
     )
+
+
+def _proper_psf(hdus: Any, shape: tuple[int, int]) -> Any:
+    from skyloom.psf.hdu import psf_from_hdu
+    from skyloom.subtraction.zogy import DifferencePsf
+
+    science, template = hdus["PSFSCI"], hdus["PSFTPL"]
+    psfs = psf_from_hdu(science), psf_from_hdu(template)
+    return DifferencePsf(psfs, science.header["SIGMA"], template.header["SIGMA"], shape)
 
 
 def _psf_of(hdu: Any, shape: tuple[int, int]) -> Any:

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from skyloom.errors import InputError
 
 Array = npt.NDArray[np.float64]
-Plane = npt.NDArray[np.float64]
+Plane = npt.NDArray[Any]
 
 CELLS = 4
 """Stars are taken in turn from CELLS x CELLS parts of the image, so that its variation is sampled everywhere."""
@@ -87,7 +87,7 @@ def choose_stars(
 
     Parameters
     ----------
-    image, variance : ndarray, shape (ny, nx), float64
+    image, variance : ndarray, shape (ny, nx), float32 or float64
         Background-subtracted data and variance.
     usable : ndarray of bool, shape (ny, nx)
     sources : table or None
@@ -99,7 +99,8 @@ def choose_stars(
     -------
     field : SourceField
     """
-    sigma = np.sqrt(np.where(usable, variance, 1.0))
+    sigma = np.sqrt(np.where(usable, variance, variance.dtype.type(1)))
+    unusable = (~usable).astype(np.float32)
     x, y, flux = detect(image, sigma, usable) if sources is None else source_columns(sources)
     inside = np.isfinite(x) & np.isfinite(y) & (x > -0.5) & (y > -0.5)
     inside &= (x < image.shape[1] - 0.5) & (y < image.shape[0] - 0.5)
@@ -116,7 +117,7 @@ def choose_stars(
         radius[measured] = sep.flux_radius(
             image, x[measured], y[measured], np.full(measured.size, 2 * aperture), 0.5, mask=~usable, subpix=5
         )[0]
-        dark = sep.sum_circle((~usable).astype(float), x, y, aperture / 2)[0]
+        dark = sep.sum_circle(unusable, x, y, aperture / 2)[0]
         good = (snr > 20) & (dark == 0) & np.isfinite(radius) & (radius > 0.5)
         if np.count_nonzero(good) < 5:
             good = (snr > 10) & (dark == 0) & np.isfinite(radius) & (radius > 0.5)

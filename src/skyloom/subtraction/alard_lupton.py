@@ -117,7 +117,7 @@ def subtract(
             failures.append(error)
             continue
         seeing = {"science_fwhm": fwhm["science"], "template_fwhm": fwhm["template"]}
-        result.statistics.update(match.statistics | seeing | _noise_statistics(result))
+        result.statistics.update(match.statistics | seeing | noise_statistics(result))
         results.append(result)
     if not results:
         raise failures[0]
@@ -327,7 +327,7 @@ def _difference(
     )
 
 
-def _noise_statistics(result: Subtraction) -> dict[str, float]:
+def noise_statistics(result: Subtraction) -> dict[str, float]:
     """How far the difference scatters as its variance says, on the sky and under bright stars."""
     usable = result.usable
     image, matched = result.image[usable].astype(np.float64), result.matched[usable].astype(np.float64)

@@ -31,12 +31,14 @@ class Subtraction:
         Bits of `MaskBit`.
     matched : ndarray
         What was subtracted, on the science image's scale and with its background: K * template + background from the
-        science image, or template / sum K + background from K * science / sum K.
-    kernel : SpatialKernel
-        The kernel as fitted: from the template to the science image, or the other way if `convolved` is 'science'.
+        science image, or template / sum K + background from K * science / sum K. Of a proper difference, what is left
+        when it is taken off the science image.
+    kernel : SpatialKernel or None
+        The kernel as fitted: from the template to the science image, or the other way if `convolved` is 'science'. A
+        proper difference has none.
     background : ndarray
         The differential background, in the unit of `image`: part of `matched`.
-    convolved : {'template', 'science'}
+    convolved : {'template', 'science', 'both'}
         Which image was convolved.
     stamps : Table
         Stars of the fit: x, y, snr, chi2, used.
@@ -53,9 +55,9 @@ class Subtraction:
     variance_template: FloatArray
     mask: npt.NDArray[np.uint32]
     matched: FloatArray
-    kernel: SpatialKernel
+    kernel: SpatialKernel | None
     background: FloatArray
-    convolved: Literal["template", "science"]
+    convolved: Literal["template", "science", "both"]
     stamps: Table
     statistics: dict[str, Any] = field(default_factory=dict)
     correlation_science: float = 1.0
@@ -71,8 +73,11 @@ class Subtraction:
 
         White noise of variance v in the convolved image has the autocovariance v (k correlated with k) in `image`,
         and the variance v sum k^2 in `variance_template` (or `variance_science`). k is the matching kernel, divided
-        by its sum if the science image was convolved. The other image's noise is as it came.
+        by its sum if the science image was convolved. The other image's noise is as it came. The noise of a proper
+        difference is white: its kernel is one pixel.
         """
+        if self.kernel is None:
+            return np.ones((1, 1))
         kernel = self.kernel.image_at(x, y)
         return kernel if self.convolved == "template" else kernel / kernel.sum()
 

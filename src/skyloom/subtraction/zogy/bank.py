@@ -32,8 +32,10 @@ class ProperFilters:
         Of science image and template: D / F_D.
     score, score_of_template : VaryingFilter
         S / F_S, of both images; k_r R / F_S, of the template.
-    difference_squared, score_squared : VaryingFilter
-        Of both variances: variances of D / F_D and S / F_S.
+    difference_squared : (VaryingFilter, VaryingFilter)
+        Of one variance each: what either image brings to the variance of D / F_D.
+    score_squared : VaryingFilter
+        Of both variances: the variance of S / F_S.
     response : VaryingFilter
         Part of a source's S / F_S that comes from where; of unit sum.
     background_variances : (float, float, float)
@@ -45,7 +47,7 @@ class ProperFilters:
     difference: VaryingFilter
     score: VaryingFilter
     score_of_template: VaryingFilter
-    difference_squared: VaryingFilter
+    difference_squared: tuple[VaryingFilter, VaryingFilter]
     score_squared: VaryingFilter
     response: VaryingFilter
     background_variances: tuple[float, float, float]
@@ -91,7 +93,10 @@ class ProperFilters:
             difference=VaryingFilter(kernel(d_n, d_r), grid, TIGHT),
             score=VaryingFilter(kernel(k_n, k_r), grid, TIGHT),
             score_of_template=VaryingFilter(kernel(-k_r), grid, LOOSE),
-            difference_squared=VaryingFilter(kernel(d_n, d_r) ** 2, grid, LOOSE),
+            difference_squared=(
+                VaryingFilter(kernel(d_n) ** 2, grid, LOOSE),
+                VaryingFilter(kernel(d_r) ** 2, grid, LOOSE),
+            ),
             score_squared=VaryingFilter(kernel(k_n, k_r) ** 2, grid, LOOSE),
             response=VaryingFilter(response / response.sum(axis=(-2, -1), keepdims=True), grid, LOOSE),
             background_variances=_background_variances(pair),

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from skyloom._threads import num_threads
 from skyloom.errors import InputError, NoUsableDataError, ShapeError, SkyloomWarning, TooFewSourcesError
 from skyloom.exposure import Exposure
-from skyloom.psf import Psf, as_psf, estimate_psf
+from skyloom.psf import Psf, as_psf
+from skyloom.psf.estimate import estimate_psf_of_planes
 from skyloom.subtraction.error_map import build_error_map
 from skyloom.subtraction.zogy.match import Match, Planes
 from skyloom.subtraction.zogy.result import ZogyOptions, ZogyResult
-from skyloom.subtraction.zogy.subtract import bad_bits, difference_planes, fit_match
+from skyloom.subtraction.zogy.subtract import difference_planes, fit_match, fits_single_precision
 
 Array = npt.NDArray[np.float64]
 
@@ -128,7 +129,8 @@ def run_zogy(  # noqa: PLR0917  the reference's signature
     region = None if good_regions is None else _true_plane(good_regions, science.data.shape, "good_regions")
     match = _match((science, reference), psfs, _stars(image_obj, template_obj), options, region, (dx, dy))
     say(f"template flux scale {match.flux_ratio:.4f}, shift {match.shift}, scatter of positions {match.scatter}")
-    result = difference_planes((science, reference), psfs, match, threads=nthreads or num_threads())
+    result = difference_planes((science, reference), psfs, match, variances=False, threads=nthreads or num_threads())
+    del science, reference  # memory of two images
     return _products(result, get_psf, get_Fpsf)
 
 
@@ -199,7 +201,7 @@ def _planes(  # noqa: PLR0917
         raise NoUsableDataError(f"All pixels of the {what} are masked or not finite; check its mask.")
     noise, level = build_error_map(np.asarray(exposure.data), bad, gain)
     if err is not None and err is not True and err is not False:
-        noise = np.asarray(Exposure(data=err, name=f"the noise of the {what}").data, np.float64)
+        noise = np.array(Exposure(data=err, name=f"the noise of the {what}").data, np.float64)
         if noise.shape != exposure.shape:
             raise ShapeError(
                 f"The noise of the {what} has the shape {noise.shape}, the {what} has {exposure.shape}; both must be "
@@ -212,8 +214,11 @@ def _planes(  # noqa: PLR0917
         raise NoUsableDataError(
             f"The noise of the {what} is above 0 in no usable pixel: it is constant, or err is wrong."
         )
-    data = np.where(bad, 0, np.asarray(exposure.data, np.float64) - level)
-    return Planes(data, np.where(bad, 0, noise**2), ~bad, float(np.median(noise[~bad])))
+    sigma = float(np.median(noise[~bad] if bad.any() else noise))
+    data, variance = exposure.data - level, np.square(noise, out=noise)
+    data[bad] = variance[bad] = 0
+    kind = np.float32 if fits_single_precision(data, sigma) else np.float64
+    return Planes(data.astype(kind, copy=False), variance.astype(kind, copy=False), ~bad, sigma)
 
 
 def _true_plane(mask: Any, shape: tuple[int, ...], what: str) -> npt.NDArray[np.bool_]:
@@ -230,8 +235,9 @@ def _true_plane(mask: Any, shape: tuple[int, ...], what: str) -> npt.NDArray[np.
 def _psf(psf: Any, planes: Planes, what: str, order: Any, clean: float) -> Psf:
     """Return the point spread function as given or measured, without what `clean` takes off."""
     if psf is None:
-        exposure = Exposure(planes.data, planes.variance, mask=bad_bits(planes.usable), name=f"the {what}")
-        found: Psf = estimate_psf(exposure, order=order, fallback="moffat")
+        found: Psf = estimate_psf_of_planes(
+            planes.data, planes.variance, planes.usable, order=order, fallback="moffat", name=f"the {what}"
+        )
     else:
         found = as_psf(psf)
     if not clean:
@@ -279,6 +285,7 @@ def _products(result: ZogyResult, get_psf: bool, get_flux: bool) -> list[Array]:
         products.append(result.psf.stamp((shape[1] - 1) / 2, (shape[0] - 1) / 2))
     if get_flux:
         known = result.flux_variance > 0
-        error = np.sqrt(result.flux_variance, where=known, out=np.full(shape, np.inf))
+        error = np.full(shape, np.inf)
+        np.sqrt(result.flux_variance, where=known, out=error)
         products += [np.asarray(result.flux, np.float64), error]
     return products

@@ -61,7 +61,7 @@ def moving_significance(z2: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def moving_statistic(
     score: Array,
     variance: Array,
-    slopes: tuple[Array, Array],
+    slopes: tuple[Array, ...],
     scatter: tuple[float, float],
     filters: ProperFilters,
 ) -> Array:

@@ -13,7 +13,7 @@ from skyloom.errors import InputError
 from skyloom.exposure import UNUSABLE
 from skyloom.proper import transfer
 from skyloom.psf import Psf
-from skyloom.psf.model import Stamp
+from skyloom.psf.model import Stamp, stamp_fwhm
 from skyloom.subtraction.zogy.match import Match
 from skyloom.subtraction.zogy.proper import ProperPair, centred
 
@@ -63,12 +63,14 @@ class ZogyResult:
     ----------
     image : ndarray
         D / F_D: science minus template with white noise, in the flux unit of the science image.
-    variance : ndarray
-        Variance of each pixel of `image`, photon noise of the sources included.
+    variance_science, variance_template : ndarray
+        What each image brings to the variance of a pixel of `image`, photon noise of the sources included.
     mask : ndarray of uint32
         Bits of `MaskBit`.
     significance : ndarray
         S_corr (eq. 25): S over its standard deviation, with the noise of sources and of their positions.
+    coverage : ndarray
+        Part of a source's signal that comes from usable pixels; 0 where there is no score.
     flux, flux_variance : ndarray
         Flux of a point source on each pixel, in the science image's unit, and its variance.
     matched : ndarray
@@ -86,9 +88,11 @@ class ZogyResult:
     """
 
     image: Plane
-    variance: Plane
+    variance_science: Plane
+    variance_template: Plane
     mask: npt.NDArray[np.uint32]
     significance: Plane
+    coverage: Plane
     flux: Plane
     flux_variance: Plane
     match: Match
@@ -97,6 +101,11 @@ class ZogyResult:
     psf: Psf
     moving: Plane = field(default_factory=lambda: np.empty((0, 0), np.float32))
     statistics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def variance(self) -> Plane:
+        """Variance of each pixel of `image`."""
+        return np.asarray(self.variance_science + self.variance_template)
 
     @property
     def usable(self) -> npt.NDArray[np.bool_]:
@@ -120,21 +129,37 @@ class DifferencePsf:
         Of science image and template.
     sigma_n, sigma_r : float
         Noise of the images, both in the flux unit of the science image.
+    shape : (int, int)
+        Shape (ny, nx) of the images.
     """
 
-    def __init__(self, psfs: tuple[Psf, Psf], sigma_n: float, sigma_r: float) -> None:
-        self._psfs, self._sigmas = psfs, (sigma_n, sigma_r)
+    def __init__(self, psfs: tuple[Psf, Psf], sigma_n: float, sigma_r: float, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self.psfs, self.sigmas = psfs, (sigma_n, sigma_r)
 
     @property
     def half(self) -> int:
         """Half size of the stamps, pixels."""
-        return self._psfs[0].half
+        return self.psfs[0].half
+
+    def fwhm(self, x: float | None = None, y: float | None = None) -> float:
+        """Full width at half maximum in pixels (see `stamp_fwhm`) at (x, y), by default the middle of the images."""
+        ny, nx = self.shape
+        return stamp_fwhm(self.stamp((nx - 1) / 2 if x is None else x, (ny - 1) / 2 if y is None else y))
 
     def stamp(self, x: float, y: float) -> Stamp:
         """Return P_D at (x, y), centred on the middle pixel, divided by the sum over the stamp."""
-        side = fft.next_fast_len(4 * max(psf.half for psf in self._psfs) + 1, real=True)
-        shape = (side, side)
-        n, r = (transfer(psf.stamp(x, y), shape) for psf in self._psfs)
-        pair = ProperPair(n, r, *self._sigmas, 1.0, shape)
-        stamp = centred(fft.irfft2(pair.psf, shape), self.half)
+        pair = self._pair(x, y)
+        stamp = centred(fft.irfft2(pair.psf, pair.shape), self.half)
         return np.asarray(stamp / stamp.sum())
+
+    def pixel_responses(self, x: float, y: float) -> tuple[Stamp, Stamp]:
+        """Return what a single bright pixel of the science image, and one of the template, leaves in the difference."""
+        pair = self._pair(x, y)
+        n, r = (centred(fft.irfft2(one, pair.shape), self.half) for one in pair.difference_filters)
+        return np.asarray(n), np.asarray(r)
+
+    def _pair(self, x: float, y: float) -> ProperPair:
+        side = fft.next_fast_len(4 * max(psf.half for psf in self.psfs) + 1, real=True)
+        n, r = (transfer(psf.stamp(x, y), (side, side)) for psf in self.psfs)
+        return ProperPair(n, r, *self.sigmas, 1.0, (side, side))

@@ -204,62 +204,81 @@ def difference_planes(
     *,
     masks: tuple[Array, Array] | None = None,
     moving: bool = False,
+    variances: bool = True,
     threads: int | None = None,
 ) -> ZogyResult:
-    """Difference two images whose background, point spread functions and match are known; see `subtract_zogy`."""
-    single = all(_single_precision_does(p) for p in planes)
+    """Difference two images whose background, point spread functions and match are known; see `subtract_zogy`.
+
+    Without `variances` those of the difference's pixels, and the statistics, are left out.
+    """
+    single = all(fits_single_precision(p.data, p.sigma) for p in planes)
     precision: type[np.float32] | type[np.float64] = np.float32 if single else np.float64
     kind = np.dtype(precision)
     science, template = _in_one_unit(planes, match)
     both = science.usable & template.usable
     filters = ProperFilters.on_grid(science.usable.shape, psfs, (science.sigma, template.sigma), match.shift)
     n, r = filters.fill((science, template))
-    images = (n.astype(kind), r.astype(kind))
-    variances = (science.variance.astype(kind), template.variance.astype(kind))
-    image, variance, score, of_template, score_variance, coverage = correlate(
+    images = (n.astype(kind, copy=False), r.astype(kind, copy=False))
+    noise = (science.variance.astype(kind, copy=False), template.variance.astype(kind, copy=False))
+    image, score, of_template, score_variance, coverage, *pixel_variances = correlate(
         [
             (filters.difference, images),
-            (filters.difference_squared, variances),
             (filters.score, images),
             (filters.score_of_template, images[1]),
-            (filters.score_squared, variances),
+            (filters.score_squared, noise),
             (filters.response, both.astype(kind)),
+            *(zip(filters.difference_squared, noise, strict=True) if variances else ()),
         ],
         threads,
         dtype=precision,
     )
-    # stars lie differently in both images by the scatter: what the template holds moves (eqs. 30-33)
-    slopes = gradient(of_template)
-    score_variance = np.maximum(score_variance, 0)
-    for sigma, slope in zip(match.scatter, slopes, strict=True):
-        score_variance += kind.type(sigma**2) * slope**2
-    score_variance += (kind.type(match.flux_scatter) * of_template) ** 2
+    slopes: tuple[Array, ...] = gradient(of_template) if moving or any(match.scatter) else ()
+    _add_scatter(score_variance, of_template, slopes, match)
     valid = both & (coverage > MIN_COVERAGE) & (score_variance > 0)
-    safe_variance, safe_coverage = np.where(valid, score_variance, 1), np.where(valid, np.clip(coverage, 0, 1), 1)
     mask = _mask(masks, planes, valid, coverage)
     usable = (mask & np.uint32(UNUSABLE)) == 0
+    np.clip(coverage, 0, 1, out=coverage)
+    score_variance[~valid] = coverage[~valid] = 1
     empty = np.empty((0, 0), np.float32)
+    pixel_variances = [np.where(usable, np.maximum(one, 0), 0) for one in pixel_variances] or [empty, empty]
     z2 = moving_statistic(score, score_variance, slopes, match.scatter, filters) if moving else None
+    image[~usable] = score[~valid] = 0
+    significance = (score / np.sqrt(score_variance)).astype(np.float32, copy=False)
+    score /= coverage
+    score_variance /= coverage**2
+    score_variance[~valid] = coverage[~valid] = 0
     result = ZogyResult(
-        image=np.where(usable, image, 0),
-        variance=np.where(usable, np.maximum(variance, 0), 0),
+        image=image,
+        variance_science=pixel_variances[0],
+        variance_template=pixel_variances[1],
         mask=mask,
-        significance=np.where(valid, score / np.sqrt(safe_variance), 0).astype(np.float32),
-        flux=np.where(valid, score / safe_coverage, 0),
-        flux_variance=np.where(valid, safe_variance / safe_coverage**2, 0),
+        significance=significance,
+        coverage=coverage.astype(np.float32, copy=False),
+        flux=score,
+        flux_variance=score_variance,
         match=match,
         psf_science=psfs[0],
         psf_template=psfs[1],
-        psf=DifferencePsf(psfs, science.sigma, template.sigma),
+        psf=DifferencePsf(psfs, science.sigma, template.sigma, image.shape),
         moving=empty if z2 is None else np.where(valid, z2, 0).astype(np.float32),
     )
-    result.statistics.update(_statistics(result))
+    if variances:
+        result.statistics.update(_statistics(result))
     return result
 
 
-def _single_precision_does(planes: Planes) -> bool:
+def _add_scatter(score_variance: Array, of_template: Array, slopes: tuple[Array, ...], match: Match) -> None:
+    """Add, in place, what stars do that lie differently in both images: what the template holds moves (eqs. 30-33)."""
+    kind = score_variance.dtype.type
+    np.maximum(score_variance, 0, out=score_variance)
+    for sigma, slope in zip(match.scatter, slopes, strict=False):
+        score_variance += kind(sigma**2) * slope**2
+    score_variance += (kind(match.flux_scatter) * of_template) ** 2
+
+
+def fits_single_precision(data: Array, sigma: float) -> bool:
     """Whether transforms in float32, whose errors are some 2e-7 of the brightest pixel, stay below 1 % of the noise."""
-    return bool(max(planes.data.max(), -planes.data.min()) * 2e-7 < 0.01 * planes.sigma)
+    return bool(max(data.max(), -data.min()) * 2e-7 < 0.01 * sigma)
 
 
 def _in_one_unit(planes: tuple[Planes, Planes], match: Match) -> tuple[Planes, Planes]:
