@@ -56,6 +56,9 @@ _LEAST_TOLERANCE = 1.0
 _CLIP = 4.0
 """Residuals above so many robust standard deviations do not take part in the fit."""
 
+_LEAST_FLOOR = 0.003
+"""Pixels."""
+
 _RAYLEIGH_MEDIAN = float(np.sqrt(2 * np.log(2)))
 """Median length of a two-dimensional Gaussian vector of unit standard deviation per axis."""
 
@@ -208,17 +211,21 @@ def true_spread(distance: Float, radius: float) -> float:
     """
     d2 = np.minimum(distance[:: 1 + len(distance) // _SPREAD_DISTANCES], radius) ** 2
     most = (radius / 3) ** 2
-    starts = most * 4.0 ** np.array([[-4.0], [-2.0], [0.0]])  # (starts, 1) against (n,)
-    s2, fraction = starts, np.full((3, 1), 0.5)
+    s2, fraction = most * 4.0 ** np.array([-4.0, -2.0, 0.0]), np.full(3, 0.5)
     chance = 2 / radius**2
+    moments = np.column_stack([np.ones_like(d2), d2])
+
+    def true_density() -> Float:
+        return (fraction / s2)[:, None] * np.exp(np.multiply.outer(-0.5 / s2, d2))
+
     for _ in range(15):
-        true = fraction / s2 * np.exp(-d2 / (2 * s2))
-        member = true / (true + (1 - fraction) * chance)
-        total = member.sum(axis=1, keepdims=True)
+        member = true_density()
+        member /= member + ((1 - fraction) * chance)[:, None]
+        total, squares = (member @ moments).T
         fraction = np.minimum(total / len(d2), 0.999)
-        s2 = np.clip((member * d2).sum(axis=1, keepdims=True) / (2 * total + 1e-300), 1e-8, most)
-    likelihood = np.log(fraction / s2 * np.exp(-d2 / (2 * s2)) + (1 - fraction) * chance).sum(axis=1)
-    return float(np.sqrt(s2[int(np.argmax(likelihood)), 0]))
+        s2 = np.minimum(np.maximum(squares / (2 * total + 1e-300), 1e-8), most)
+    likelihood = np.log(true_density() + ((1 - fraction) * chance)[:, None]).sum(axis=1)
+    return float(np.sqrt(s2[int(np.argmax(likelihood))]))
 
 
 def add_spline(fit: Fit, template: StarList, source: StarList, *, most_cells: int = 8) -> Fit:
@@ -293,41 +300,41 @@ def fit_pairs(
     centre, half = (low + high) / 2, max(float((high - low).max()) / 2, 1.0)
     uv = (a - centre) / half
     order = max(o for o in range(1, max_order + 1) if o == 1 or n_terms(o) * _STARS_PER_TERM <= len(a))
-    keep, sigma = _clipped(monomials(uv, order), b, variance, last.parity, uv)
+    design = monomials(uv, order)
+    keep, sigma = _clipped(design, b, variance, last.parity)
     if not clip:
         keep[:] = True
     n = int(keep.sum())
     if n < 3:
         return None
-    candidates = [weighted_similarity(uv[keep], b[keep], sigma[keep], last.parity)]
+    design, b, sigma = design[keep], b[keep], sigma[keep]
+    candidates = [weighted_similarity(uv[keep], b, sigma, last.parity)]
     if n >= 4:
-        design = monomials(uv[keep], order)
-        gram, right = _normal(design, b[keep], sigma[keep])
+        gram, right = _normal(design, b, sigma)
         candidates += [_polynomial(gram, right, o) for o in range(1, order + 1)]
-    scores = []
+    scores, misses = [], []
     for coefficients, _, free in candidates:
-        miss = b[keep] - monomials(uv[keep], _order_of(coefficients)) @ coefficients.T
-        chi2 = float(((miss / sigma[keep, None]) ** 2).sum()) / (2 * n)
+        misses.append(b - design[:, : coefficients.shape[1]] @ coefficients.T)
+        chi2 = float(np.square(misses[-1] / sigma[:, None]).sum())
         # 1e-6: lists without any error are as good as one with a thousandth of the error floor
-        scores.append(2 * n * np.log(chi2 + 1e-6) + free * np.log(2 * n))
-    coefficients, covariance, free = candidates[int(np.argmin(scores))]
+        scores.append(2 * n * np.log(chi2 / (2 * n) + 1e-6) + free * np.log(2 * n))
+    best = int(np.argmin(scores))
+    coefficients, inverse, free = candidates[best]
     chosen = _order_of(coefficients)
     if abs(np.linalg.det(coefficients[:, 1:3])) <= 1e-12:
         return None
-    miss = b[keep] - monomials(uv[keep], chosen) @ coefficients.T
-    chi2 = float(((miss / sigma[keep, None]) ** 2).sum()) / max(2 * n - free, 1)
+    chi2 = float(np.square(misses[best] / sigma[:, None]).sum()) / max(2 * n - free, 1)
+    covariance = inverse if free == 4 else np.kron(np.eye(2), inverse)
     kind = "similarity" if free == 4 else "affine" if chosen == 1 else "polynomial"
-    kept = replace(matches[keep], distance=np.hypot(*miss.T))
-    return Fit(
-        Transform(coefficients, chosen, centre, half, kind), covariance * max(chi2, 1e-12), kept, sigma[keep], tolerance
-    )
+    kept = replace(matches[keep], distance=np.hypot(*misses[best].T))
+    return Fit(Transform(coefficients, chosen, centre, half, kind), covariance * max(chi2, 1e-12), kept, sigma, tolerance)
 
 
 def _order_of(coefficients: Float) -> int:
     return next(o for o in range(1, 10) if n_terms(o) == coefficients.shape[1])
 
 
-def _clipped(design: Float, b: Float, variance: Float, parity: int, uv: Float) -> tuple[Bool, Float]:
+def _clipped(design: Float, b: Float, variance: Float, parity: int) -> tuple[Bool, Float]:
     """Return which pairs survive clipping and their standard errors with a floor that makes the scatter right."""
     keep = np.ones(len(b), bool)
     floor = 0.0
@@ -338,8 +345,8 @@ def _clipped(design: Float, b: Float, variance: Float, parity: int, uv: Float) -
             coefficients = np.linalg.solve(gram, right).T
             miss = b - design @ coefficients.T
         else:
-            coefficients, _, _ = weighted_similarity(uv[keep], b[keep], sigma[keep], parity)
-            miss = b - monomials(uv, 1) @ coefficients.T
+            coefficients, _, _ = weighted_similarity(design[keep, 1:3], b[keep], sigma[keep], parity)
+            miss = b - design[:, :3] @ coefficients.T
         length = np.hypot(*miss.T)
         floor = noise_floor(length[keep], variance[keep])
         sigma = np.sqrt(variance + floor**2)
@@ -351,17 +358,10 @@ def _clipped(design: Float, b: Float, variance: Float, parity: int, uv: Float) -
 
 
 def noise_floor(length: Float, variance: Float) -> float:
-    """Return the scatter f (per axis) beyond the known errors: median(r^2 / (variance + f^2)) = 2 ln 2."""
-    low, high = 0.003, max(0.01, float(np.median(length)))
-    if np.median(length**2 / (variance + low**2)) <= 2 * np.log(2):
-        return low
-    for _ in range(12):
-        middle = np.sqrt(low * high)
-        if np.median(length**2 / (variance + middle**2)) > 2 * np.log(2):
-            low = middle
-        else:
-            high = middle
-    return float(high)
+    """Return the scatter f (per axis) beyond the known errors, at which median(r^2 / (variance + f^2)) = 2 ln 2."""
+    # r^2 / (v + f^2) > 2 ln 2 where r^2 / (2 ln 2) - v > f^2: true for one half of the pairs
+    excess = float(np.median(np.square(length / _RAYLEIGH_MEDIAN) - variance))
+    return max(_LEAST_FLOOR, float(np.sqrt(max(excess, 0.0))))
 
 
 def _normal(design: Float, b: Float, sigma: Float) -> tuple[Float, Float]:
@@ -371,15 +371,21 @@ def _normal(design: Float, b: Float, sigma: Float) -> tuple[Float, Float]:
 
 
 def _polynomial(gram: Float, right: Float, order: int) -> tuple[Float, Float, int]:
-    """Solve for one order: its normal equations are the leading block of those of any higher order."""
+    """Solve for one order, whose normal equations are the leading block of those of any higher one.
+
+    Returns the coefficients, the covariance of those of either axis, and the number of all.
+    """
     p = n_terms(order)
     inverse = np.linalg.inv(gram[:p, :p])
     coefficients = np.asarray(np.linalg.solve(gram[:p, :p], right[:p]).T, np.float64)
-    return coefficients, np.asarray(np.kron(np.eye(2), inverse), np.float64), 2 * p
+    return coefficients, np.asarray(inverse, np.float64), 2 * p
 
 
 def weighted_similarity(uv: Float, b: Float, sigma: Float, parity: int) -> tuple[Float, Float, int]:
-    """Fit shift, scale and rotation: x' = c + p a u - d v, y' = e + p d u + a v, parameters (c, e, a, d)."""
+    """Fit shift, scale and rotation: x' = c + p a u - d v, y' = e + p d u + a v, parameters (c, e, a, d).
+
+    Returns the coefficients, the covariance of them all, and the number of parameters.
+    """
     n = len(uv)
     design = np.zeros((n, 2, 4))
     design[:, 0, 0] = design[:, 1, 1] = 1.0

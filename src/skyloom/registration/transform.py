@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,12 @@ _NEWTON_STEPS = 50
 _NEWTON_TOLERANCE = 1e-10  # pixels: far below any measurement, above the rounding of positions up to 1e5
 
 
+@cache
 def exponents(order: int) -> npt.NDArray[np.intp]:
     """Return the powers (i, j) of u^i v^j for all i + j <= `order`, lower degrees first, shape (P, 2)."""
-    return np.array([(degree - j, j) for degree in range(order + 1) for j in range(degree + 1)], np.intp)
+    powers = np.array([(degree - j, j) for degree in range(order + 1) for j in range(degree + 1)], np.intp)
+    powers.flags.writeable = False
+    return powers
 
 
 def n_terms(order: int) -> int:
@@ -28,11 +32,14 @@ def n_terms(order: int) -> int:
 
 def monomials(uv: Float, order: int) -> Float:
     """Return u^i v^j at N points, shape (N, P), in the order of `exponents`."""
-    powers = np.ones((order + 1, 2, len(uv)))
-    for k in range(1, order + 1):
-        powers[k] = powers[k - 1] * uv.T
-    i, j = exponents(order).T
-    return np.ascontiguousarray((powers[i, 0] * powers[j, 1]).T)
+    terms = np.empty((len(uv), n_terms(order)))
+    terms[:, 0] = 1.0
+    for degree in range(1, order + 1):
+        # all terms of one degree less times u, and the last of them times v
+        before, start, stop = n_terms(degree - 2), n_terms(degree - 1), n_terms(degree) - 1
+        np.multiply(terms[:, before:start], uv[:, :1], out=terms[:, start:stop])
+        np.multiply(terms[:, start - 1], uv[:, 1], out=terms[:, stop])
+    return terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +84,7 @@ class Transform:
                 )
             value.flags.writeable = False
             object.__setattr__(self, name, value)
-        if not abs(np.linalg.det(self.matrix)) > 0:
+        if not abs(self.determinant) > 0:
             raise InputError("The transform's linear part has no inverse.", matrix=self.matrix.tolist())
 
     @classmethod
@@ -92,14 +99,20 @@ class Transform:
         return self.coefficients[:, 1:3] / self.half
 
     @property
+    def determinant(self) -> float:
+        """Of `matrix`: area of a template pixel in source pixels, negative if one is a mirror image."""
+        (a, b), (c, d) = self.coefficients[:, 1:3].tolist()
+        return float((a * d - b * c) / self.half**2)
+
+    @property
     def scale(self) -> float:
         """Source pixels per template pixel at the centre: square root of the determinant's absolute value."""
-        return float(np.sqrt(abs(np.linalg.det(self.matrix))))
+        return float(np.sqrt(abs(self.determinant)))
 
     @property
     def parity(self) -> int:
         """-1 if the source is a mirror image of the template, else +1."""
-        return 1 if np.linalg.det(self.matrix) > 0 else -1
+        return 1 if self.determinant > 0 else -1
 
     @property
     def rotation(self) -> float:

@@ -76,10 +76,12 @@ def match_stars(predicted: Float, tree: cKDTree, shape: tuple[int, int], toleran
     finite = np.where(np.isfinite(predicted), predicted, -1e9)
     distance, star = tree.query(finite, distance_upper_bound=tolerance)
     template = np.flatnonzero(np.isfinite(distance))
-    template = template[np.argsort(distance[template], kind="stable")]
-    source, first = np.unique(star[template], return_index=True)
-    template = template[first]
-    return Matches(template, source, distance[template], inside)
+    # the farthest first: of those with the same star the last assignment, the closest, stays
+    template = template[np.argsort(distance[template], kind="stable")[::-1]]
+    owner = np.full(tree.n, -1)
+    owner[star[template]] = template
+    source = np.flatnonzero(owner >= 0)
+    return Matches(owner[source], source, distance[owner[source]], inside)
 
 
 def is_inside(xy: Float, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -113,7 +115,10 @@ def expected_by_control(predicted: Float, tree: cKDTree, shape: tuple[int, int],
     # only those inside: thinned among stars that cannot match, too few would be left to see a column at all
     predicted, thinned = _thin(predicted[is_inside(predicted, shape)])
     shift = 3 * tolerance + 5.0
-    return thinned * max(len(match_stars(predicted + shift * d, tree, shape, tolerance)) for d in _CONTROL_DIRECTIONS)
+    moved = predicted + shift * _CONTROL_DIRECTIONS[:, None]
+    star = tree.query(moved.reshape(-1, 2), distance_upper_bound=tolerance)[1].reshape(moved.shape[:2])
+    # a star counts once, however many find it; tree.n stands for none
+    return thinned * max(int(np.count_nonzero(np.bincount(one, minlength=tree.n)[: tree.n])) for one in star)
 
 
 def _thin(xy: Float) -> tuple[Float, int]:
