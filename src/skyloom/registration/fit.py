@@ -324,10 +324,11 @@ def fit_pairs(
     if abs(np.linalg.det(coefficients[:, 1:3])) <= 1e-12:
         return None
     chi2 = float(np.square(misses[best] / sigma[:, None]).sum()) / max(2 * n - free, 1)
-    covariance = inverse if free == 4 else np.kron(np.eye(2), inverse)
+    covariance = inverse if free == 4 else np.asarray(np.kron(np.eye(2), inverse), np.float64)
+    covariance = covariance * max(chi2, 1e-12)
     kind = "similarity" if free == 4 else "affine" if chosen == 1 else "polynomial"
     kept = replace(matches[keep], distance=np.hypot(*misses[best].T))
-    return Fit(Transform(coefficients, chosen, centre, half, kind), covariance * max(chi2, 1e-12), kept, sigma, tolerance)
+    return Fit(Transform(coefficients, chosen, centre, half, kind), covariance, kept, sigma, tolerance)
 
 
 def _order_of(coefficients: Float) -> int:
