@@ -274,7 +274,8 @@ def test_standard_output_that_cannot_be_written(files):
     assert done.stderr.count("\n") == 1
 
 
-def test_interrupted_work_leaves_no_file(files, tmp_path):
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_work_leaves_no_file(ending, files, tmp_path):
     paths = [str(files / f"{name}.fits") for name in ("science", "template")]
     command = [sys.executable, "-m", "skyloom", "difference", *paths, "-v", "-o", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -283,12 +284,34 @@ def test_interrupted_work_leaves_no_file(files, tmp_path):
             if "registering" in line:
                 break
         time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         err = process.stderr.read()
         assert process.wait(30) == EXIT_FAILED
     assert "interrupted; nothing was written" in err
     assert "Traceback" not in err
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_ended_writing_leaves_no_file(tmp_path):
+    """A program that is told to end removes its temporary files, though by itself Python would not."""
+    script = (
+        "import sys, time; from skyloom.cli import guarded; from skyloom.io import atomic_write\n"
+        "def job():\n"
+        "    with atomic_write(sys.argv[1]) as path:\n"
+        "        path.write_bytes(b'x'); print('begun', flush=True); time.sleep(60)\n"
+        "    return 0\n"
+        "sys.exit(guarded('job', job))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "out.fits")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode != EXIT_OK
+    assert err == "job: interrupted; nothing was written.\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reference_without_wcs(pair):

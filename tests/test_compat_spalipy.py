@@ -472,6 +472,27 @@ def test_script_errors_are_one_sentence(files, tmp_path, capsys):
         align_fits.main([*names[:2], "-tf", names[2], "--output-shape", "3"])
 
 
+@pytest.mark.parametrize("fault", ["missing", "empty", "text", "folder"])
+@pytest.mark.parametrize("role", ["source", "template"])
+def test_scripts_name_files_that_are_no_images(fault, role, files, tmp_path, capsys):
+    bad = tmp_path / "bad.fits"
+    if fault == "folder":
+        bad.mkdir()
+    elif fault != "missing":
+        bad.write_text("hello " * 1000 if fault == "text" else "")
+    good = str(files[0] / "source.fits")
+    source, template = (str(bad), good) if role == "source" else (good, str(bad))
+    out = str(tmp_path / "out.fits")
+    for script, names in (
+        (align_fits.main_simple, [source, out, template]),
+        (align_fits.main, [source, out, "-tf", template]),
+    ):
+        assert script(names) == 1
+        err = capsys.readouterr().err
+        assert "bad.fits" in err
+        assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize("order", [2, 3, 4, 5])
 def test_interpolation_is_the_spline_of_that_order(order):
     source, template, _ = pair(rotation=3.0)

@@ -144,6 +144,11 @@ def test_missing_folder_empty_and_other_files(tmp_path):
         read(path)
     with pytest.raises(ReadError, match="not a regular file"):
         read("/dev/null")
+    for name in ("~nobody-of-this-name/x.fits", "y" * 300 + ".fits"):
+        with pytest.raises(ReadError, match="cannot be the name of a file"):
+            read(name)
+    with pytest.raises(ReadError, match="There is no file"):
+        read("a\0b.fits")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -265,10 +270,12 @@ def test_things_that_are_no_image(source, error):
         read(source)
 
 
-def test_a_wcs_that_cannot_be_used_is_told_and_left_out(tmp_path):
+@pytest.mark.parametrize(("key", "value"), [("CDELT1", 0.0), ("CRVAL1", "NaN"), ("CRPIX2", "100"), ("CRVAL2", None)])
+def test_a_wcs_that_cannot_be_used_is_told_and_left_out(key, value, tmp_path):
+    """Where wcslib finds a text in the place of a number it goes on without it: somewhere else on the sky."""
     path = tmp_path / "image.fits"
     header = wcs_header()
-    header["CDELT1"] = 0.0
+    header[key] = value
     write(path, [fits.PrimaryHDU(SKY, header)])
     with pytest.warns(SkyloomWarning, match="WCS of image.fits cannot be used"):
         assert read(path).wcs is None

@@ -145,6 +145,19 @@ def test_existing_files_are_kept_unless_overwrite(tmp_path):
     assert read(path).variance is None
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x.fits", "y" * 300 + ".fits", "a\0b.fits"])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(WriteError, match="cannot be the name of a file"):
+        check_writable(name)
+
+
+def test_links_that_lead_back_to_themselves(tmp_path):
+    loop = tmp_path / "loop.fits"
+    loop.symlink_to(loop)
+    with pytest.raises(WriteError, match="leads back to itself"):
+        check_writable(loop, overwrite=True)
+
+
 def test_places_that_cannot_be_written(tmp_path):
     with pytest.raises(WriteError, match="does not exist"):
         check_writable(tmp_path / "absent" / "a.fits")

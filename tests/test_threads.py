@@ -41,5 +41,7 @@ def test_number_of_threads_comes_from_the_environment(monkeypatch):
         monkeypatch.setenv("SKYLOOM_NUM_THREADS", wrong)
         with pytest.raises(InputError, match="SKYLOOM_NUM_THREADS"):
             num_threads()
+    monkeypatch.setenv("SKYLOOM_NUM_THREADS", "9" * 30)
+    assert 1 < num_threads() <= 1024
     monkeypatch.delenv("SKYLOOM_NUM_THREADS")
     assert num_threads() >= 1

@@ -17,6 +17,8 @@ from threadpoolctl import ThreadpoolController
 
 from skyloom.errors import InputError
 
+_MOST_THREADS = 1024  # no machine gains from more, and none has the memory for any number of them
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -32,7 +34,7 @@ def num_threads() -> int:
         count = 0
     if count < 1:
         raise InputError(f"SKYLOOM_NUM_THREADS is {value!r}; it must be a whole number of at least 1.")
-    return count
+    return min(count, _MOST_THREADS)
 
 
 def map_bands(function: Callable[[T], R], bands: Iterable[T], threads: int | None = None) -> list[R]:

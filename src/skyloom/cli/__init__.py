@@ -9,8 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from skyloom import __version__
@@ -57,21 +60,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     from skyloom.cli.messages import set_up_messages
 
     set_up_messages(arguments.verbose, arguments.quiet)
+    return guarded(f"skyloom {arguments.command}", lambda: int(arguments.run(arguments)))
+
+
+def guarded(name: str, job: Callable[[], int]) -> int:
+    """Run a job and return its exit status; what goes wrong is told in one sentence that begins with `name`.
+
+    A job that is told to end (SIGTERM, SIGHUP) ends like one that is interrupted, and removes its temporary files.
+    """
     try:
-        status = int(arguments.run(arguments))
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return status
+        with _ends_in_order():
+            status = job()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return status
     except SkyloomError as error:
-        print(f"skyloom {arguments.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
     except MemoryError:
-        print(f"skyloom {arguments.command}: the machine's memory is not enough for this job.", file=sys.stderr)
+        print(f"{name}: the machine's memory is not enough for this job.", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"skyloom {arguments.command}: interrupted; nothing was written.", file=sys.stderr)
+        print(f"{name}: interrupted; nothing was written.", file=sys.stderr)
     except OSError as error:  # files raise errors of skyloom: what names no file is standard output
         if not isinstance(error, BrokenPipeError):
             what = error.filename or "standard output"
-            print(f"skyloom {arguments.command}: {what} cannot be used: {error.strerror}.", file=sys.stderr)
+            print(f"{name}: {what} cannot be used: {error.strerror}.", file=sys.stderr)
         # what is left in the buffer would fail again when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_FAILED
+
+
+@contextmanager
+def _ends_in_order() -> Iterator[None]:
+    """Let signals that would end the process at once raise KeyboardInterrupt, as SIGINT does."""
+    changed = []
+    if threading.current_thread() is threading.main_thread():  # no other may do this
+        for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 
-from skyloom.errors import SkyloomError
+from skyloom.cli import EXIT_OK, guarded
+from skyloom.cli.messages import warnings_as_messages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,12 +23,9 @@ def main_simple(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, run: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
-    try:
+    def job() -> int:
+        warnings_as_messages()
         run(argv)
-    except SkyloomError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; nothing was written.", file=sys.stderr)
-        return 1
-    return 0
+        return EXIT_OK
+
+    return guarded(name, job)

@@ -23,9 +23,14 @@ def set_up_messages(verbose: int = 0, quiet: bool = False) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+    warnings_as_messages(everything=verbose > 1)
+
+
+def warnings_as_messages(everything: bool = False) -> None:
+    """Send the package's warnings to its log; what other libraries warn of is dropped, unless `everything` is shown."""
     warnings.showwarning = _log_warning
-    if verbose < 2:
-        # what other libraries warn of (dates in headers, unused keywords) is noise for a user of the command line
+    if not everything:
+        # dates in headers, unused keywords: noise for a user of the command line
         warnings.simplefilter("ignore")
     from skyloom.errors import SkyloomWarning
 

@@ -30,10 +30,17 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> Pat
     Raises
     ------
     WriteError
-        The file exists and `overwrite` is False, it is a folder or a device, or its folder is missing or may not be
-        written.
+        The file exists and `overwrite` is False, it is a folder or a device, its folder is missing or may not be
+        written, or no file can have such a name.
     """
-    target = Path(os.path.realpath(Path(path).expanduser()))
+    try:
+        target = Path(os.path.realpath(Path(path).expanduser()))
+        looped = target.is_symlink()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown user, with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise WriteError(f"{str(path)!r} cannot be the name of a file: {reason}.", path=str(path)) from error
+    if looped:
+        raise WriteError(f"{path} is a symbolic link that leads back to itself; remove it.", path=str(path))
     if target.is_dir():
         raise WriteError(f"{path} is a folder; give the name of a file.", path=str(path))
     if target.exists() and not target.is_file():

@@ -164,6 +164,17 @@ class FitsFile:
         return self._verified[index]
 
 
+def path_of(name: str | os.PathLike[str]) -> Path:
+    """Return the path of a file that is to be read, with the home folder of a user in the place of ``~``."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long, or of an unknown user
+        reason = getattr(error, "strerror", None) or error
+        raise ReadError(f"{str(name)!r} cannot be the name of a file: {reason}.", path=str(name)) from error
+    return path
+
+
 def open_regular(path: Path) -> Any:
     """Open an existing regular file for reading, or say why that cannot be done."""
     if path.is_dir():

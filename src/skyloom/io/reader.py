@@ -16,7 +16,7 @@ import numpy.typing as npt
 from skyloom.errors import InputError, NoUsableDataError, ReadError, SkyloomWarning
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.io.ccddata import ccddata_fields
-from skyloom.io.fits_file import FitsFile, describe, image_shape
+from skyloom.io.fits_file import FitsFile, describe, image_shape, path_of
 from skyloom.io.keywords import as_number, detector_values, hdu_name, hdu_version, unit_text
 from skyloom.io.profiles import GENERIC, SKYLOOM, Profile, mask_bits, profile_for
 from skyloom.io.quiet import quiet_astropy
@@ -112,7 +112,7 @@ def read(
 def _fields_of(source: Any, ext: Any, verify: bool) -> dict[str, Any]:
     """Return the fields of the exposure that `source` becomes, by its type."""
     if isinstance(source, str | os.PathLike):
-        return _fields_of_path(Path(source).expanduser(), ext, verify)
+        return _fields_of_path(path_of(source), ext, verify)
     # whoever passes an astropy object has imported its module already
     fits = sys.modules.get("astropy.io.fits")
     if fits is not None and isinstance(source, fits.HDUList):
@@ -320,7 +320,7 @@ def _variance(planes: dict[str, Any], name: str) -> npt.NDArray[np.float64] | No
 def _extra_mask(mask: Any, exposure: Exposure, verify: bool) -> npt.NDArray[np.uint32]:
     """Return the bits of the mask that the user gave, as array or file."""
     if isinstance(mask, str | os.PathLike):
-        path = Path(mask).expanduser()
+        path = path_of(mask)
         profile = profile_for((exposure.header,))
         with FitsFile(path, path.name, verify) as file:
             images = [i for i, hdu in enumerate(file.hdulist) if image_shape(hdu) == exposure.shape]

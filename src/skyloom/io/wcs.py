@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from typing import Any
 
@@ -12,6 +13,8 @@ from skyloom.io.keywords import hdu_name
 from skyloom.io.quiet import quiet_astropy
 
 logger = logging.getLogger("skyloom.io")
+
+_NUMBERS = re.compile(r"(CRVAL|CRPIX|CDELT)\d+$|(CD|PC)\d+_\d+$")
 
 
 def wcs_from_header(header: Any, hdulist: Any = None, name: str = "image") -> Any:
@@ -37,6 +40,9 @@ def wcs_from_header(header: Any, hdulist: Any = None, name: str = "image") -> An
 
     try:
         with quiet_astropy():
+            for key in filter(_NUMBERS.match, header):
+                if not isinstance(header[key], (int, float)):  # wcslib passes over it
+                    raise ValueError(f"{key} is {header[key]!r}, no number")
             wcs = WCS(header, fobj=hdulist)
             if not wcs.has_celestial:
                 return None

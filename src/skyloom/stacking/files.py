@@ -173,12 +173,12 @@ def read_coadd(path: str | os.PathLike[str], *, verify: bool = True) -> Coadd:
         It is no co-add.
     """
     from skyloom.io import read_provenance
-    from skyloom.io.fits_file import FitsFile
+    from skyloom.io.fits_file import FitsFile, path_of
     from skyloom.io.keywords import hdu_name
     from skyloom.io.wcs import wcs_from_header
     from skyloom.psf.hdu import psf_from_hdu
 
-    place = Path(path).expanduser()
+    place = path_of(path)
     with FitsFile(place, place.name, verify) as file:
         provenance = read_provenance(file.hdulist[0].header)
         index = {hdu_name(hdu): number for number, hdu in enumerate(file.hdulist)}

@@ -148,19 +148,20 @@ def _align(command: str, arguments: dict[str, Any]) -> None:
     spalipy.log_transform_stats()
     files = ("source_fits", "template_fits", "source_cat", "template_cat")
     inputs = [arguments[name] for name in files if arguments.get(name) is not None]
-    _write(spalipy, source, template, output, command=command, parameters=options, inputs=inputs)
+    overwrite = arguments["overwrite"]
+    _write(spalipy, source, template, output, overwrite=overwrite, command=command, parameters=options, inputs=inputs)
 
 
 def _read(path: str, ext: Any) -> Exposure:
     """Read an image; extension 0 without data means that the file's only image is wanted."""
-    from astropy.io import fits
-
     from skyloom.io import read
+    from skyloom.io.fits_file import FitsFile, path_of
 
     ext = int(ext) if str(ext).isdigit() else ext
     if ext == 0:
-        with fits.open(path) as hdus:
-            if hdus[0].header.get("NAXIS", 0) == 0:
+        place = path_of(path)
+        with FitsFile(place, place.name, verify=False) as file:
+            if file.hdulist[0].header.get("NAXIS", 0) == 0:
                 ext = None
     return read(path, ext=ext)
 
@@ -171,6 +172,7 @@ def _write(
     template: Exposure | None,
     output: Path,
     *,
+    overwrite: bool,
     command: str,
     parameters: dict[str, Any],
     inputs: list[str],
@@ -198,7 +200,7 @@ def _write(
         hdus.append(fits.ImageHDU(np.sqrt(result.variance), cards, name="ERR"))
     hdus.append(fits.ImageHDU(quality, cards, name="DQ"))
     hdus[-1].header.update(mask_cards())
-    write_hdus(hdus, output, overwrite=True)
+    write_hdus(hdus, output, overwrite=overwrite)
 
 
 def _moved_wcs(template: Exposure | None, spalipy: Spalipy) -> Any:
