@@ -17,36 +17,50 @@ struct Register {
   static constexpr int kCount = LANES * sizeof(float) / sizeof(T);
 };
 
+// value = value X^TERMS + sum over t < TERMS of X^(TERMS - 1 - t) sum over taps of taps[-t n] R[row + v][column + u + lane]: Horner's
+// rule for neighbouring powers of X, whose sums share the pixels that they load. PARTS registers of columns.
+template <int LANES, int TERMS, int PARTS, class T>
+SKYLOOM_INLINE void add_terms(const DeltaGrid& grid, const T* image, const T* taps, const T* X,
+                              typename Register<LANES, T>::Vec* value) {
+  using Vec = typename Register<LANES, T>::Vec;
+  constexpr int kCount = Register<LANES, T>::kCount;
+  const int n = grid.taps();
+  Vec sums[TERMS][PARTS] = {};
+  for (int v = 0; v < grid.ky; ++v)
+    for (int u = 0; u < grid.kx; ++u) {
+      const T* tap = taps + v * grid.kx + u;
+      const T* from = image + v * grid.stride() + u;
+      Vec pixels[PARTS];
+      for (int p = 0; p < PARTS; ++p) std::memcpy(&pixels[p], from + p * kCount, sizeof(Vec));
+      for (int t = 0; t < TERMS; ++t)
+        for (int p = 0; p < PARTS; ++p) sums[t][p] += tap[-t * n] * pixels[p];
+    }
+  for (int p = 0; p < PARTS; ++p) {
+    Vec x;
+    std::memcpy(&x, X + p * kCount, sizeof x);
+    for (int t = 0; t < TERMS; ++t) value[p] = value[p] * x + sums[t][p];
+  }
+}
+
 // to[lane] = level[lane] + sum_i X^i sum over taps of taps[i][tap] R[row + v][column + u + lane]
 template <int LANES, class T>
 SKYLOOM_INLINE void apply_chunk(const DeltaGrid& grid, const T* image, const T* taps, const T* level, const T* X, T* to) {
   using Vec = typename Register<LANES, T>::Vec;
-  constexpr int kCount = Register<LANES, T>::kCount, kParts = kChunk / kCount;
+  constexpr int kCount = Register<LANES, T>::kCount;
+  constexpr int kParts = std::min(LANES == 16 ? 4 : 2, kChunk / kCount);  // three terms of them fit the registers
   const int n = grid.taps();
-  Vec value[kParts] = {};
-  for (int i = grid.order; i >= 0; --i) {
-    Vec sums[kParts] = {};
-    for (int v = 0; v < grid.ky; ++v)
-      for (int u = 0; u < grid.kx; ++u) {
-        const T tap = taps[i * n + v * grid.kx + u];
-        const T* from = image + v * grid.stride() + u;
-        for (int p = 0; p < kParts; ++p) {
-          Vec pixels;
-          std::memcpy(&pixels, from + p * kCount, sizeof pixels);
-          sums[p] += tap * pixels;
-        }
-      }
+  for (int column = 0; column < kChunk; column += kParts * kCount) {
+    Vec value[kParts] = {};
+    int i = grid.order;
+    for (; i >= 2; i -= 3) add_terms<LANES, 3, kParts, T>(grid, image + column, taps + i * n, X + column, value);
+    if (i == 1) add_terms<LANES, 2, kParts, T>(grid, image + column, taps + n, X + column, value);
+    if (i == 0) add_terms<LANES, 1, kParts, T>(grid, image + column, taps, X + column, value);
     for (int p = 0; p < kParts; ++p) {
-      Vec x;
-      std::memcpy(&x, X + p * kCount, sizeof x);
-      value[p] = value[p] * x + sums[p];
+      Vec base;
+      std::memcpy(&base, level + column + p * kCount, sizeof base);
+      const Vec result = value[p] + base;
+      std::memcpy(to + column + p * kCount, &result, sizeof result);
     }
-  }
-  for (int p = 0; p < kParts; ++p) {
-    Vec base;
-    std::memcpy(&base, level + p * kCount, sizeof base);
-    const Vec result = value[p] + base;
-    std::memcpy(to + p * kCount, &result, sizeof result);
   }
 }
 
@@ -118,28 +132,43 @@ SKYLOOM_DISPATCH_LANES(void, apply_double,
                         const double* flat, std::int64_t start, std::int64_t stop, double* out),
                        (grid, padded, coefficients, flat_order, flat, start, stop, out))
 
-// sums[t] += sum over x of weights[x] R[x + t], for TAPS neighbouring taps
-template <int LANES, int TAPS, class T>
-SKYLOOM_INLINE void correlate(const T* weights, const T* image, std::int64_t nx, double* sums) {
+// sums[k n + t] += sum over x of weights[k nx + x] R[x + t], for ROWS rows of weights and TAPS neighbouring taps
+template <int LANES, int ROWS, int TAPS, class T>
+SKYLOOM_INLINE void correlate(const T* weights, const T* image, std::int64_t nx, int n, double* sums) {
   using Vec = typename Register<LANES, T>::Vec;
   constexpr int kCount = Register<LANES, T>::kCount;
-  Vec partial[TAPS] = {};
+  Vec partial[ROWS][TAPS] = {};
   std::int64_t x = 0;
   for (; x + kCount <= nx; x += kCount) {
-    Vec factor;
-    std::memcpy(&factor, weights + x, sizeof factor);
+    Vec factors[ROWS];
+    for (int k = 0; k < ROWS; ++k) std::memcpy(&factors[k], weights + k * nx + x, sizeof(Vec));
     for (int t = 0; t < TAPS; ++t) {
       Vec pixels;
       std::memcpy(&pixels, image + x + t, sizeof pixels);
-      partial[t] += factor * pixels;
+      for (int k = 0; k < ROWS; ++k) partial[k][t] += factors[k] * pixels;
     }
   }
-  for (int t = 0; t < TAPS; ++t) {
-    const Vec total = partial[t];
-    double value = 0.0;
-    for (int lane = 0; lane < kCount; ++lane) value += total[lane];
-    for (std::int64_t rest = x; rest < nx; ++rest) value += static_cast<double>(weights[rest]) * image[rest + t];
-    sums[t] += value;
+  for (int k = 0; k < ROWS; ++k)
+    for (int t = 0; t < TAPS; ++t) {
+      const Vec total = partial[k][t];
+      double value = 0.0;
+      for (int lane = 0; lane < kCount; ++lane) value += total[lane];
+      for (std::int64_t rest = x; rest < nx; ++rest)
+        value += static_cast<double>(weights[k * nx + rest]) * image[rest + t];
+      sums[k * n + t] += value;
+    }
+}
+
+// The same for all taps of a kernel.
+template <int LANES, int ROWS, class T>
+SKYLOOM_INLINE void correlate_taps(const DeltaGrid& grid, const T* weights, const T* image, double* sums) {
+  constexpr int kMost = LANES == 16 ? 7 : 4;  // accumulators for three rows in the 32 (or 16) registers that there are
+  const int n = grid.taps();
+  for (int v = 0; v < grid.ky; ++v, image += grid.stride(), sums += grid.kx) {
+    int u = 0;
+    for (; u + kMost <= grid.kx; u += kMost) correlate<LANES, ROWS, kMost, T>(weights, image + u, grid.nx, n, sums + u);
+    for (; u + 3 <= grid.kx; u += 3) correlate<LANES, ROWS, 3, T>(weights, image + u, grid.nx, n, sums + u);
+    for (; u < grid.kx; ++u) correlate<LANES, ROWS, 1, T>(weights, image + u, grid.nx, n, sums + u);
   }
 }
 
@@ -154,10 +183,9 @@ SKYLOOM_INLINE double* spread_y(const double* sums, int count, int n, double Y, 
 template <int LANES, class T>
 SKYLOOM_INLINE double project_all(const DeltaGrid& grid, const T* padded, const T* image, const float* weight,
                                   std::int64_t start, std::int64_t stop, int flat_order, double* out, double* flat) {
-  constexpr int kTaps = 7;
-  const int n = grid.taps();
-  std::vector<T> weighted(grid.nx), X(grid.nx), ones(grid.nx, T(1));
-  std::vector<double> sums(n);
+  const int n = grid.taps(), powers = std::max(grid.order, flat_order) + 1;
+  std::vector<T> weighted(powers * grid.nx), X(grid.nx), ones(grid.nx, T(1));  // weight, image and X^i, [i][x]
+  std::vector<double> sums((grid.order + 1) * n);
   for (std::int64_t x = 0; x < grid.nx; ++x) X[x] = static_cast<T>((x - grid.x_centre) / grid.x_scale);
   double squares = 0.0;
   for (std::int64_t y = start; y < stop; ++y) {
@@ -168,28 +196,30 @@ SKYLOOM_INLINE double project_all(const DeltaGrid& grid, const T* padded, const 
       any |= weighted[x] != T(0);
     }
     if (!any) continue;
-    correlate<LANES, 1, T>(weighted.data(), row, grid.nx, &squares);
-    const double Y = (y - grid.y_centre) / grid.y_scale;
-    double *to = out, *to_flat = flat;
-    for (int i = 0; i <= std::max(grid.order, flat_order); ++i) {
-      if (i > 0)
-        for (std::int64_t x = 0; x < grid.nx; ++x) weighted[x] *= X[x];
-      if (i <= flat_order) {
-        double total = 0.0;
-        correlate<LANES, 1, T>(weighted.data(), ones.data(), grid.nx, &total);
-        to_flat = spread_y(&total, flat_order - i + 1, 1, Y, to_flat);
-      }
-      if (i > grid.order) continue;
-      std::fill(sums.begin(), sums.end(), 0.0);
-      for (int v = 0; v < grid.ky; ++v) {
-        const T* from = padded + (y + v) * grid.stride();
-        int u = 0;
-        for (; u + kTaps <= grid.kx; u += kTaps)
-          correlate<LANES, kTaps, T>(weighted.data(), from + u, grid.nx, sums.data() + v * grid.kx + u);
-        for (; u < grid.kx; ++u) correlate<LANES, 1, T>(weighted.data(), from + u, grid.nx, sums.data() + v * grid.kx + u);
-      }
-      to = spread_y(sums.data(), grid.order - i + 1, n, Y, to);
+    correlate<LANES, 1, 1, T>(weighted.data(), row, grid.nx, 1, &squares);
+    for (int i = 1; i < powers; ++i) {
+      const T* before = weighted.data() + (i - 1) * grid.nx;
+      T* with = weighted.data() + i * grid.nx;
+      for (std::int64_t x = 0; x < grid.nx; ++x) with[x] = before[x] * X[x];
     }
+    const double Y = (y - grid.y_centre) / grid.y_scale;
+    double* to_flat = flat;
+    for (int i = 0; i <= flat_order; ++i) {
+      double total = 0.0;
+      correlate<LANES, 1, 1, T>(weighted.data() + i * grid.nx, ones.data(), grid.nx, 1, &total);
+      to_flat = spread_y(&total, flat_order - i + 1, 1, Y, to_flat);
+    }
+    std::fill(sums.begin(), sums.end(), 0.0);
+    const T* from = padded + y * grid.stride();
+    int i = 0;
+    for (; i + 3 <= grid.order + 1; i += 3)
+      correlate_taps<LANES, 3, T>(grid, weighted.data() + i * grid.nx, from, sums.data() + i * n);
+    if (i == grid.order - 1)
+      correlate_taps<LANES, 2, T>(grid, weighted.data() + i * grid.nx, from, sums.data() + i * n);
+    if (i == grid.order)
+      correlate_taps<LANES, 1, T>(grid, weighted.data() + i * grid.nx, from, sums.data() + i * n);
+    double* to = out;
+    for (i = 0; i <= grid.order; ++i) to = spread_y(sums.data() + i * n, grid.order - i + 1, n, Y, to);
   }
   return squares;
 }
