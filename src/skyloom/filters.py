@@ -104,6 +104,15 @@ class VaryingFilter:
         self.filters = vt[:rank].reshape(rank, planes, self.side, self.side)
         self._grid, self._values = grid, (u[:, :rank] * s[:rank]).T.reshape(rank, *nodes)
 
+    def image_at(self, x: float, y: float) -> Array:
+        """Return the filter at the pixel next to (x, y), shape (n, n), or (planes, n, n) if it takes several planes."""
+        row, column = (
+            int(np.clip(round(float(p)), 0, n - 1)) for p, n in zip((y, x), self._grid.shape, strict=True)
+        )
+        weights = self.coefficients(slice(row, row + 1), slice(column, column + 1))[:, 0, 0]
+        image: Array = np.tensordot(weights, self.filters, axes=1)
+        return image[0] if len(image) == 1 else image
+
     def coefficients(self, rows: slice, columns: slice) -> Array:
         """Return c_r at the pixels of a rectangle, shape (rank, n_rows, n_columns)."""
         return self._grid.rectangle(self._values, rows, columns)

@@ -224,6 +224,12 @@ def score(
     factor_white, factor_correlated = _correlations(subtraction, correlation_science, correlation_template)
     if convolved == "science":
         psf = ConvolvedPsf(psf, kernel)
+    decorrelation = getattr(subtraction, "decorrelation", None)
+    if decorrelation is not None:  # white noise: equation (4) with V_eff = V
+        usable = (np.asarray(subtraction.mask) & np.uint32(UNUSABLE)) == 0
+        image, psf = np.asarray(subtraction.image), decorrelation.psf(psf)
+        return filter_image(image, white + correlated, usable, psf, threads=threads)
+    if convolved == "science":
         white, correlated, factor_white, factor_correlated = correlated, white, factor_correlated, factor_white
     grid = Grid(white.shape)
     gain = grid.plane(grid.sample(lambda x, y: noise_gain(psf.stamp(x, y), kernel.image_at(x, y))))

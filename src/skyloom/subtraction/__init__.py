@@ -1,6 +1,7 @@
 """Match a template to a science image and subtract it."""
 
 from skyloom.subtraction.alard_lupton import subtract
+from skyloom.subtraction.decorrelate import Decorrelation, decorrelate
 from skyloom.subtraction.error_map import build_error_map
 from skyloom.subtraction.hotpants_inputs import HotpantsBit
 from skyloom.subtraction.hotpants_kernel import HotpantsKernel
@@ -16,6 +17,7 @@ from skyloom.subtraction.zogy.dropin import run_zogy
 
 __all__ = [
     "AlardLuptonOptions",
+    "Decorrelation",
     "HotpantsBit",
     "HotpantsKernel",
     "HotpantsOptions",
@@ -26,6 +28,7 @@ __all__ = [
     "ZogyOptions",
     "ZogyResult",
     "build_error_map",
+    "decorrelate",
     "hotpants",
     "run_hotpants",
     "run_sfft",

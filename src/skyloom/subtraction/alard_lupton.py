@@ -16,6 +16,7 @@ from skyloom.convolution import polynomial
 from skyloom.errors import NoUsableDataError, ShapeError, SubtractionError, TooFewStampsError
 from skyloom.exposure import UNUSABLE, Exposure, FloatArray
 from skyloom.subtraction.basis import default_half_width, default_sigmas, gaussian_basis
+from skyloom.subtraction.decorrelate import decorrelate
 from skyloom.subtraction.fit import FitInput, KernelFit, fit_kernel, systematic_fraction
 from skyloom.subtraction.masking import combine_masks, spread_mask
 from skyloom.subtraction.match import Match
@@ -121,7 +122,8 @@ def subtract(
         results.append(result)
     if not results:
         raise failures[0]
-    return min(results, key=_residual)
+    best = min(results, key=_residual)
+    return decorrelate(best, max_lost=options.max_lost) if options.decorrelate else best
 
 
 def _directions(

@@ -54,6 +54,8 @@ class AlardLuptonOptions:
     max_lost : float
         A pixel of the convolved image is unusable if more than this share of the kernel's weight fell on unusable
         pixels; it is so before, where what they may have held would matter.
+    decorrelate : bool
+        Filter the difference so that its noise is white, see `skyloom.subtraction.decorrelate`.
 
     Raises
     ------
@@ -78,6 +80,7 @@ class AlardLuptonOptions:
     pixel_clip: float = 6.0
     max_iterations: int = 10
     max_lost: float = 0.1
+    decorrelate: bool = False
 
     def __post_init__(self) -> None:
         if self.convolve not in ("auto", "template", "science"):

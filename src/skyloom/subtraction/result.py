@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ from astropy.table import Table
 from skyloom.exposure import UNUSABLE, BoolArray, FloatArray
 from skyloom.subtraction.basis import Float64Array
 from skyloom.subtraction.kernel import SpatialKernel
+
+if TYPE_CHECKING:
+    from skyloom.subtraction.decorrelate import Decorrelation
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,9 @@ class Subtraction:
     correlation_science, correlation_template : float
         `Exposure.correlation` of the inputs: factor by which the noise of each grows, as a variance, on scales of
         many pixels.
+    decorrelation : Decorrelation, optional
+        The filter that made the noise of `image` white: its PSF is `decorrelation.psf(psf)`, psf being that of the
+        difference before. `matched` and `background` are those of the difference before.
     """
 
     image: FloatArray
@@ -62,6 +68,7 @@ class Subtraction:
     statistics: dict[str, Any] = field(default_factory=dict)
     correlation_science: float = 1.0
     correlation_template: float = 1.0
+    decorrelation: Decorrelation | None = None
 
     @property
     def usable(self) -> BoolArray:
@@ -69,7 +76,8 @@ class Subtraction:
         return (self.mask & np.uint32(UNUSABLE)) == 0
 
     def noise_kernel(self, x: float, y: float) -> Float64Array:
-        """Return the kernel through which the noise of the convolved image went, near pixel (x, y).
+        """Return the kernel through which the noise of the convolved image went, near pixel (x, y), before any
+        decorrelation.
 
         White noise of variance v in the convolved image has the autocovariance v (k correlated with k) in `image`,
         and the variance v sum k^2 in `variance_template` (or `variance_science`). k is the matching kernel, divided

@@ -34,6 +34,8 @@ class SfftOptions:
         Of fitting and clipping.
     max_lost : float
         See `AlardLuptonOptions`.
+    decorrelate : bool
+        See `AlardLuptonOptions`.
 
     Raises
     ------
@@ -51,6 +53,7 @@ class SfftOptions:
     sigma_clip: float | None = 3.0
     max_iterations: int = 5
     max_lost: float = 0.1
+    decorrelate: bool = False
 
     def __post_init__(self) -> None:
         for what, allowed in (("convolve", ("auto", "template", "science")), ("pixels", ("auto", "boxes", "all"))):
