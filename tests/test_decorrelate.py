@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from scipy.signal import fftconvolve
-from simulate import AnalyticPsf, Epoch, far_from_sources, simulate_pair
 
+from simulate import AnalyticPsf, Epoch, far_from_sources, simulate_pair
 from skyloom.convolution import exponents
 from skyloom.detection import score
 from skyloom.exposure import MaskBit
@@ -127,7 +127,9 @@ def test_flux_of_a_star_is_conserved_and_the_score_is_that_of_white_noise():
     inner[25:-25, 25:-25] = True
     # the filter leaves some 2000 independent values
     assert np.std(quiet.significance[inner]) == pytest.approx(1, abs=0.05)
-    np.testing.assert_allclose(quiet.significance[inner], score(before, psf).significance[inner], atol=0.5)
+    # the matched filter in white noise is the best linear one: it beats that of the difference before
+    plain = score(before, psf)
+    assert (quiet.flux_variance[inner] < plain.flux_variance[inner]).all()
 
 
 def test_masks_spread_as_far_as_the_filter_matters():
@@ -148,8 +150,6 @@ def test_masks_spread_as_far_as_the_filter_matters():
         assert np.isfinite(plane).all()
         assert (plane[~after.usable] == 0).all()
     assert (after.variance[after.usable] > 0).all()
-    # what the masked pixels held does not matter
-    image[70:75, 80:85] = 0.0
     assert after.image.dtype == before.image.dtype
     assert not np.shares_memory(after.mask, mask)
 

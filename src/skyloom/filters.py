@@ -106,9 +106,7 @@ class VaryingFilter:
 
     def image_at(self, x: float, y: float) -> Array:
         """Return the filter at the pixel next to (x, y), shape (n, n), or (planes, n, n) if it takes several planes."""
-        row, column = (
-            int(np.clip(round(float(p)), 0, n - 1)) for p, n in zip((y, x), self._grid.shape, strict=True)
-        )
+        row, column = (int(np.clip(round(float(p)), 0, n - 1)) for p, n in zip((y, x), self._grid.shape, strict=True))
         weights = self.coefficients(slice(row, row + 1), slice(column, column + 1))[:, 0, 0]
         image: Array = np.tensordot(weights, self.filters, axes=1)
         return image[0] if len(image) == 1 else image

@@ -11,9 +11,9 @@ and the filter
     phi(f) = sqrt((v_1 + v_2 |k(0)|^2) / (v_1 + v_2 |k(f)|^2))
 
 makes it white (Reiss & Lupton 2016, LSST DMTN-021, eq. 2; the numerator is chosen so that phi has unit sum, and fluxes
-keep their scale). The variance of a pixel of phi * D is then v_1 + v_2 |k(0)|^2, and its PSF, phi * P for the PSF P of D,
-is sharper than that of either image's match: the matched filter with it is the proper score of Zackay, Ofek & Gal-Yam
-(2016), up to the errors of the kernel. Noise that was correlated before, by resampling, enters C(f) as well, with the
+keep their scale). The variance of a pixel of phi * D is then v_1 + v_2 |k(0)|^2, and its PSF, phi * P for the PSF P of
+D, is sharper than P: the matched filter with it is the proper score of Zackay, Ofek & Gal-Yam (2016), up to the errors
+of the kernel. Noise that was correlated before, by resampling, enters C(f) as well, with the
 spectrum of `skyloom.subtraction.noise.smoothing_kernel`.
 
 The kernel, v_1 and v_2 vary over the field: phi is computed on the nodes of a grid, and what lies between is blended
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from skyloom.subtraction.result import Subtraction
 
 _LARGEST_HALF = 40  # pixels from phi's centre to its edge at most
+_PSF_CUT = 1e-3  # of the flux that may lie outside of a stamp of the PSF
 _CUT = 1e-4  # of sum |phi| that may lie outside of the filter
 _FLOOR = 1e-6  # of the largest noise power: where both images hold less, there is nothing to restore
 _TOUCHED = 1e-3  # a pixel that took less than this share of phi's weight from unusable ones counts as untouched
@@ -90,17 +91,31 @@ class DecorrelatedPsf:
     def __init__(self, psf: Psf, decorrelation: Decorrelation) -> None:
         self._psf, self._decorrelation = psf, decorrelation
 
+        whole = self._whole(0.0, 0.0)
+        self._half = whole.shape[0] // 2
+        for smaller in range(psf.half, self._half):  # phi takes light to its wings, and more from them
+            inner = slice(whole.shape[0] // 2 - smaller, whole.shape[0] // 2 + smaller + 1)
+            if abs(whole[inner, inner].sum() - whole.sum()) < _PSF_CUT:
+                self._half = smaller
+                break
+
     @property
     def half(self) -> int:
-        """Half size of the stamps, pixels: that of P. phi * P is narrower."""
-        return self._psf.half
+        """Half size of the stamps, pixels."""
+        return self._half
 
     def stamp(self, x: float, y: float) -> Float64Array:
         """Return the PSF at (x, y), centred on the middle pixel, with unit sum."""
-        stamp = fftconvolve(np.asarray(self._psf.stamp(x, y)), self._decorrelation.image_at(x, y), mode="full")
-        rim = (stamp.shape[0] - (2 * self.half + 1)) // 2
+        stamp = self._whole(x, y)
+        rim = stamp.shape[0] // 2 - self._half
         stamp = stamp[rim : stamp.shape[0] - rim, rim : stamp.shape[1] - rim]
         return stamp / stamp.sum()
+
+    def _whole(self, x: float, y: float) -> Float64Array:
+        whole: Float64Array = fftconvolve(
+            np.asarray(self._psf.stamp(x, y), np.float64), self._decorrelation.image_at(x, y), mode="full"
+        )
+        return whole
 
 
 def decorrelate(result: Subtraction, *, max_lost: float = 0.1) -> Subtraction:
@@ -117,60 +132,22 @@ def decorrelate(result: Subtraction, *, max_lost: float = 0.1) -> Subtraction:
     Returns
     -------
     Subtraction
-        With `image`, `variance_science`, `variance_template`, `variance` and `mask` of the decorrelated difference, both
-        correlations 1, and `decorrelation` set. A difference that is decorrelated already is returned as it is.
+        With image, variances and mask of the decorrelated difference, both correlations 1, and `decorrelation` set. A
+        difference that is white already, decorrelated or proper, is returned as it is.
     """
-    if result.decorrelation is not None:
+    if result.decorrelation is not None or result.kernel is None:
         return result
-    science_moved = result.convolved == "science"
-    still, moved = result.variance_template, result.variance_science
-    c_still, c_moved = result.correlation_template, result.correlation_science
-    if not science_moved:
-        still, moved, c_still, c_moved = moved, still, c_moved, c_still
-    usable = result.usable
-    grid = Grid(result.image.shape)
-    box = max(32, int(max(result.image.shape) / max(len(grid.x), len(grid.y))))
-
-    def spectra(x: float, y: float) -> tuple[Float64Array, Float64Array]:
-        """Return the kernels through which white noise of both images went: of large-scale variance v_1, v_2."""
-        kernel = result.noise_kernel(x, y)
-        return smoothing_kernel(c_still), fftconvolve(kernel, _smoothing_of(kernel, c_moved), mode="full")
-
-    def levels(x: float, y: float) -> tuple[float, float]:
-        """Return v_1 and v_2 |k(0)|^2 of the sky around a node."""
-        rows, columns = (slice(max(0, int(p) - box), int(p) + box + 1) for p in (y, x))
-        good = usable[rows, columns]
-        return tuple(
-            float(np.median(plane[rows, columns][good] if good.any() else plane[usable])) * factor
-            for plane, factor in ((still, c_still), (moved, c_moved * _gain_of_mean(result.noise_kernel(x, y))))
-        )  # type: ignore[return-value]
-
-    whitening = grid.sample(lambda x, y: _whitening(*spectra(x, y), *levels(x, y)))
-    stamps = _cut(whitening)
-    phi = VaryingFilter(stamps, grid)
-    of_still, of_moved = [], []
-    for row, y in zip(stamps, grid.y, strict=True):
-        for stamp, x in zip(row, grid.x, strict=True):
-            first, second = spectra(float(x), float(y))
-            of_still.append(fftconvolve(stamp, first, mode="full") ** 2 * c_still)
-            power = (result.noise_kernel(float(x), float(y)) ** 2).sum()
-            of_moved.append(fftconvolve(stamp, second, mode="full") ** 2 * (c_moved / power))
-    shape = grid.y.size, grid.x.size
-    squares = [
-        VaryingFilter(np.array(images).reshape(*shape, *images[0].shape), grid) for images in (of_still, of_moved)
-    ]
-    lost_filter = VaryingFilter(np.abs(stamps) / np.abs(stamps).sum(axis=(2, 3), keepdims=True), grid)
-    dtype = result.image.dtype
-    image, kept = correlate([(phi, result.image), (lost_filter, usable.astype(dtype))], dtype=dtype.type)
-    (variance_still,) = correlate([(squares[0], still)], dtype=dtype.type)
-    (variance_moved,) = correlate([(squares[1], moved)], dtype=dtype.type)
+    noise = _Noise(result)
+    stamps = noise.whitening()
+    phi = VaryingFilter(stamps, noise.grid)
+    weights = VaryingFilter(np.abs(stamps) / np.abs(stamps).sum(axis=(2, 3), keepdims=True), noise.grid)
+    dtype: Any = result.image.dtype.type
+    image, kept = correlate([(phi, result.image), (weights, result.usable.astype(dtype))], dtype=dtype)
+    still, moved = noise.variances(stamps, dtype)
     mask = _spread(result.mask, 1 - kept, max_lost, phi.side // 2)
-    good = ((mask & np.uint32(UNUSABLE)) == 0) & (variance_still + variance_moved > 0)
-    image, variance_still, variance_moved = (
-        np.where(good, np.maximum(plane, low), 0).astype(dtype)
-        for plane, low in ((image, -np.inf), (variance_still, 0), (variance_moved, 0))
-    )
-    science, template = (variance_moved, variance_still) if science_moved else (variance_still, variance_moved)
+    good = ((mask & np.uint32(UNUSABLE)) == 0) & (still + moved > 0)
+    image, still, moved = (np.where(good, plane, dtype(0)) for plane in (image, still, moved))
+    science, template = (moved, still) if result.convolved == "science" else (still, moved)
     return dataclasses.replace(
         result,
         image=image,
@@ -184,9 +161,54 @@ def decorrelate(result: Subtraction, *, max_lost: float = 0.1) -> Subtraction:
     )
 
 
-def _gain_of_mean(kernel: Float64Array) -> float:
-    """Return the variance that convolved noise has on large scales, in units of its pixels': (sum k)^2 / sum k^2."""
-    return float(kernel.sum() ** 2 / (kernel**2).sum())
+class _Noise:
+    """The noise of a difference: that of independent pixels of two images, and the kernels that it went through."""
+
+    def __init__(self, result: Subtraction) -> None:
+        self.result = result
+        still, moved = result.variance_science, result.variance_template
+        c_still, self.c_moved = result.correlation_science, result.correlation_template
+        if result.convolved == "science":
+            still, moved, c_still, self.c_moved = moved, still, self.c_moved, c_still
+        self.grid = Grid(result.image.shape)
+        powers = self.grid.sample(lambda x, y: float((result.noise_kernel(x, y) ** 2).sum()))
+        dtype = result.image.dtype
+        self.still = still * dtype.type(c_still)
+        self.moved = moved * dtype.type(self.c_moved) / self.grid.plane(powers).astype(dtype)
+        self.smoothing = smoothing_kernel(c_still)
+
+    def through(self, x: float, y: float) -> Float64Array:
+        """Return the kernel that the noise of the convolved image went through, and its smoothing before that."""
+        kernel = self.result.noise_kernel(x, y)
+        return fftconvolve(kernel, _smoothing_of(kernel, self.c_moved), mode="full")
+
+    def level(self, plane: npt.NDArray[Any], x: float, y: float) -> float:
+        """Return the variance of the sky around a node."""
+        box = 1 + max(plane.shape) // (2 * (max(self.grid.x.size, self.grid.y.size) - 1))
+        part = tuple(slice(max(0, int(p) - box), int(p) + box + 1) for p in (y, x))
+        good = self.result.usable[part]
+        return float(np.median(plane[part][good] if good.any() else plane[self.result.usable]))
+
+    def whitening(self) -> Float64Array:
+        """Return phi at the nodes of the grid, shape (n_y, n_x, n, n)."""
+
+        def stamp(x: float, y: float) -> Float64Array:
+            levels = self.level(self.still, x, y), self.level(self.moved, x, y)
+            return _whitening(self.smoothing, self.through(x, y), *levels)
+
+        return _cut(self.grid.sample(stamp))
+
+    def variances(self, stamps: Float64Array, dtype: Any) -> list[npt.NDArray[Any]]:
+        """Return what each image brings to the variance after the filter: that left alone, and that convolved."""
+        nodes = [(float(x), float(y)) for y in self.grid.y for x in self.grid.x]
+        flat = stamps.reshape(-1, *stamps.shape[2:])
+        planes = []
+        through = [self.through(*node) for node in nodes]
+        for plane, kernels in ((self.still, [self.smoothing] * len(nodes)), (self.moved, through)):
+            squares = [fftconvolve(stamp, kernel) ** 2 for stamp, kernel in zip(flat, kernels, strict=True)]
+            varying = VaryingFilter(np.array(squares).reshape(*stamps.shape[:2], *squares[0].shape), self.grid)
+            planes += correlate([(varying, plane)], dtype=dtype)
+        return [np.maximum(plane, 0) for plane in planes]
 
 
 def _smoothing_of(kernel: Float64Array, correlation: float) -> Float64Array:
@@ -205,11 +227,11 @@ def _smoothing_of(kernel: Float64Array, correlation: float) -> Float64Array:
 
 
 def _whitening(first: Float64Array, second: Float64Array, v_1: float, v_2: float) -> Float64Array:
-    """Return phi for noise of v_1 and v_2 (on large scales) that went through two kernels, on a grid of its own."""
+    """Return phi for white noise of variances v_1 and v_2 that went through two kernels, on a grid of its own."""
     side = fft.next_fast_len(4 * _LARGEST_HALF, real=True)
     power = np.zeros((side, side // 2 + 1))
     for kernel, variance in ((first, v_1), (second, v_2)):
-        power += variance * np.abs(fft.rfft2(kernel / kernel.sum(), s=(side, side))) ** 2
+        power += variance * np.abs(fft.rfft2(kernel, s=(side, side))) ** 2
     power = np.maximum(power, _FLOOR * power.max())
     phi = fft.fftshift(fft.irfft2(np.sqrt(power[0, 0] / power), s=(side, side)))
     middle = side // 2

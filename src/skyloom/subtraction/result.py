@@ -76,13 +76,12 @@ class Subtraction:
         return (self.mask & np.uint32(UNUSABLE)) == 0
 
     def noise_kernel(self, x: float, y: float) -> Float64Array:
-        """Return the kernel through which the noise of the convolved image went, near pixel (x, y), before any
-        decorrelation.
+        """Return the kernel through which the noise of the convolved image went, near pixel (x, y).
 
         White noise of variance v in the convolved image has the autocovariance v (k correlated with k) in `image`,
         and the variance v sum k^2 in `variance_template` (or `variance_science`). k is the matching kernel, divided
         by its sum if the science image was convolved. The other image's noise is as it came. The noise of a proper
-        difference is white: its kernel is one pixel.
+        difference is white: its kernel is one pixel. Of a decorrelated difference this is the kernel before that.
         """
         if self.kernel is None:
             return np.ones((1, 1))
