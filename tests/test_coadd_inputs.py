@@ -8,11 +8,12 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyloom.errors import InputError, ReadError, SkyloomError, WcsError
+from skyloom.errors import InputError, ReadError, SkyloomError, WcsError, WriteError
 from skyloom.exposure import Exposure
 from skyloom.resampling import grid_of, wcs_map
 from skyloom.stacking import CoaddOptions, coadd
 from skyloom.stacking.members import is_surface_brightness
+from skyloom.stacking.memory import Scratch
 from skyloom.stacking.outliers import masked_median, median_variance
 from skyloom.stacking.sky import Levels, cell_levels, match_skies
 from test_coadd import GRID, PLAIN, SHAPE, add_rays, observe, pointings, star_positions
@@ -145,6 +146,70 @@ def test_bad_exposures_are_named_before_anything_is_done(tmp_path):
     with pytest.raises(SkyloomError, match=r"exptime of zero\.fits is 0"):
         coadd([lambda: good.replace(exptime=0.0, name="zero.fits")], PLAIN, wcs=GRID, output=output)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"exposures": None}, "exposures is a NoneType"),
+        ({"exposures": "a.fits"}, "exposures is a str"),
+        ({"exposures": []}, "no exposures"),
+        ({"options": {"method": "mean"}}, "options is a dict"),
+        ({"maps": [None]}, "a function"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments, words):
+    with pytest.raises(InputError, match=words):
+        coadd(**{"exposures": [observe(GRID)], "options": PLAIN} | arguments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pixfrac": "1"},
+        {"covariance": "a"},
+        {"rejection": {}},
+        {"flux_scale": None},
+        {"flux_scale": ("a",)},
+        {"pixel_scale": "1"},
+        {"rotation": "x"},
+    ],
+)
+def test_options_that_make_no_sense(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        coadd([observe(GRID)], CoaddOptions(**options))
+
+
+def test_exposures_may_come_from_a_generator():
+    exposures = [observe(GRID, np.random.default_rng(seed)) for seed in range(2)]
+    found = coadd((one for one in exposures), PLAIN, wcs=GRID)
+    np.testing.assert_array_equal(found.exposure.data, coadd(exposures, PLAIN, wcs=GRID).exposure.data)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda xy: xy * 0 + 3,
+        lambda xy: np.stack([xy[:, 0], xy[:, 0]], axis=1),
+        lambda xy: xy * 1e30,
+        lambda xy: xy * 1e-9,
+    ],
+    ids=["point", "line", "huge", "tiny"],
+)
+def test_maps_without_area_are_named(bad):
+    """Fluxes are divided by the area of a pixel: such an exposure would drown all others, or vanish."""
+    exposures = [observe(GRID, name=f"{name}.fits").replace(wcs=None) for name in ("good", "bad")]
+    with pytest.raises(WcsError, match=r"A pixel of bad\.fits covers"):
+        coadd(exposures, PLAIN, maps=[lambda xy: xy, bad])
+
+
+def test_a_disk_without_room_is_told_before_it_is_full():
+    """A mapped file that finds the disk full would end the process."""
+    with Scratch() as scratch:
+        small = scratch.plane((10, 10), np.float32, on_disk=True)
+        assert small.read().sum() == 0
+        with pytest.raises(WriteError, match="more than are free on the disk"):
+            scratch.plane((10**7, 10**7), np.float32, on_disk=True)
 
 
 def test_grids_come_from_headers_and_images(tmp_path):

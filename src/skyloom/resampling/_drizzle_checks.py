@@ -25,6 +25,11 @@ def _is_finite(number: Any) -> bool:
         return False
 
 
+def is_number(value: Any) -> bool:
+    """Return whether this is a real number of Python or NumPy, and neither a text nor a boolean."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
 def check_exptime(exptime: float, out_img: Any, out_wht: Any, out_ctx: Any) -> None:
     """Earlier results and their exposure time come together or not at all."""
     if not (_is_finite(exptime) and exptime >= 0):

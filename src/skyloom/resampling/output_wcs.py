@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, ReadError, WcsError
 from skyloom.exposure import Exposure
+from skyloom.resampling._drizzle_checks import is_number
 from skyloom.resampling.maps import XYArray
 
 _SIDE = 17  # points on each side of an outline: a side that distortion bends by a pixel is still covered
@@ -61,9 +62,9 @@ def output_wcs_from(
     """
     if len(exposures) == 0:
         raise InputError("There are no exposures; at least one is needed for an output grid.")
-    if pixel_scale is not None and not (np.isfinite(pixel_scale) and pixel_scale > 0):
+    if pixel_scale is not None and not (is_number(pixel_scale) and 0 < pixel_scale < np.inf):
         raise InputError(f"pixel_scale is {pixel_scale}; it must be above 0 (arcsec).", pixel_scale=pixel_scale)
-    if rotation is not None and not np.isfinite(rotation):
+    if rotation is not None and not (is_number(rotation) and np.isfinite(rotation)):
         raise InputError(f"rotation is {rotation}; it must be a finite number (degrees).", rotation=rotation)
     centres = np.stack([_sky(exposure, _centre(exposure)) for exposure in exposures])
     mean = centres.mean(axis=(0, 1))

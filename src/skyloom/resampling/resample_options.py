@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from skyloom.errors import InputError
-from skyloom.resampling._drizzle_checks import LARGEST_PIXFRAC
+from skyloom.resampling._drizzle_checks import LARGEST_PIXFRAC, is_number
 from skyloom.resampling._drizzle_planes import fill_text
 from skyloom.resampling.drizzle import SUPPORTED_DRIZZLE_KERNELS
 from skyloom.resampling.model_input import WEIGHT_PLANES, ModelOptions
@@ -49,12 +47,12 @@ class Options:
                 f"compute_err is {self._compute_err!r}; it must be 'from_var', 'driz_err' or None.",
                 compute_err=self._compute_err,
             )
-        if not (_is_number(self.pixfrac) and 0 <= self.pixfrac <= LARGEST_PIXFRAC):
+        if not (is_number(self.pixfrac) and 0 <= self.pixfrac <= LARGEST_PIXFRAC):
             raise InputError(
                 f"pixfrac is {self.pixfrac!r}; a finite number from 0 to {LARGEST_PIXFRAC:.0f} is needed.",
                 pixfrac=self.pixfrac,
             )
-        if not (_is_number(self.pixmap_stepsize) and 1 <= self.pixmap_stepsize < math.inf):
+        if not (is_number(self.pixmap_stepsize) and 1 <= self.pixmap_stepsize < math.inf):
             raise InputError(
                 f"pixmap_stepsize is {self.pixmap_stepsize!r}; a number from 1 (pixels) is needed.",
                 pixmap_stepsize=self.pixmap_stepsize,
@@ -64,7 +62,7 @@ class Options:
                 f"Interpolation order should be either 1 or 3; found pixmap_order = {self.pixmap_order!r}.",
                 pixmap_order=self.pixmap_order,
             )
-        if self.pixmap_tolerance is not None and not (_is_number(self.pixmap_tolerance) and self.pixmap_tolerance >= 0):
+        if self.pixmap_tolerance is not None and not (is_number(self.pixmap_tolerance) and self.pixmap_tolerance >= 0):
             raise InputError(
                 f"pixmap_tolerance is {self.pixmap_tolerance!r}; a number from 0 (pixels) is needed, or None.",
                 pixmap_tolerance=self.pixmap_tolerance,
@@ -80,7 +78,3 @@ class Options:
             with_error=self._compute_err == "driz_err",
             with_dq=self._propagate_dq,
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

@@ -86,6 +86,8 @@ def coadd(
     """
     from skyloom.io import check_writable
 
+    if not isinstance(options, CoaddOptions | None):
+        raise InputError(f"options is a {type(options).__name__}; CoaddOptions(method=...) are needed.")
     earlier = resume if isinstance(resume, Coadd) or resume is None else read_coadd(resume)
     if options is None:
         options = CoaddOptions() if earlier is None else earlier.options
@@ -160,8 +162,11 @@ def _grid(
 ) -> tuple[Any, tuple[int, int]]:
     """Return the WCS (None if there is none) and the shape of the output grid."""
     if maps is not None:
-        if len(maps) != len(members):
-            raise InputError(f"There are {len(maps)} maps for {len(members)} exposures; give one for each.")
+        if len(maps) != len(members) or not all(callable(one) for one in maps):
+            raise InputError(
+                f"There are {len(maps)} maps for {len(members)} exposures; give one for each, a function "
+                "(N, 2) -> (N, 2)."
+            )
         size = members[0].shape if shape is None else shape
         return grid_of(wcs, size) if wcs is not None else (None, check_shape(size))
     if wcs is None:
@@ -183,6 +188,7 @@ def _placed(
         else:
             one = place(member, shape, wcs_map(member.wcs, wcs), partial(wcs_map, wcs, member.wcs))
         if one.overlaps():
+            area_factor(one)  # raises if there is none
             result.append(replace(one, number=first + len(result)))
             continue
         warnings.warn(

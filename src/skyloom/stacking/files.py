@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.errors import InputError, SkyloomError, WriteError
+from skyloom.errors import InputError, SkyloomError, SkyloomWarning, WriteError
 from skyloom.exposure import MaskBit
 from skyloom.resampling.correlation import CovarianceMap
 from skyloom.stacking.memory import Plane, Window
@@ -252,4 +253,9 @@ def _options(parameters: Mapping[str, Any]) -> CoaddOptions:
     try:
         return CoaddOptions(**values | {"memory": None, "overwrite": False}, rejection=RejectionOptions(**rejection))
     except (TypeError, SkyloomError):
-        return CoaddOptions()  # of another version
+        warnings.warn(
+            "The options of the co-add are those of another version of skyloom; the defaults are taken for them.",
+            SkyloomWarning,
+            stacklevel=3,
+        )
+        return CoaddOptions()

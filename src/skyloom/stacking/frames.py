@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,18 @@ from scipy import ndimage
 
 from skyloom._threads import map_bands, row_bands
 from skyloom.background import estimate_background
+from skyloom.errors import WcsError
 from skyloom.exposure import BoolArray, FloatArray
 from skyloom.noise import with_variance
 from skyloom.resampling.maps import Map, SampledMap, XYArray, area_at
 from skyloom.stacking.members import Member
 from skyloom.stacking.memory import Window
 
+_LARGEST_AREA = 1e8  # of a pixel in pixels of the other grid: a side of 10^4
 _ENOUGH = 30  # pixels in a box whose median is used
 _WEIGHT_BOX = 64  # pixels a side of the boxes in which the sky noise is measured
 _REACH = 3.0  # pixels (of either grid) beyond the centre of a pixel that a drop or an interpolation may reach
+_HALF = 0.55  # half a block, and what the curvature of a map within it may add
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,8 @@ class Frame:
         As in the exposure.
     usable : ndarray of bool, shape (ny, nx)
         Pixels that count.
+    correlation : float
+        `Exposure.correlation`: measured with the variance, if the exposure came without one.
     psf : object
         That of the exposure, if it has one.
     """
@@ -43,6 +49,7 @@ class Frame:
     variance: FloatArray
     mask: npt.NDArray[np.uint32]
     usable: BoolArray
+    correlation: float = 1.0
     psf: Any = None
 
 
@@ -94,10 +101,26 @@ class Placed:
         ny, nx = self.member.shape
         return float(np.sqrt(area_at(self.to_grid.map, np.array([[(nx - 1) / 2, (ny - 1) / 2]]))[0]))
 
+    @cached_property
+    def extent(self) -> tuple[float, float]:
+        """Output pixels along x and y that a pixel of the exposure spans, at most."""
+        ny, nx = self.member.shape
+        middle = np.array([(nx - 1) / 2, (ny - 1) / 2])
+        ends = self.to_grid.map(middle + np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]]))
+        spans = [np.abs(ends[1] - ends[0]), np.abs(ends[3] - ends[2])]
+        for axis in (0, 1):
+            distance = np.diff(_middles(self.member.shape[axis], self.member.step))
+            if len(distance):
+                steps = np.abs(np.diff(self.blocks_xy, axis=axis)) / np.expand_dims(distance, (1 - axis, 2))
+                spans[1 - axis] = np.fmax(spans[1 - axis], np.fmax.reduce(steps, axis=(0, 1)))
+        x, y = np.nan_to_num(spans[0] + spans[1], nan=1.0)
+        return float(x), float(y)
+
     @property
-    def margin(self) -> float:
-        """Output pixels that a block reaches beyond its middle, with what its drops reach."""
-        return (0.75 * self.member.step + _REACH) * max(self.scale, 1.0)
+    def margin(self) -> tuple[float, float]:
+        """Output pixels along x and y that a block reaches beyond its middle, with what its drops reach."""
+        x, y = ((_HALF * self.member.step + _REACH) * max(extent, 1.0) for extent in self.extent)
+        return x, y
 
     def window(self) -> Window | None:
         """Return the part of the output grid that the exposure can reach; None if there is none."""
@@ -114,8 +137,9 @@ class Placed:
         """Return the rows and columns of the exposure that can reach a window of the output grid."""
         x, y = self.blocks_xy[..., 0], self.blocks_xy[..., 1]
         rows, columns = window
-        near = (x > columns.start - 0.5 - self.margin) & (x < columns.stop - 0.5 + self.margin)
-        near &= (y > rows.start - 0.5 - self.margin) & (y < rows.stop - 0.5 + self.margin)
+        across, along = self.margin
+        near = (x > columns.start - 0.5 - across) & (x < columns.stop - 0.5 + across)
+        near &= (y > rows.start - 0.5 - along) & (y < rows.stop - 0.5 + along)
         if not near.any():
             return None
         part = []
@@ -128,8 +152,9 @@ class Placed:
         """Return whether a usable pixel (or a block that has one) lies on the output grid."""
         ny, nx = self.shape
         x, y = self.blocks_xy[..., 0], self.blocks_xy[..., 1]
-        wide = 0.5 + (0.5 * self.member.step * self.scale if self.member.step > 1 else 0.0)
-        inside = (x > -wide) & (x < nx - 1 + wide) & (y > -wide) & (y < ny - 1 + wide)
+        half = self.member.step / 2 if self.member.step > 1 else 0.0
+        across, along = (0.5 + half * extent for extent in self.extent)
+        inside = (x > -across) & (x < nx - 1 + across) & (y > -along) & (y < ny - 1 + along)
         return bool((inside & self.member.blocks).any())
 
     def load(self) -> Frame:
@@ -143,7 +168,8 @@ class Placed:
         data = data * factor
         if any(self.sky):
             self._subtract_plane(data)
-        return Frame(data, exposure.variance * factor**2, exposure.mask, exposure.usable, exposure.psf)
+        variance = exposure.variance * factor**2
+        return Frame(data, variance, exposure.mask, exposure.usable, exposure.correlation, exposure.psf)
 
     def _subtract_plane(self, data: FloatArray) -> None:
         level, slope_x, slope_y = self.sky
@@ -169,17 +195,37 @@ def normalised(xy: XYArray, shape: tuple[int, int]) -> tuple[npt.NDArray[np.floa
 def place(member: Member, shape: tuple[int, int], to_grid: Map, from_grid: Callable[[], Map]) -> Placed:
     """Put an exposure onto the grid; its number, factor and sky follow later."""
     sampled = SampledMap(to_grid, member.shape)
-    middles = [np.minimum(np.arange(0, n, member.step) + (member.step - 1) // 2, n - 1) for n in member.shape]
+    middles = [_middles(n, member.step) for n in member.shape]
     xy = np.concatenate([sampled.rows(int(row), int(row) + 1)[:, middles[1]] for row in middles[0]])
     return Placed(member, -1, sampled, from_grid, xy, shape, 1.0, subtract_sky=False)
 
 
+def _middles(size: int, step: int) -> npt.NDArray[np.int64]:
+    """Return the middle pixels of the blocks along an axis."""
+    return np.minimum(np.arange(0, size, step) + (step - 1) // 2, size - 1)
+
+
 def area_factor(placed: Placed) -> float:
-    """Return the area of an output pixel in pixels of the exposure, its median over the exposure."""
+    """Return the area of an output pixel in pixels of the exposure, its median over the exposure.
+
+    Raises
+    ------
+    WcsError
+        That is no area: the map sends all to a point or a line, or to pixels of an absurd size.
+    """
     ny, nx = placed.member.shape
     x, y = np.meshgrid(np.linspace(0, nx - 1, 17), np.linspace(0, ny - 1, 17))
     area = area_at(placed.to_grid.map, np.stack([x.ravel(), y.ravel()], axis=1))
-    return float(1 / np.nanmedian(area))
+    area = area[np.isfinite(area)]
+    median = float(np.median(area)) if area.size else 0.0
+    if not 1 / _LARGEST_AREA <= median <= _LARGEST_AREA:
+        raise WcsError(
+            f"A pixel of {placed.member.name} covers {median:.3g} pixels of the output grid; from "
+            f"{1 / _LARGEST_AREA:g} to {_LARGEST_AREA:g} can be co-added. Correct its WCS or map, or leave it out.",
+            name=placed.member.name,
+            area=median,
+        )
+    return 1 / median
 
 
 def sky_variance(frame: Frame) -> npt.NDArray[np.float64]:

@@ -6,8 +6,9 @@ co-added; the pixels are read again when their turn comes.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,7 +144,10 @@ def survey(sources: Sequence[Any], *, with_wcs: bool, progress: Progress) -> lis
     SkyloomError
         An exposure cannot be read or has no usable pixels: the message names it.
     """
-    if len(sources) == 0:
+    if isinstance(sources, str | os.PathLike | Exposure) or not isinstance(sources, Iterable):
+        raise InputError(f"exposures is a {type(sources).__name__}; a list of exposures or files is needed.")
+    sources = list(sources)
+    if not sources:
         raise InputError("There are no exposures to co-add; at least one is needed.")
     members = []
     for number, source in enumerate(sources):
@@ -242,10 +246,13 @@ def flux_scales(members: Sequence[Any], how: str | Sequence[float]) -> list[floa
         `how` makes no sense, or an exposure lacks what it needs.
     """
     if not isinstance(how, str):
-        factors = [float(factor) for factor in how]
+        try:
+            factors = [float(factor) for factor in how]
+        except (TypeError, ValueError):
+            factors = []
         if len(factors) != len(members) or not all(np.isfinite(factor) and factor > 0 for factor in factors):
             raise InputError(
-                f"flux_scale is {factors}; it must hold a finite number above 0 for each of the {len(members)} "
+                f"flux_scale is {factors or how}; it must hold a finite number above 0 for each of the {len(members)} "
                 "exposures.",
                 flux_scale=factors,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.errors import InputError
+from skyloom.errors import InputError, WriteError
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3, "ti": 1024**4}
 _FREE_SHARE = 0.6  # of the machine's memory that a co-add takes if nothing is said
@@ -117,6 +118,7 @@ class Scratch:
     def __init__(self, beside: str | os.PathLike[str] | None = None) -> None:
         self._parent = None if beside is None else Path(beside).expanduser().resolve().parent
         self._folder: Path | None = None
+        self._room = 0
         self._count = 0
 
     def __enter__(self) -> Scratch:
@@ -129,15 +131,25 @@ class Scratch:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def plane(self, shape: tuple[int, ...], dtype: npt.DTypeLike, *, on_disk: bool) -> Plane:
-        """Return a plane of zeros."""
+        """Return a plane of zeros; a `WriteError` says that the disk has no room for it."""
         if not on_disk:
             return Plane(np.zeros(shape, dtype))
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix=".skyloom-", dir=self._parent))
+            self._room = shutil.disk_usage(self._folder).free
         self._count += 1
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        self._room -= size
+        if self._room < 0:  # a mapped file that finds the disk full ends the process
+            raise WriteError(
+                f"A co-add of {shape[-1]} x {shape[-2]} pixels needs {-self._room / 2**30:.1f} GiB more than are "
+                f"free on the disk of {self._folder.parent}. Give more memory, an output on a larger disk, or a "
+                "smaller grid.",
+                missing=-self._room,
+            )
         path = self._folder / f"{self._count}.raw"
         with path.open("wb") as file:  # a hole: zeros that take no room
-            file.truncate(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
+            file.truncate(size)
         return Plane(path, shape, np.dtype(dtype))
 
 

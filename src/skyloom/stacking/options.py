@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from skyloom.errors import InputError
+from skyloom.resampling._drizzle_checks import is_number
 from skyloom.stacking.memory import parse_memory
+
+TILE = 1024
+"""Side of the tiles in which a co-add is worked on, output pixels: a multiple of the blocks of covariances."""
 
 METHODS = ("clipped", "mean", "median", "proper")
 _CHOICES = {
@@ -49,7 +53,7 @@ class RejectionOptions:
 
     def __post_init__(self) -> None:
         values = (*self.sigma, *self.gradient, self.fraction, self.reach)
-        if not all(np.isfinite(value) and value >= 0 for value in values):
+        if not all(is_number(value) and np.isfinite(value) and value >= 0 for value in values):
             raise InputError(f"The thresholds of the rejection are {values}; none of them may be below 0.")
 
 
@@ -83,7 +87,8 @@ class CoaddOptions:
     pixel_scale, rotation : float, optional
         Of a new output grid, see `output_wcs_from`.
     covariance : int, optional
-        Noise covariances between output pixels are kept, averaged over blocks of so many pixels a side; None: not.
+        Noise covariances between output pixels are kept, averaged over blocks of so many pixels a side, a power of 2
+        up to 1024; None: not.
     memory : int or str, optional
         What the whole process may occupy, bytes or '1GiB'. Output planes that do not fit are worked on in tiles and
         kept on disk (the result is the same to the last bit). By default 60 % of the machine's memory.
@@ -111,8 +116,8 @@ class CoaddOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.pixfrac <= 1:
-            raise InputError(f"pixfrac is {self.pixfrac}; it must be above 0 and at most 1.", pixfrac=self.pixfrac)
+        if not (is_number(self.pixfrac) and 0 < self.pixfrac <= 1):
+            raise InputError(f"pixfrac is {self.pixfrac!r}; it must be above 0 and at most 1.", pixfrac=self.pixfrac)
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
@@ -123,10 +128,16 @@ class CoaddOptions:
                 "exposure.",
                 flux_scale=self.flux_scale,
             )
-        if self.covariance is not None and self.covariance < 1:
+        if self.covariance is not None and not (
+            isinstance(self.covariance, int | np.integer) and self.covariance >= 1 and TILE % self.covariance == 0
+        ):
             raise InputError(
-                f"covariance is {self.covariance}; blocks have at least 1 pixel.", covariance=self.covariance
+                f"covariance is {self.covariance!r}; the side of the blocks is needed, a power of 2 from 1 to {TILE}, "
+                "or None.",
+                covariance=self.covariance,
             )
+        if not isinstance(self.rejection, RejectionOptions):
+            raise InputError(f"rejection is a {type(self.rejection).__name__}; RejectionOptions(...) are needed.")
         parse_memory(self.memory)
 
     @property
