@@ -1,10 +1,14 @@
 """The Fourier form of the delta-function fit against dense least squares."""
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fake_cupy
 from skyloom.errors import InputError, ShapeError, SubtractionError, TooFewPixelsError
 from skyloom.subtraction.sfft.fourier import BSplines, FourierOptions, Polynomials, subtract_fourier
 
@@ -147,3 +151,28 @@ def test_gpu_gives_the_same_or_says_that_there_is_none():
         assert "CuPy" in str(error) or "cupy" in str(error)  # noqa: PT017
         return
     np.testing.assert_allclose(on_gpu.image.get(), on_cpu.image, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape_of", [Polynomials(1), BSplines(1, 2)], ids=["polynomials", "b-splines"])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_code_for_the_device_calls_nothing_of_numpy(monkeypatch, shape_of, on_device):
+    template = np.random.default_rng(3).gamma(0.3, 100.0, (60, 66))
+    science = 1.3 * np.roll(template, 1, axis=0)
+    usable = np.ones(template.shape, bool)
+    usable[20:23, 30:34] = False
+    options = FourierOptions(half=2, kernel=shape_of, background=shape_of)
+    expected = subtract_fourier(science, template, usable, replace(options, backend="cpu"))
+    cupy = fake_cupy.module()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    images = (science, template, usable)
+    if on_device:
+        images = tuple(cupy.asarray(image) for image in images)
+        with pytest.raises(InputError, match="CuPy arrays"):
+            subtract_fourier(*images, replace(options, backend="cpu"))
+    fit = subtract_fourier(*images, replace(options, backend="auto" if on_device else "gpu"))
+    assert isinstance(fit.image, cupy.ndarray)
+    np.testing.assert_allclose(fit.image.get(), expected.image, atol=1e-6)
+    np.testing.assert_allclose(fit.kernel_at(30, 30), expected.kernel_at(30, 30), atol=1e-8)
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module(devices=0))
+    with pytest.raises(InputError, match="no device"):
+        subtract_fourier(science, template, usable, replace(options, backend="gpu"))

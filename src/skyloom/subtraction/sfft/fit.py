@@ -22,7 +22,7 @@ log = logging.getLogger("skyloom.subtraction.sfft")
 # of the statistical errors: as accurate as weights, and the choice of pixels, need the fit to be
 _BEFORE_WEIGHING = 3.0
 _WHILE_CLIPPING = 0.1
-_IN_THE_END = 1e-6
+_IN_THE_END = 3e-8
 _AS_GOOD = 5e-5  # a choice of pixels that differs by this part is none
 
 
