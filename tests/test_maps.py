@@ -275,3 +275,18 @@ def test_area_next_to_undefined_positions_is_nan():
     unknown = np.isnan(area)
     assert unknown.sum() == 4  # its four neighbours; its own neighbours are all known
     np.testing.assert_allclose(area[~unknown], 4)
+
+
+@pytest.mark.parametrize("wrong", [lambda xy: xy + 0j, lambda xy: "a", lambda xy: xy.astype(str)])
+def test_maps_that_give_no_real_numbers(wrong):
+    with pytest.raises(InputError, match="real numbers"):
+        SampledMap(wrong, (20, 30))
+
+
+def test_maps_and_shapes_that_cannot_be_used():
+    with pytest.raises(InputError, match="a function"):
+        SampledMap(None, (20, 30))
+    with pytest.raises(InputError, match="tolerance is 'a'"):
+        SampledMap(lambda xy: xy, (20, 30), tolerance="a")
+    with pytest.raises(InputError, match="does not fit into the memory"):
+        SampledMap(lambda xy: xy, (10**7, 10**7))

@@ -44,9 +44,17 @@ def evaluate(map_: Map, xy: npt.ArrayLike) -> XYArray:
     ------
     ShapeError
         The map returns another shape.
+    InputError
+        It does not return real numbers.
     """
     xy = np.asarray(xy, np.float64)
-    result = np.asarray(map_(xy.copy()), np.float64)  # a copy: a map that writes into its argument harms nobody
+    result = np.asarray(map_(xy.copy()))  # a copy: a map that writes into its argument harms nobody
+    if result.dtype.kind not in "fiu":
+        raise InputError(
+            f"A coordinate map returned values of type {result.dtype}; real numbers are needed.",
+            dtype=str(result.dtype),
+        )
+    result = result.astype(np.float64, copy=False)
     if result.shape != xy.shape:
         raise ShapeError(
             f"A coordinate map returned the shape {result.shape} for positions of shape {xy.shape}; "
@@ -130,15 +138,26 @@ class SampledMap:
     Raises
     ------
     InputError
-        The tolerance is not positive, or the shape is not that of an image.
+        The tolerance is not positive, the map is no function, or the shape is not that of an image that fits into
+        memory.
     ShapeError
         The map returns another shape than it was given.
     """
 
     def __init__(self, map_: Map, shape: tuple[int, int], *, tolerance: float = 1e-3) -> None:
+        from skyloom.io.fits_file import memory_size
+
         ny, nx = self.shape = _image_shape(shape)
-        if not tolerance > 0:
-            raise InputError(f"tolerance is {tolerance}; it must be above 0 (pixels).", tolerance=tolerance)
+        if not callable(map_):
+            raise InputError(f"A coordinate map is a {type(map_).__name__}; a function (N, 2) -> (N, 2) is needed.")
+        if not (isinstance(tolerance, (int, float, np.number)) and tolerance > 0):
+            raise InputError(f"tolerance is {tolerance!r}; it must be above 0 (pixels).", tolerance=tolerance)
+        if ny * nx * np.dtype(np.float32).itemsize > memory_size():
+            raise InputError(
+                f"An image of {nx} x {ny} pixels does not fit into the memory of {memory_size() / 2**30:.1f} GiB; "
+                "choose a smaller shape.",
+                shape=self.shape,
+            )
         self.evaluations = 0
         self.map = map_
         self._nodes: XYArray | None = None
