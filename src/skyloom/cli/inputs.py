@@ -30,6 +30,16 @@ def add_threshold(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_positions(parser: argparse.ArgumentParser) -> None:
+    """Add ``--positions``: how stars are measured."""
+    parser.add_argument(
+        "--positions",
+        choices=("windowed", "psf"),
+        default="windowed",
+        help="centroids in a Gaussian window, or fits of the PSF, for crowded fields (default: %(default)s)",
+    )
+
+
 def _above_zero(text: str) -> float:
     """Read a number; argparse calls this before any work is done."""
     value = float(text)

@@ -18,7 +18,7 @@ HELP = "register an image to another by their stars"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
-    from skyloom.cli.inputs import add_reading_options, add_threshold
+    from skyloom.cli.inputs import add_positions, add_reading_options, add_threshold
 
     parser.add_argument("source", metavar="SOURCE", help="FITS image to register")
     parser.add_argument("template", metavar="TEMPLATE", nargs="?", help="FITS image to register it to")
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plot", metavar="FILE", help="draw the residuals to this PNG, PDF or SVG file")
     add_threshold(parser, "detection threshold of the stars")
+    add_positions(parser)
     add_reading_options(parser, ("source", "template"))
 
 
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             check_writable(path, overwrite=arguments.overwrite)
     check_not_input((arguments.output, arguments.plot), inputs)
     source = read(arguments.source, **reading_options(arguments, "source"))
-    options = RegistrationOptions(threshold=arguments.threshold)
+    options = RegistrationOptions(threshold=arguments.threshold, positions=arguments.positions)
     template = None
     if arguments.catalogue is not None:
         registration = register_to_catalogue(source, arguments.catalogue, options)

@@ -34,7 +34,7 @@ def run_group(arguments: argparse.Namespace) -> int:
     with progress_bar(arguments.quiet) as progress:
         group = register_group(
             [partial(read, path, **reading) for path in paths],
-            RegistrationOptions(threshold=arguments.threshold),
+            RegistrationOptions(threshold=arguments.threshold, positions=arguments.positions),
             reference=reference,
             joint=arguments.joint,
             progress=progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any
@@ -14,9 +15,9 @@ import sep
 from astropy.table import Table
 
 from skyloom.background import MAD_TO_SIGMA
-from skyloom.errors import InputError, NoUsableDataError, TooFewSourcesError
+from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning, TooFewSourcesError
 from skyloom.exposure import UNUSABLE, BoolArray, Exposure, FloatArray, MaskBit
-from skyloom.registration.stamps import FWHM_PER_SIGMA, pair_ratios, photometry, widths
+from skyloom.registration.stamps import FWHM_PER_SIGMA, Photometry, pair_ratios, photometry, widths
 
 log = logging.getLogger("skyloom.registration")
 
@@ -74,8 +75,9 @@ def detect_sources(
     box: int | None = None,
     deblend_contrast: float = 0.005,
     max_sources: int | None = None,
+    positions: str = "windowed",
 ) -> Table:
-    """Detect sources and measure their positions with a Gaussian window.
+    """Detect sources and measure their positions with a Gaussian window, or by fits of the PSF.
 
     Unusable pixels take no part, save the saturated ones: a saturated star is kept and flagged. Hot pixels and
     cosmic-ray tracks are dropped: across a star of Gaussian width sigma, the mean of two opposite neighbours of the
@@ -95,6 +97,9 @@ def detect_sources(
         Share of the flux that a branch needs to become a source of its own.
     max_sources : int, optional
         Keep only so many of the brightest.
+    positions : {'windowed', 'psf'}
+        'psf', for crowded fields: the PSF, measured from the image's own stars, is fitted to all sources at once, which
+        gives x, y, flux and their errors where it converges. Saturated and truncated sources keep what the window says.
 
     Returns
     -------
@@ -102,7 +107,8 @@ def detect_sources(
         Sorted by decreasing flux, with ``meta["shape"]`` (ny, nx) and ``meta["name"]``:
 
         ``x, y``           windowed position, 0-based pixels; ``x_err, y_err`` its standard error
-        ``flux, flux_err`` flux in a Gaussian window of the image's own width (a star's flux, to a common factor)
+        ``flux, flux_err`` flux in a Gaussian window of the image's own width, or of the fitted PSF (a star's flux, to a
+                           common factor)
         ``fwhm``           full width at half maximum of the core, pixels
         ``a, b, theta``    isophotal rms axes (pixels) and angle (radians, from x towards y)
         ``peak``           highest pixel above the background
@@ -112,7 +118,7 @@ def detect_sources(
     Raises
     ------
     InputError
-        The threshold is not a finite number above 0.
+        The threshold is not a finite number above 0, or `positions` is unknown.
     NoUsableDataError
         All pixels are masked, or all usable ones have the same value.
     TooFewSourcesError
@@ -120,6 +126,8 @@ def detect_sources(
     """
     if not 0 < threshold < np.inf:
         raise InputError(f"threshold is {threshold}; a finite number of standard deviations above 0 is needed.")
+    if positions not in ("windowed", "psf"):
+        raise InputError(f"positions is {positions!r}; it must be 'windowed' or 'psf'.", positions=positions)
     data, dead = _plane(exposure)
     level, noise = _background(exposure, data, dead, box)
     sky_free = np.subtract(data, level, out=data)
@@ -133,6 +141,9 @@ def detect_sources(
     xy = _windowed_positions(found, sky_free, dead, sigma)
     light = photometry(sky_free, noise, dead, xy, sigma, gain=exposure.gain)
     fwhm = widths(sky_free, dead, xy, max(_CORE_WINDOW * sigma, _NARROWEST_WINDOW))
+    flag = _flags(found, exposure)
+    if positions == "psf":
+        xy, light = _fitted(sky_free, noise, dead, xy, light, flag=flag, exposure=exposure)
     order = np.argsort(-light.flux, kind="stable")
     order = order[light.flux[order] > 0]
     if not len(order):
@@ -155,7 +166,7 @@ def detect_sources(
         "theta": found["theta"].astype(np.float64),
         "peak": found["peak"].astype(np.float64),
         "snr": light.flux / light.flux_err,
-        "flag": _flags(found, exposure),
+        "flag": flag,
     }
     table = Table(
         {name: column[order] for name, column in columns.items()}, meta={"name": exposure.name, "shape": exposure.shape}
@@ -343,6 +354,40 @@ def _windowed_positions(found: npt.NDArray[Any], data: FloatArray, dead: BoolArr
     moved = np.hypot(*(xy - start).T)
     usable = np.isfinite(moved) & (moved < max(0.5, 0.6 * sigma)) & ((flag & sep.APER_ALLMASKED) == 0)
     return np.where(usable[:, None], xy, start)
+
+
+def _fitted(
+    data: FloatArray,
+    noise: FloatArray,
+    dead: BoolArray | None,
+    xy: Float,
+    light: Photometry,
+    *,
+    flag: npt.NDArray[np.int32],
+    exposure: Exposure,
+) -> tuple[Float, Photometry]:
+    """Return positions and fluxes of PSF fits; those of the window, scaled to the same fluxes, where there are none."""
+    from skyloom.psf.estimate import estimate_psf_of_planes
+    from skyloom.registration.psf_positions import fit_stars
+
+    usable = np.ones(data.shape, bool) if dead is None else ~dead
+    try:
+        psf = estimate_psf_of_planes(data, np.square(noise), usable, fallback="moffat", name=exposure.name)
+    except TooFewSourcesError as error:
+        warnings.warn(f"No PSF can be fitted: {error} The positions are windowed ones.", SkyloomWarning, stacklevel=4)
+        return xy, light
+    gain = exposure.gain if exposure.variance is None else None
+    fitted = fit_stars(data, noise, dead, xy, psf, gain=gain)
+    bad = int(SourceFlag.SATURATED | SourceFlag.TRUNCATED)
+    use = fitted.good & ((flag & bad) == 0)
+    if not use.any():
+        return xy, light
+    scale = float(np.median(fitted.flux[use] / np.maximum(light.flux[use], 1e-100)))
+    return np.where(use[:, None], fitted.xy, xy), Photometry(
+        np.where(use, fitted.flux, scale * light.flux),
+        np.where(use, fitted.flux_err, scale * light.flux_err),
+        np.where(use, fitted.xy_err, light.xy_err),
+    )
 
 
 def _flags(found: npt.NDArray[Any], exposure: Exposure) -> npt.NDArray[np.int32]:

@@ -38,6 +38,8 @@ class RegistrationOptions:
     ----------
     threshold : float
         Detection threshold, see `detect_sources`.
+    positions : {'windowed', 'psf'}
+        How the stars of images are measured, see `detect_sources`: 'psf' for crowded fields.
     max_order : int
         Highest degree of the polynomial, 1 to 5; the data decide below that. Above 1, a smooth surface may be added.
     min_log_odds : float
@@ -52,6 +54,7 @@ class RegistrationOptions:
     """
 
     threshold: float = 5.0
+    positions: str = "windowed"
     max_order: int = 5
     min_log_odds: float = 12.0
     scale_range: tuple[float, float] = (0.2, 5.0)
@@ -128,7 +131,7 @@ def find_sources(image: Any, options: RegistrationOptions) -> tuple[Exposure | N
         from skyloom.io import read
 
         image = read(image)
-    return image, detect_sources(image, threshold=options.threshold)
+    return image, detect_sources(image, threshold=options.threshold, positions=options.positions)
 
 
 def _wcs(image: Exposure | None, table: Table) -> Any:
