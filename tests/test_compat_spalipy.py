@@ -322,6 +322,17 @@ def test_wrong_arguments_are_value_errors(tmp_path):
         ({"max_match_dist": 0}, "max_match_dist"),
         ({"temp_dir": tmp_path / "none"}, "not a directory"),
         ({"output_shape": (10,)}, "output_shape"),
+        ({"output_shape": 10}, "output_shape"),
+        ({"n_det": "x"}, "n_det"),
+        ({"n_quad_det": None}, "n_quad_det"),
+        ({"n_quad_det": 1e300}, "n_quad_det"),
+        ({"min_n_match": 2.5}, "min_n_match"),
+        ({"spline_order": [1, 2]}, "spline_order"),
+        ({"bad_flag_bits": "x"}, "bad_flag_bits"),
+        ({"max_match_dist": None}, "max_match_dist"),
+        ({"sep_thresh": None}, "sep_thresh"),
+        ({"min_fwhm": np.ones(3)}, "min_fwhm"),
+        ({"cval": "x"}, "cval"),
     ):
         with pytest.raises(ValueError, match=match):
             Spalipy(source, **{"template_data": template} | wrong)
@@ -470,6 +481,21 @@ def test_script_errors_are_one_sentence(files, tmp_path, capsys):
         assert "--preserve-footprints" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         align_fits.main([*names[:2], "-tf", names[2], "--output-shape", "3"])
+
+
+def test_options_may_be_scalars_of_numpy_and_outputs_a_row():
+    source, template, _ = pair()
+    plain = aligned(source, template, output_shape=(1, 40))
+    assert plain.aligned_data.shape == (1, 40)
+    again = aligned(
+        source,
+        template,
+        output_shape=np.array([1, 40]),
+        spline_order=np.float32(3),
+        n_quad_det=np.int64(20),
+        sub_tile=1.0,
+    )
+    np.testing.assert_array_equal(again.aligned_data, plain.aligned_data)
 
 
 @pytest.mark.parametrize("fault", ["missing", "empty", "text", "folder"])

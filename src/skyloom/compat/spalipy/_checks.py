@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,21 @@ import numpy.typing as npt
 from astropy.table import Table
 
 from skyloom.errors import InputError, ShapeError
+from skyloom.resampling._drizzle_checks import is_number
 
 Float = npt.NDArray[np.float64]
+
+_WHOLE = {
+    "spline_order": (0, 5),
+    "interp_order": (0, 5),
+    "sub_tile": (1, 2**31),
+    "n_quad_det": (0, 2**31),
+    "max_quad_cand": (0, 2**31),
+    "patience_quad_cand": (0, 2**31),
+    "min_n_match": (0, 2**31),
+    "bad_flag_bits": (-(2**31), 2**31),
+}
+"""Options that are whole numbers, and their ranges."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,21 +126,21 @@ def _check_options(options: Any, template_data: Any, template_det: Any) -> None:
         raise InputError("Neither template_data nor template_det was given; one of them is needed.")
     if options.preserve_footprints and template_data is None:
         raise InputError("preserve_footprints needs template_data.")
-    for name, low, high in (("spline_order", 0, 5), ("interp_order", 0, 5), ("sub_tile", 1, np.inf)):
+    for name, (low, high) in _WHOLE.items():
         value = getattr(options, name)
-        if not low <= value <= high or int(value) != value:
-            upper = "" if high == np.inf else f" to {high}"
-            raise InputError(f"{name} is {value}; it must be a whole number from {low}{upper}.", **{name: value})
-    for name in ("n_quad_det", "max_quad_cand", "patience_quad_cand", "min_n_match"):
+        if not (is_number(value) and low <= value <= high and int(value) == value):
+            raise InputError(f"{name} is {value!r}; it must be a whole number from {low} to {high}.", **{name: value})
+        setattr(options, name, int(value))
+    for name in ("max_match_dist", "max_quad_hash_dist", "sep_thresh"):
         value = getattr(options, name)
-        if not value >= 0 or int(value) != value:
-            raise InputError(f"{name} is {value}; it must be a whole number of at least 0.", **{name: value})
-    for name in ("max_match_dist", "max_quad_hash_dist"):
+        if not (is_number(value) and 0 < value < math.inf):
+            raise InputError(f"{name} is {value!r}; it must be a finite number above 0.", **{name: value})
+    for name in ("min_quad_sep", "quad_edge_buffer", "min_fwhm", "min_sep", "cval", "cval_mask"):
         value = getattr(options, name)
-        if not value > 0:
-            raise InputError(f"{name} is {value}; it must be above 0.", **{name: value})
-    if options.n_det is not None and not options.n_det > 0:
-        raise InputError(f"n_det is {options.n_det}; a number above 0, or a fraction up to 1, is needed.")
+        if not (is_number(value) or isinstance(value, bool | np.bool_) or (name == "min_sep" and value is None)):
+            raise InputError(f"{name} is {value!r}; a number is needed.", **{name: value})
+    if options.n_det is not None and not (is_number(options.n_det) and options.n_det > 0):
+        raise InputError(f"n_det is {options.n_det!r}; a number above 0, or a fraction up to 1, is needed.")
     if options.temp_dir is not None and not Path(options.temp_dir).is_dir():
         raise InputError(f"temp_dir {options.temp_dir} is not a directory.", path=str(options.temp_dir))
 
@@ -140,6 +154,6 @@ def _shapes(output_shape: Any, data: list[Float], template: Float | None) -> lis
     else:
         wanted = [one.shape if template is None else template.shape for one in data]
     for shape in wanted:
-        if len(shape) != 2 or not all(int(n) == n and n > 0 for n in shape):
-            raise InputError(f"output_shape is {shape}; two whole numbers above 0, (ny, nx), are needed.")
+        if np.shape(shape) != (2,) or not all(is_number(n) and n > 0 and int(n) == n for n in shape):
+            raise InputError(f"output_shape is {shape!r}; two whole numbers above 0, (ny, nx), are needed.")
     return [(int(ny), int(nx)) for ny, nx in wanted]

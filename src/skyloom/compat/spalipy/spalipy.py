@@ -179,7 +179,7 @@ class Spalipy:
         self.sep_thresh = sep_thresh
         self.min_fwhm = min_fwhm
         self.bad_flag_bits = bad_flag_bits
-        self.min_sep = 2 * max_match_dist if min_sep is None else min_sep
+        self.min_sep: Any = min_sep  # checked below
         self.preserve_footprints = preserve_footprints
         self.cval = cval
         self.cval_mask = cval_mask
@@ -198,6 +198,7 @@ class Spalipy:
             check=not skip_checking,
             copy=copy,
         )
+        self.min_sep = 2 * max_match_dist if min_sep is None else min_sep
         self.anchor, self._moved = np.zeros(2, np.intp), False
         self.template_data = None if inputs.template_data is None else self._kept(inputs.template_data)
         self.template_quadlist: list[Quad] | None = None
@@ -322,7 +323,7 @@ class Spalipy:
     def _fit_surfaces(self, entry: Entry) -> None:
         ny, nx = entry.output_shape
         count = _NODES.get(self.spline_order, _MOST_NODES)
-        x, y = (np.linspace(0, n - 1, max(self.spline_order + 1, min(count, n))) for n in (nx, ny))
+        x, y = (np.linspace(0, max(n - 1, 1), max(self.spline_order + 1, min(count, n))) for n in (nx, ny))
         grid = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1)
         assert entry.affine is not None
         offset = grid - entry.affine.apply_transform(self._to_source(entry)(grid.reshape(-1, 2))).reshape(grid.shape)
