@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from skyloom.errors import InputError, NoOverlapError, SkyloomWarning, WcsError
 from skyloom.exposure import Exposure, MaskBit
+from skyloom.noise import with_variance
 from skyloom.resampling import CovarianceMap, sample_map, wcs_map
 from skyloom.stacking import Coadd, CoaddOptions, RejectionOptions, coadd
 from test_maps import tan
@@ -406,6 +408,55 @@ def test_gain_of_the_coadd_predicts_photon_noise():
     assert result.exposure.variance[y, x] == pytest.approx(result.exposure.data[y, x] / 4, rel=0.01)
 
 
+@pytest.mark.parametrize("conserve", ["flux", "surface brightness"])
+@pytest.mark.parametrize("pixel_scale", [0.5, 2.0])
+def test_gain_does_not_depend_on_the_size_of_pixels(pixel_scale, conserve):
+    """Electrons per unit: of the sum over a star, which surface brightness makes smaller by the area of a pixel."""
+    options = replace(PLAIN, pixel_scale=pixel_scale, conserve=conserve, flux_scale=[2.0])
+    result = coadd([observe(GRID).replace(gain=3.0)], options)
+    area = 1.0 if conserve == "flux" else pixel_scale**2
+    assert result.exposure.gain == pytest.approx(3.0 / 2.0 * area, rel=1e-4)  # tangent planes
+
+
+def test_noise_correlation_of_the_exposures_is_that_of_one_run_when_resumed():
+    exposures = [
+        observe(wcs, sky=sky).replace(correlation=c)
+        for wcs, sky, c in zip(pointings(4, seed=5), (100.0, 100.0, 300.0, 300.0), (1.0, 1.0, 1.5, 3.0), strict=True)
+    ]
+    options = replace(PLAIN, flux_scale=[1.0] * 4)
+    whole = coadd(exposures, options, wcs=GRID, shape=SHAPE)
+    first = coadd(exposures[:2], replace(options, flux_scale=[1.0] * 2), wcs=GRID, shape=SHAPE)
+    both = coadd(exposures[2:], replace(options, flux_scale=[1.0] * 2), resume=first)
+    # the variance of the first lies in single precision
+    assert both.exposure.correlation == pytest.approx(whole.exposure.correlation, rel=1e-4)
+    plain = coadd([one.replace(correlation=1.0) for one in exposures], options, wcs=GRID, shape=SHAPE)
+    # weights 1/v: each exposure's part of the variance of the sum is its weight, v_i w_i^2 = w_i
+    w = np.array([1 / 116, 1 / 116, 1 / 316, 1 / 316])
+    expected = float(w @ [1.0, 1.0, 1.5, 3.0] / w.sum())
+    assert whole.exposure.correlation / plain.exposure.correlation == pytest.approx(expected, rel=0.01)  # the borders
+
+
+def test_correlation_that_is_measured_with_the_noise_goes_into_the_coadd():
+    rng = np.random.default_rng(8)
+    smooth = ndimage.gaussian_filter(rng.normal(0, 10, SHAPE), 0.8) + 100
+    exposure = Exposure(smooth.astype(np.float32), wcs=GRID)
+    known = with_variance(exposure)
+    assert known.correlation > 2
+    bare, given = (coadd([one], PLAIN, wcs=GRID, shape=SHAPE).exposure for one in (exposure, known))
+    assert bare.correlation == pytest.approx(given.correlation, rel=1e-6)
+    assert bare.correlation == pytest.approx(known.correlation, rel=0.01)
+
+
+def test_elongated_pixels_are_complete_at_the_borders_of_tiles():
+    shape = (2040, 24)
+    exposure = Exposure(np.ones(shape, np.float32), np.ones(shape, np.float32))
+    result = coadd(
+        [exposure], replace(PLAIN, weight="none"), maps=[lambda xy: xy * [60.0, 1 / 60] + 30], shape=(100, 1500)
+    )
+    # every pixel lies within the frame and has the weight 1; in single precision
+    assert result.weight.sum(dtype=float) == pytest.approx(2040 * 24, rel=1e-5)
+
+
 def test_pixmap_and_frame_agree():
     """The value of a pixel comes from where the map says: a single bright pixel lands on its mapped position."""
     data = np.zeros(SHAPE, np.float32)
@@ -466,5 +517,6 @@ def test_covariances_agree_with_the_scatter_of_apertures_and_go_into_the_file(tm
         back = CovarianceMap.from_hdu(hdus["COVAR"])
     assert np.array_equal(back.covariance, result.covariance.covariance)
     assert coadd(frames, replace(PLAIN, covariance=None), wcs=GRID, shape=SHAPE).covariance is None
-    with pytest.raises(InputError, match="at least 1 pixel"):
-        CoaddOptions(covariance=0)
+    for covariance in (0, 100, 2048):  # blocks have to fill the tiles
+        with pytest.raises(InputError, match="power of 2"):
+            CoaddOptions(covariance=covariance)

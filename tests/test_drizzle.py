@@ -336,3 +336,30 @@ def test_no_overlap_is_counted():
     arguments["pixmap"] = arguments["pixmap"] + 100
     assert drizzle.add_image(**arguments) == (20, 4)
     assert not drizzle.out_ctx.any()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("size", [4e-17, 1.1e-16, 2e-16, 1e-15])
+def test_rounding_noise_of_an_aligned_map_costs_nothing(size, axis):
+    """A corner at -5e-17 is at 1 as seen from the cell to its left; the drop must not go there for that."""
+    y, x = np.mgrid[:12, :70].astype(float)
+    pixmap = np.dstack([x, y])
+    rng = np.random.default_rng(3)
+    for _ in range(5):
+        noisy = pixmap.copy()
+        noisy[..., axis] += rng.uniform(-size, size, x.shape)
+        driz = Drizzle(out_shape=x.shape)
+        assert driz.add_image(np.ones(x.shape, np.float32), 1.0, noisy) == (0, 0)
+        np.testing.assert_allclose(driz.out_wht, 1, rtol=1e-6)  # float32
+
+
+def test_drops_with_corners_beyond_all_frames_are_lost_and_do_no_harm():
+    y, x = np.mgrid[:8, :8].astype(float)
+    pixmap = np.dstack([x, y])
+    pixmap[3, 3] = 2.6e8, 2.6e8
+    driz = Drizzle(out_shape=(8, 8))
+    nmiss, _ = driz.add_image(np.ones((8, 8), np.float32), 1.0, pixmap, pixfrac=8.0)
+    # the position of one pixel is part of the corners of its neighbours, too
+    assert 1 <= nmiss <= 9
+    assert np.isfinite(driz.out_img).all()
+    assert driz.out_wht[0, 0] > 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from skyloom.errors import InputError, WcsError
 from skyloom.resampling import calc_pixmap, estimate_pixel_scale_ratio
-from skyloom.resampling.pixmap import estimate_pixel_scale
+from skyloom.resampling.pixmap import estimate_pixel_scale, radians_per
 
 SCALE = 0.05 / 3600  # degrees
 
@@ -358,3 +358,11 @@ def test_scale_where_there_is_no_sky():
             estimate_pixel_scale(wcs, (1000, 1000))
     with pytest.raises(WcsError, match="two-dimensional"):
         estimate_pixel_scale_ratio(wcs, "a.fits")
+
+
+def test_units_of_a_wcs_are_angles():
+    assert [radians_per(unit) for unit in ("rad", "deg", "", "arcsec")] == pytest.approx(
+        [1, np.pi / 180, np.pi / 180, np.pi / 648000]
+    )
+    with pytest.raises(WcsError, match="unit of angle"):
+        radians_per("m")

@@ -18,9 +18,25 @@ SKYLOOM_INLINE double clamp01(double t) { return smaller(larger(t, 0.0), 1.0); }
 // rounding, whatever becomes of it.
 constexpr double kTiny = 1e-17;
 
+// A drop with a corner beyond is lost: whole numbers of 32 bits hold cells up to here with room to spare.
+constexpr double kFarCorner = 0x1p30;
+
 SKYLOOM_INLINE int32_t floor_int(double v) {
   const int32_t t = int32_t(v);
   return t - (double(t) > v);
+}
+
+SKYLOOM_INLINE double in_reach(double v) { return smaller(larger(v, -kFarCorner), kFarCorner); }
+
+// The cell of a corner, such that the corner relative to it, as rounded, lies in that cell too: -1e-17 is in cell 0, as
+// it would be 1 seen from cell -1. Drops in a queue are placed again, from their relative corners.
+SKYLOOM_INLINE int32_t cell_of(double v) {
+  const int32_t cell = floor_int(in_reach(v));
+  return cell + (v - double(cell) == 1.0);
+}
+SKYLOOM_INLINE double cell_of_near(double v) {
+  const double cell = std::floor(v);
+  return v - cell == 1.0 ? cell + 1.0 : cell;
 }
 
 SKYLOOM_INLINE void place_body(const Drops& d, Corners& c, Placement& p) {
@@ -30,11 +46,12 @@ SKYLOOM_INLINE void place_body(const Drops& d, Corners& c, Placement& p) {
   for (int k = 0; k < kBatch; ++k) {
     const double x0 = px0[k], x1 = px1[k], x2 = px2[k], x3 = px3[k];
     const double y0 = py0[k], y1 = py1[k], y2 = py2[k], y3 = py3[k];
-    const int32_t ox = floor_int(smaller(smaller(x0, x1), smaller(x2, x3)));
-    const int32_t oy = floor_int(smaller(smaller(y0, y1), smaller(y2, y3)));
+    const double low_x = smaller(smaller(x0, x1), smaller(x2, x3)), high_x = larger(larger(x0, x1), larger(x2, x3));
+    const double low_y = smaller(smaller(y0, y1), smaller(y2, y3)), high_y = larger(larger(y0, y1), larger(y2, y3));
+    const bool near = smaller(low_x, low_y) > -kFarCorner && larger(high_x, high_y) < kFarCorner;
+    const int32_t ox = cell_of(low_x), oy = cell_of(low_y);
     const double fx = double(ox), fy = double(oy);
-    const double far_x = larger(larger(x0, x1), larger(x2, x3)) - fx;
-    const double far_y = larger(larger(y0, y1), larger(y2, y3)) - fy;
+    const double far_x = smaller(high_x - fx, kFarCorner), far_y = smaller(high_y - fy, kFarCorner);
     p.x[k] = ox;
     p.y[k] = oy;
     p.width[k] = -floor_int(-far_x);
@@ -57,7 +74,7 @@ SKYLOOM_INLINE void place_body(const Drops& d, Corners& c, Placement& p) {
     const double bcd = (cx - bx) * (dy - by) - (dx - bx) * (cy - by);
     const bool simple = abc * acd >= 0.0 || abd * bcd >= 0.0;
     const double area = 0.5 * (abc + acd);
-    p.area[k] = simple && std::fabs(area) > kAreaNoise ? area : 0.0;
+    p.area[k] = simple && near && std::fabs(area) > kAreaNoise ? area : 0.0;
   }
   for (int k = 0; k < kBatch; ++k) p.valid[k] = p.area[k] != 0.0;
 }
@@ -70,13 +87,14 @@ SKYLOOM_INLINE bool place_turned_body(const Drops& d, TurnedDrops& t, Placement&
   for (int k = 0; k < kBatch; ++k) {
     const double x0 = px0[k], x1 = px1[k], x2 = px2[k], x3 = px3[k];
     const double y0 = py0[k], y1 = py1[k], y2 = py2[k], y3 = py3[k];
-    const double fx = std::floor(x3), fy = std::floor(y0);
+    const double fx = cell_of_near(x3), fy = cell_of_near(y0);
     const double dx0 = x1 - x0, dx1 = x1 - x2, dx2 = x2 - x3, dx3 = x0 - x3;
     const double dy0 = y1 - y0, dy1 = y2 - y1, dy2 = y2 - y3, dy3 = y3 - y0;
     const double area = 0.5 * ((x2 - x0) * (y3 - y1) - (x3 - x1) * (y2 - y0));
     const double least_x = smaller(smaller(dx0, dx1), smaller(dx2, dx3));
     const double least_y = smaller(smaller(dy0, dy1), smaller(dy2, dy3));
-    improper += !(smaller(smaller(least_x, least_y), area - kAreaNoise) >= 0);
+    const double room = smaller(smaller(x3, y0) + kFarCorner, kFarCorner - larger(x1, y2));
+    improper += !(smaller(smaller(least_x, least_y), smaller(area - kAreaNoise, room)) >= 0);
     const double far_x = std::ceil(x1) - fx, far_y = std::ceil(y2) - fy;
     const double gx0 = dx0 + kTiny, gx1 = dx1 + kTiny, gx2 = dx2 + kTiny, gx3 = dx3 + kTiny;
     const double gy0 = dy0 + kTiny, gy1 = dy1 + kTiny, gy2 = dy2 + kTiny, gy3 = dy3 + kTiny;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -165,10 +166,10 @@ def _reference(
     reference: Any, tables: list[Table | None], options: RegistrationOptions, errors: dict[int, SkyloomError]
 ) -> tuple[int | None, Table]:
     """Return the number of the reference among the images (None if it is another one) and its sources."""
-    if reference is not None and not isinstance(reference, int):
+    if reference is not None and not isinstance(reference, Integral):
         return None, _table(reference, options)
     most = int(np.argmax([-1 if table is None else len(table) for table in tables]))
-    number = most if reference is None else reference
+    number = most if reference is None else int(reference)
     if not 0 <= number < len(tables):
         raise InputError(f"reference is {number}; it must be 0 to {len(tables) - 1}, or an image.")
     table = tables[number]
@@ -244,7 +245,8 @@ class _JointFit:
             solution = refine(
                 before.transform, common, stars, max_order=self.options.max_order, trials=1, method=before.method
             )
-            if solution is not None:
+            # fewer pairs than before can make it worse than what was beyond doubt: then that stays
+            if solution is not None and -solution.log_chance > self.options.min_log_odds:
                 after = Registration.from_solution(solution, self.tables[index], table, self.frame.meta.get("wcs"))
                 xy = np.column_stack([after.matched["x_template"], after.matched["y_template"]])
                 step = after.template_to_source(xy) - before.template_to_source(xy)

@@ -12,7 +12,9 @@ from skyloom.resampling.maps import SampledMap, XYArray, invert_map, pixel_area_
 _ROUNDING = 1e-3  # part of an output pixel's area that the curvature of a map can make appear lost
 
 
-def resample_by_area(exposure: Exposure, sampled: SampledMap, *, conserve: str, max_lost: float) -> Exposure:
+def resample_by_area(
+    exposure: Exposure, sampled: SampledMap, *, conserve: str, max_lost: float, tolerance: float
+) -> Exposure:
     """Resample by area overlap; see `skyloom.resampling.resample`, which calls this for ``method='area'``.
 
     An output pixel is the mean of the usable input pixels weighted by their overlap with it: square drizzle with
@@ -26,9 +28,12 @@ def resample_by_area(exposure: Exposure, sampled: SampledMap, *, conserve: str, 
     sampled : SampledMap
         From output pixels to pixels of the image.
     conserve : {'flux', 'surface brightness'}
-        Whether to multiply by the area of the output pixel, in input pixels.
+        Whether to multiply by the area of the output pixel, in input pixels. Where nothing of it is lost this is the
+        sum of its overlaps with them, so that all of the flux of the image is somewhere in the output.
     max_lost : float
         Largest lost part of an output pixel that is still used.
+    tolerance : float
+        Largest error of the coordinates, in input pixels.
 
     Returns
     -------
@@ -52,7 +57,8 @@ def resample_by_area(exposure: Exposure, sampled: SampledMap, *, conserve: str, 
     corner = np.array([columns.start, rows.start], np.float64)
     inverse = invert_map(sampled.map, sampled.shape)
     part = exposure.data[window]
-    pixmap = sample_map(lambda xy: inverse(xy + corner), part.shape)
+    side = float(np.sqrt(np.nanmedian(area))) if np.isfinite(area).any() else 1.0  # of an output pixel, in input pixels
+    pixmap = sample_map(lambda xy: inverse(xy + corner), part.shape, tolerance=tolerance / max(side, 1.0))
     usable = exposure.usable[window]
     if not reaches(pixmap, (ny, nx))[usable].any():
         return empty
@@ -76,7 +82,7 @@ def resample_by_area(exposure: Exposure, sampled: SampledMap, *, conserve: str, 
     mask[used & (lost > _ROUNDING)] |= np.uint32(MaskBit.SPREAD)
     mask[~used & (weight == 0)] |= np.uint32(MaskBit.NO_DATA)
     mask[~used & (mask & np.uint32(UNUSABLE) == 0)] |= np.uint32(MaskBit.EDGE)
-    scale = np.where(used, area if conserve == "flux" else 1.0, 0.0)
+    scale = np.where(used, np.where(lost <= _ROUNDING, weight, area) if conserve == "flux" else 1.0, 0.0)
     # sum_i a_i^2 / W^2 for equal variances, against 1 / W of independent shares
     gain = (squares[1] * weight)[used & (lost <= _ROUNDING)]
     return empty.replace(
@@ -92,8 +98,8 @@ def _window(pixmap: XYArray, shape: tuple[int, int]) -> tuple[slice, slice] | No
     xy = pixmap[np.isfinite(pixmap).all(axis=2)]
     if not len(xy):
         return None
-    steps = np.abs(np.diff(pixmap, axis=1))
-    margin = 2 + float(np.nanmax(steps)) if np.isfinite(steps).any() else 2.0
+    steps = [np.fmax.reduce(np.abs(np.diff(pixmap, axis=axis)), axis=None, initial=0.0) for axis in (0, 1)]
+    margin = 2 + float(max(steps))
     low = np.maximum(np.floor(xy.min(axis=0) - margin), 0).astype(int)
     high = np.minimum(np.ceil(xy.max(axis=0) + margin) + 1, shape[::-1]).astype(int)
     if (low >= high).any():

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, WcsError
 from skyloom.resampling.maps import _image_shape
-from skyloom.resampling.pixmap import _bounding_box, _without_box
+from skyloom.resampling.pixmap import _bounding_box, _without_box, radians_per
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -133,7 +133,7 @@ def _unit_vectors(bare: Any, axes: tuple[int, int], x: FloatArray, y: FloatArray
     """Return the directions, shape (N, 3), of positions in pixels."""
     world = bare.pixel_to_world_values(x, y)
     units = bare.world_axis_units
-    lon, lat = (np.asarray(world[n], np.float64) * (1.0 if units[n] == "rad" else math.pi / 180) for n in axes)
+    lon, lat = (np.asarray(world[n], np.float64) * radians_per(units[n]) for n in axes)
     with np.errstate(invalid="ignore"):
         return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
 

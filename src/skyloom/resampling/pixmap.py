@@ -303,7 +303,7 @@ def estimate_pixel_scale(wcs: Any, refpix: npt.ArrayLike | None = None) -> float
     steps = np.array([(0.0, 0.0), (-0.5, -0.5), (-0.5, 0.5), (0.5, 0.5), (0.5, -0.5)])
     world = np.array(bare.pixel_to_world_values(x + steps[:, 0], y + steps[:, 1]), np.float64)
     lon, lat = world if not str(bare.world_axis_physical_types[0]).endswith((".dec", ".lat")) else world[::-1]
-    radian = 1.0 if "rad" in bare.world_axis_units else math.pi / 180
+    radian = radians_per(bare.world_axis_units[0])
     dl, b = radian * (lon[1:] - lon[0]), radian * lat[1:]
     b0 = radian * lat[0]
     u = np.cos(b) * np.sin(dl)
@@ -312,6 +312,22 @@ def estimate_pixel_scale(wcs: Any, refpix: npt.ArrayLike | None = None) -> float
     if not (np.isfinite(area) and area > 0):
         raise WcsError(f"The WCS gives the pixel at x = {x}, y = {y} no area on the sky; give another refpix.")
     return math.sqrt(area)
+
+
+def radians_per(unit: str) -> float:
+    """Return the radians of a WCS's unit of angle; degrees if it has no name.
+
+    Raises
+    ------
+    WcsError
+        This is no unit of angle.
+    """
+    from astropy import units
+
+    try:
+        return float(units.Unit(unit or "deg").to("rad"))
+    except (ValueError, units.UnitConversionError):
+        raise WcsError(f"The WCS has its positions in {unit!r}; a unit of angle is needed.", unit=unit) from None
 
 
 def _reference_pixel(wcs: Any) -> tuple[float, float]:

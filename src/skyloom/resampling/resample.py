@@ -73,7 +73,8 @@ def resample(
     Exposure
         On the output grid. `correlation` is set to the variance of the mean of many output pixels over what
         independent pixels of its `variance` would have, 1 / mean(A sum_k w_k^2) for pixel area A, times that
-        of the input. `psf` and `saturation` are dropped: they belong to the input's pixels.
+        of the input. `zeropoint` and `gain` are those of its sums over stars. `psf` and `saturation` are dropped: they
+        belong to the input's pixels.
 
     Raises
     ------
@@ -92,16 +93,17 @@ def resample(
     area = median_area(sampled)
     if method == "auto":
         method = "area" if area > LARGEST_PIXEL_RATIO**2 else "lanczos3"
-    zeropoint = exposure.zeropoint
-    if zeropoint is not None and conserve == "surface brightness":
-        zeropoint -= 2.5 * np.log10(area)  # a star's sum is smaller by the area
+    zeropoint, gain = exposure.zeropoint, exposure.gain
+    if conserve == "surface brightness":  # a star's sum is smaller by the area
+        zeropoint = None if zeropoint is None else zeropoint - 2.5 * np.log10(area)
+        gain = None if gain is None else gain * area
     if method == "area":
         from skyloom.resampling.overlap import resample_by_area
 
-        result = resample_by_area(exposure, sampled, conserve=conserve, max_lost=max_lost)
-        result = result.replace(wcs=wcs, zeropoint=zeropoint)
+        result = resample_by_area(exposure, sampled, conserve=conserve, max_lost=max_lost, tolerance=tolerance)
+        result = result.replace(wcs=wcs, zeropoint=zeropoint, gain=gain)
     else:
-        result = _interpolate(exposure, sampled, method, conserve, max_lost, wcs=wcs, zeropoint=zeropoint)
+        result = _interpolate(exposure, sampled, method, conserve, max_lost, wcs=wcs, zeropoint=zeropoint, gain=gain)
     if not result.usable.any():
         raise NoOverlapError(
             f"No pixel of {exposure.name} falls on the grid of {sampled.shape[1]} x {sampled.shape[0]} "

@@ -24,10 +24,8 @@ from skyloom.resampling.maps import SampledMap
 from skyloom.resampling.overlap import spread_bits
 from skyloom.stacking.frames import Frame, Placed, sky_variance
 from skyloom.stacking.memory import Window, window_shape
-from skyloom.stacking.options import CoaddOptions
+from skyloom.stacking.options import TILE, CoaddOptions
 
-TILE = 1024
-"""Side of a tile, output pixels: a multiple of the blocks of covariances."""
 _PROBED_ROWS = 4  # the noise correlation is taken from every so manieth row
 _BAND = 256  # rows of an exposure whose masked pixels are carried to the grid at a time
 
@@ -51,7 +49,8 @@ class Weighted:
     dq : ndarray of uint32, shape (ny, nx)
         Bits of the pixels that are used.
     noise : float
-        Median of weight times variance: the variance, in units of the inverse weight.
+        Median of weight times variance, times the noise correlation of the exposure: the variance that means of many
+        of its pixels tell of, in units of the inverse weight.
     """
 
     placed: Placed
@@ -79,7 +78,7 @@ def weighted(placed: Placed, frame: Frame, outliers: BoolArray | None, options: 
         # data of exposure time t were scaled by 1/t: the weight is that of the counts
         values = float(placed.member.exptime or 0.0)
     weight: Array = np.where(use, values, 0.0).astype(frame.data.dtype)
-    noise = float(np.median((weight * frame.variance)[use])) if use.any() else 0.0
+    noise = frame.correlation * float(np.median((weight * frame.variance)[use])) if use.any() else 0.0
     return Weighted(placed, frame, outliers, weight, np.where(use, frame.mask, np.uint32(0)), noise)
 
 
@@ -129,8 +128,9 @@ class TileSums:
         shape = window_shape(window)
         self._covariance = None if options.covariance is None else CovarianceSums(shape, block=options.covariance)
         self.earlier_weight = planes.weight.copy() if planes.weight.any() else None
-        # sum_i a_i w_i^2 v_i: over W^2, the variance that means of many pixels have, as the shares a_i of a drop sum
-        # to 1
+        # With W_o the weight of output pixel o and a_io the share of drop i in it, sum_o W_o d_o = sum_i w_i d_i (sum_o
+        # a_io) = sum_i w_i d_i: the variance of this, sum_i w_i^2 v_i c_i with the correlation c_i of the noise of the
+        # input, is kept as sum_o sum_i a_io w_i (w_i v_i c_i)
         before = planes.weight[::_PROBED_ROWS].astype(np.float64)
         self._total = correlation * planes.variance[::_PROBED_ROWS] * before**2
 

@@ -16,7 +16,7 @@ from skyloom.errors import NoOverlapError
 from skyloom.exposure import BoolArray, MaskBit
 from skyloom.resampling.correlation import CovarianceMap
 from skyloom.stacking.drizzling import TilePlanes, TileSums, Weighted, add_to_tiles, tile_bytes, tiles_of, weighted
-from skyloom.stacking.frames import Frame, Placed
+from skyloom.stacking.frames import Frame, Placed, area_factor
 from skyloom.stacking.members import Progress
 from skyloom.stacking.memory import Budget, Plane, Scratch, Window, window_shape
 from skyloom.stacking.options import CoaddOptions
@@ -60,6 +60,7 @@ class Job:
     _frames: dict[int, Frame] = field(default_factory=dict)
     _outliers: dict[int, bytes] = field(default_factory=dict)
     _rejected: dict[int, int] = field(default_factory=dict)
+    _correlations: dict[int, float] = field(default_factory=dict)
     _done: int = 0
 
     def __post_init__(self) -> None:
@@ -108,10 +109,7 @@ class Job:
         if self.options.method == "median":
             correlation = ratio
         contributions = self.contributions(shares.sum(axis=1))
-        # that of the exposures is in the correlation of what has been there before
         fields = exposure_fields(contributions, reference, wcs, correlation)
-        if self.earlier is not None:
-            fields["correlation"] = correlation
         covariance = join_covariances(covariances, self.shape, self.options.covariance or 1) if covariances else None
         return Coadd(planes, fields, contributions, self.options, covariance)
 
@@ -122,6 +120,7 @@ class Job:
         frame = self._frames.get(one.number)
         if frame is None:
             frame = one.load()
+            self._correlations[one.number] = frame.correlation
             if self._keep_frames:
                 self._frames[one.number] = frame
         return frame
@@ -158,7 +157,7 @@ class Job:
             frame = self.frame(one)
             single = interpolate_single(one, frame, self.scratch, on_disk=on_disk)
             singles.append(single)
-            ratios.append(_smoothing(frame, single) * one.scale**2)
+            ratios.append(_smoothing(frame, single) * one.scale**2 * frame.correlation)
         if self.earlier is not None:
             counts = self._counts()
             whole = slice(0, self.shape[0]), slice(0, self.shape[1])
@@ -272,8 +271,9 @@ class Job:
                 sky=one.sky,
                 n_rejected=self._rejected.get(one.number, 0),
                 weight=float(weight),
-                gain=float(one.member.gain or 0.0),
-                correlation=float(one.member.correlation),
+                # fluxes were multiplied with the factor over the area of an output pixel that it may hold
+                gain=float(one.member.gain or 0.0) * area_factor(one) / one.factor,
+                correlation=self._correlations.get(one.number, one.member.correlation),
             )
             for one, scale, weight in zip(self.placed, self.scales, weights, strict=True)
         )

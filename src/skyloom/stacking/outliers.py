@@ -162,9 +162,9 @@ def masked_median(
     high = np.take_along_axis(ordered, (at // 2)[None], axis=0)[0]
     mean_noise = np.where(good, noise, 0).sum(axis=0) / at
     with np.errstate(invalid="ignore"):
-        median = np.where((count == 2) & (high - low > 4 * np.sqrt(2 * mean_noise)), low, 0.5 * (low + high))
-    median = np.where(count > 0, median, 0).astype(np.float32)
-    variance = median_variance(int(count.max(initial=1)))[count] * mean_noise
+        lower = (count == 2) & (high - low > 4 * np.sqrt(2 * mean_noise))
+    median = np.where(count > 0, np.where(lower, low, 0.5 * (low + high)), 0).astype(np.float32)
+    variance = np.where(lower, 1.0, median_variance(int(count.max(initial=1)))[count]) * mean_noise
     return median, variance.astype(np.float32), count.astype(np.int16)
 
 

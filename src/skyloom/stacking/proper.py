@@ -128,14 +128,14 @@ def _layer(job: Job, placed: Placed, median: MedianImage | None, *, on_disk: boo
     mask = (
         frame.mask if outliers is None else np.where(outliers, frame.mask | np.uint32(MaskBit.COSMIC_RAY), frame.mask)
     )
-    own = Exposure(frame.data, frame.variance, mask, psf=frame.psf, name=placed.name)
+    own = Exposure(frame.data, frame.variance, mask, correlation=frame.correlation, psf=frame.psf, name=placed.name)
     psf = _GridPsf(_psf_of(own), placed)
     corner = np.array([window[1].start, window[0].start], np.float64)
     back, shape = placed.from_grid(), window_shape(window)
     # in the units of the co-add, values are those of output pixels already: they are interpolated, not summed
     image = resample(own, lambda xy: back(xy + corner), shape, conserve="surface brightness")
     assert image.variance is not None
-    variance = image.variance * (image.correlation * placed.member.correlation)
+    variance = image.variance * image.correlation
     whole = slice(0, shape[0]), slice(0, shape[1])
     stored = [job.scratch.plane(shape, kind, on_disk=on_disk) for kind in (np.float32, np.float32, np.uint32)]
     for plane, values in zip(stored, (image.data, variance, image.mask), strict=True):

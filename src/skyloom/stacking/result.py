@@ -42,8 +42,10 @@ class Contribution:
         Outlying pixels.
     weight : float
         Sum of the weights that it has added.
-    gain, correlation : float
-        Those of the exposure; gain 0 if unknown.
+    gain : float
+        Electrons of the exposure per unit of the co-add; 0 if unknown.
+    correlation : float
+        Noise correlation of the exposure.
     """
 
     name: str
@@ -227,7 +229,7 @@ def exposure_fields(
     wcs : object
         Of the output grid.
     correlation : float
-        Noise correlation that resampling brings; those of the exposures are multiplied to it.
+        Noise correlation of the co-add.
     """
     shares = np.array([one.weight for one in contributions])
     shares = shares / max(shares.sum(), np.finfo(float).tiny)
@@ -239,7 +241,7 @@ def exposure_fields(
         **reference,
         "wcs": wcs,
         "gain": _gain(contributions, shares),
-        "correlation": correlation * float(shares @ [one.correlation for one in contributions]),
+        "correlation": correlation,
         "header": header,
         "name": f"co-add of {len(contributions)} exposures",
     }
@@ -249,8 +251,8 @@ def _gain(contributions: Sequence[Contribution], shares: npt.NDArray[np.float64]
     """Return the electrons per unit of the co-add: the photon noise of a source of F units is F / gain."""
     if any(not one.gain for one in contributions):
         return None
-    # an exposure multiplied by f has gain g / f; a mean with shares A has the variance F sum_k A_k^2 f_k / g_k
-    total = sum(a**2 * one.factor / one.gain for a, one in zip(shares, contributions, strict=True))
+    # a mean with shares A has the variance F sum_k A_k^2 / g_k
+    total = sum(a**2 / one.gain for a, one in zip(shares, contributions, strict=True))
     return float(1 / total) if total > 0 else None
 
 
