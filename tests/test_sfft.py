@@ -197,6 +197,26 @@ def test_background_of_lower_order_than_the_kernel(pair):
     assert value == pytest.approx(result.model[y, x], abs=1e-6)
 
 
+def test_size_of_the_kernel_from_the_stars():
+    # Moffat stars, whose wings 7 x 7 pixels do not reach
+    pair = simulate_pair(3, 300, n_stars=60, n_galaxies=0, n_transients=0, vary=0.0)
+    images = np.array(pair.science.data, float), np.array(pair.template.data, float)
+    errors = {"err": np.sqrt(pair.science.variance), "template_err": np.sqrt(pair.template.variance)}
+    options = {"kernel_poly_order": 0, "flux_poly_order": 0, "bg_poly_order": 1, **errors}
+    result = run_sfft(*images, kernel_shape=None, get_kernel=True, **options)[1]
+    assert result.kernel_shape[0] == result.kernel_shape[1]
+    assert 11 <= result.kernel_shape[0] <= 17
+    truth = 1 / pair.flux_ratio
+    # 60 stars of S/N up to 700: the sum has an error of 0.1 %; the wings beyond hold another 0.15 %
+    assert evaluate_flux_scale(result, 150, 150, images[0].shape) == pytest.approx(truth, rel=3e-3)
+    small = solve(*images, **options)
+    assert evaluate_flux_scale(small, 150, 150, images[0].shape) < 0.99 * truth
+    assert solve(*images, kernel_shape=None, max_iter=1, **options).kernel_shape == result.kernel_shape
+    flat = np.zeros((20, 20)), np.zeros((20, 20))
+    with pytest.raises((TooFewPixelsError, SubtractionError)):
+        solve(*flat, kernel_shape=None)
+
+
 def test_kernel_sum_and_noise(pair):
     science, template, err, template_err = pair
     _, scaled, noise, result = run_sfft(

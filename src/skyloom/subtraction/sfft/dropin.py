@@ -19,6 +19,7 @@ from skyloom.exposure import BoolArray
 from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
 from skyloom.subtraction.sfft.fit import FitOptions, fit_delta, flux_scale
 from skyloom.subtraction.sfft.planes import SfftPlanes, error_plane, make_planes
+from skyloom.subtraction.sfft.regions import kernel_shape_for
 from skyloom.subtraction.sfft.solve import Penalties
 
 Log = Callable[..., None]
@@ -95,7 +96,7 @@ def solve(  # noqa: PLR0917  the reference's signature
     template_mask: Any = None,
     err: Any = None,
     template_err: Any = None,
-    kernel_shape: tuple[int, int] = (7, 7),
+    kernel_shape: tuple[int, int] | None = (7, 7),
     kernel_poly_order: int = 2,
     bg_poly_order: int = 2,
     flux_poly_order: int = 1,
@@ -117,8 +118,9 @@ def solve(  # noqa: PLR0917  the reference's signature
         True where the image is not to be used for the fit, and where the template is bad.
     err, template_err : array_like, optional
         Standard deviations of the pixels, for the weights. True, and None, mean the same weight for all.
-    kernel_shape : (int, int)
-        (ky, kx), odd.
+    kernel_shape : (int, int) or None
+        (ky, kx), odd. None: 3 FWHM of the wider stars, 7 to 31 pixels: a kernel that is too small for the wings of the
+        stars has too small a sum.
     kernel_poly_order, bg_poly_order : int
         Orders of the polynomials with which kernel and background vary.
     flux_poly_order : int
@@ -147,6 +149,8 @@ def solve(  # noqa: PLR0917  the reference's signature
     TooFewPixelsError
         Fewer good pixels than unknowns; a RuntimeError.
     """
+    if kernel_shape is None:
+        kernel_shape = kernel_shape_for(image, template, mask, template_mask)
     model = make_model(kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, max_iter)
     planes = make_planes(image, template, mask, template_mask, model.kernel_shape)
     shape = planes.science.shape

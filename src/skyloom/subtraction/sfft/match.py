@@ -17,7 +17,7 @@ from skyloom.subtraction.sfft.design import DeltaModel, Float64Array
 from skyloom.subtraction.sfft.fit import DeltaFit, FitOptions, FitPlanes, fit_delta
 from skyloom.subtraction.sfft.options import SfftOptions
 from skyloom.subtraction.sfft.planes import reach
-from skyloom.subtraction.sfft.regions import object_region
+from skyloom.subtraction.sfft.regions import kernel_half, object_region
 from skyloom.subtraction.sfft.solve import Penalties
 from skyloom.subtraction.stamps import Planes
 
@@ -47,7 +47,7 @@ def match_sfft(
     correlation : float
         `Exposure.correlation` of the source: its noise is larger by this factor, as a variance, for wide kernels.
     """
-    half = options.kernel_half_width or int(np.clip(np.ceil(1.5 * fwhm), 3, 15))
+    half = options.kernel_half_width or kernel_half(fwhm)
     side = 2 * half + 1
     model = DeltaModel((side, side), options.spatial_order, options.background_order)
     # a single bad pixel of the source under the wings of the kernel costs less than the pixels around it

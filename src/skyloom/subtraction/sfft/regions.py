@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from skyloom.errors import InputError
-from skyloom.exposure import BoolArray
+from skyloom.errors import InputError, NoUsableDataError
+from skyloom.exposure import BoolArray, Exposure
 from skyloom.subtraction.sfft.design import Float64Array
 
 _DEFAULT_SIZE = 15
 _PER_FWHM = 3.0
+_KERNEL_PER_FWHM = 1.5
 
 
 def box_half_size(objects: Any) -> int:
@@ -22,6 +23,27 @@ def box_half_size(objects: Any) -> int:
         if fwhm.size:
             return max(1, round(_PER_FWHM * float(np.median(fwhm))))
     return _DEFAULT_SIZE
+
+
+def kernel_half(fwhm: float) -> int:
+    """Return the half size of a kernel that reaches into the wings of stars of so wide an FWHM: 1.5 of it, 3 to 15."""
+    return int(np.clip(np.ceil(_KERNEL_PER_FWHM * fwhm), 3, 15))
+
+
+def kernel_shape_for(image: Any, template: Any, mask: Any, template_mask: Any) -> tuple[int, int]:
+    """Return the kernel's shape for the wider of two images' stars, (7, 7) if there are none."""
+    from skyloom.registration import detect_sources, image_fwhm
+
+    widths = []
+    for plane, bad in ((image, mask), (template, template_mask)):
+        try:
+            stars = detect_sources(Exposure(plane, mask=None if bad is None else np.asarray(bad, bool)))
+        except NoUsableDataError:
+            continue  # the fit will tell that there are too few pixels
+        if len(stars):
+            widths.append(image_fwhm(stars))
+    side = 2 * kernel_half(max(widths, default=0.0)) + 1
+    return side, side
 
 
 def object_region(

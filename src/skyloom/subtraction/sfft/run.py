@@ -23,7 +23,7 @@ from skyloom.subtraction.sfft.dropin import (
 from skyloom.subtraction.sfft.fit import FitOptions
 from skyloom.subtraction.sfft.noise_map import noise_map
 from skyloom.subtraction.sfft.planes import SfftPlanes, error_plane, make_planes
-from skyloom.subtraction.sfft.regions import box_half_size, object_region
+from skyloom.subtraction.sfft.regions import box_half_size, kernel_shape_for, object_region
 
 _PIXELS_PER_UNKNOWN = 10  # fewer of them in the boxes of objects, and the whole image is taken
 
@@ -37,7 +37,7 @@ def run_sfft(  # noqa: PLR0917  the reference's signature
     template_err: Any = None,
     image_gain: float | None = None,
     template_gain: float | None = None,
-    kernel_shape: tuple[int, int] = (7, 7),
+    kernel_shape: tuple[int, int] | None = (7, 7),
     kernel_poly_order: int = 2,
     bg_poly_order: int = 2,
     flux_poly_order: int = 1,
@@ -102,6 +102,8 @@ def run_sfft(  # noqa: PLR0917  the reference's signature
         The template is constant.
     """
     log = logger(verbose)
+    if kernel_shape is None:
+        kernel_shape = kernel_shape_for(image, template, mask, template_mask)
     model = make_model(kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, max_iter)
     penalties = make_penalties(flux_poly_order, flux_penalty, ridge)
     options = FitOptions(model, penalties, sigma_clip, max_iter, log=log)
