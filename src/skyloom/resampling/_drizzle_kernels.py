@@ -62,8 +62,9 @@ class Placing:
     def tile_edge(self) -> int:
         """Edge of the tiles in which the output is worked on.
 
-        It depends on the problem only. The sums of a tile take at most 3 % of the memory of the output planes (for
-        images of some 300 x 300 and more), and are not much larger than a cache.
+        It depends on the problem only. The sums of a tile (16 bytes for each pair of planes and cell) take at most 3 %
+        of the memory of the output planes (4 bytes a cell, for images of some 300 x 300 and more), and are not much
+        larger than a cache.
         """
         cells, planes = self.frame[0] * self.frame[1], 3 + self.n_squares + self.n_errors
         pairs = 1 + (self.n_errors + 1) // 2 + (self.n_squares + 1) // 2

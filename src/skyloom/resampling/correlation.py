@@ -31,8 +31,9 @@ def noise_ratio(pixfrac: float, scale_ratio: float = 1.0) -> float:
 
         R = r / (1 - 1 / (3 r))  for r >= 1,        R = 1 / (1 - r / 3)  for r <= 1.
 
-    Per axis, R is the inverse of the mean square of the overlap, relative to the drop, of a drop with one output pixel,
-    over all positions; drops are taken to be aligned with the output pixels. Multiply errors that were summed in
+    Per axis 1 / R is the integral of a(x)^2 over x, with a(x) the part of a drop that falls into one output pixel at
+    the distance x, in output pixels; drops are taken to be aligned with the output pixels. Variances of an image, with two
+    axes, grow by R^2. Multiply errors that were summed in
     quadrature over a large aperture by R.
 
     Parameters

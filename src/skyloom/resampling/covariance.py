@@ -57,6 +57,9 @@ class Spreading:
                 f"Kernel '{self.kernel}' is unknown; one of {', '.join(_kernels.DRIZZLE_KERNELS)} is needed.",
                 kernel=self.kernel,
             )
+        if self.kernel.lower() in ("square", "turbo", "gaussian"):
+            positive(self.pixfrac, "pixfrac")
+        positive(self.pixel_scale_ratio, "pixel_scale_ratio")
 
 
 class CovarianceSums:
@@ -150,7 +153,7 @@ class CovarianceSums:
         ny, nx = positions.shape[:2]
         planes: list[FloatArray | None] = []
         for what, plane in (("data", data), ("weight_map", weight_map), ("variance", variance)):
-            planes.append(None if plane is None else real_plane(np.ma.getdata(plane), what))
+            planes.append(None if plane is None else real_plane(plane, what))
             if plane is not None:
                 same_shape(planes[-1], (ny, nx), what)  # type: ignore[arg-type]
         if planes[2] is not None and np.fmin.reduce(planes[2], axis=None) < 0:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,7 @@ def coadd(
     _check_resume(earlier, options, wcs, shape, maps)
     report = progress or _silent
     members = survey(exposures, with_wcs=maps is None, progress=report)
+    _warn_of_repeats(members, earlier)
     if earlier is not None:
         check_units([_as_member(earlier), *members])
         wcs, shape = earlier.wcs, earlier.shape
@@ -125,6 +127,26 @@ def _file_of(source: Any) -> str | os.PathLike[str] | None:
     return first if isinstance(first, str | os.PathLike) else None
 
 
+def _warn_of_repeats(members: Sequence[Member], earlier: Coadd | None) -> None:
+    """Warn of files that count twice: their noise is not independent, and the errors come out too small."""
+    known = set() if earlier is None else set(earlier.names)
+    paths: set[str] = set()
+    for member in members:
+        file = _file_of(member.source)
+        if file is None:
+            continue
+        path = os.path.realpath(Path(file).expanduser())
+        if path in paths:
+            warnings.warn(f"{member.name} is given twice and counts twice.", SkyloomWarning, stacklevel=3)
+        elif member.name in known:
+            warnings.warn(
+                f"The co-add that is extended has a {member.name} already; if it is the same, it counts twice.",
+                SkyloomWarning,
+                stacklevel=3,
+            )
+        paths.add(path)
+
+
 def _silent(*_: Any) -> None:
     """No progress is shown."""
 
@@ -148,8 +170,12 @@ def _check_resume(earlier: Coadd | None, options: CoaddOptions, *grid: Any) -> N
             "different kinds do not add up.",
             weight=options.weight,
         )
-    if grid[0] is not None or grid[1] is not None:
-        raise InputError("The grid of a co-add that is extended stays; leave out wcs= and shape=.")
+    known = earlier.options
+    new_grid = options.pixel_scale not in (None, known.pixel_scale) or options.rotation not in (None, known.rotation)
+    if grid[0] is not None or grid[1] is not None or new_grid:
+        raise InputError(
+            "The grid of a co-add that is extended stays; leave out wcs=, shape=, pixel_scale and rotation."
+        )
     if grid[2] is None and earlier.wcs is None:
         raise WcsError("The co-add that is extended has no WCS; give maps= onto its grid.")
 

@@ -81,12 +81,12 @@ class Job:
             from skyloom.stacking.proper import run_proper
 
             return run_proper(self, wcs, reference, in_file=in_file)
-        median, ratio = self.median() if self.options.method in ("clipped", "median") else (None, 1.0)
         planes, held = self.result_planes(in_file=in_file)
         tiles = tiles_of(self.shape)
         with_covariance = self.options.covariance is not None and self.options.method != "median"
         one_tile = tile_bytes(self.shape, self._dtype.itemsize, self.n_context, covariance=with_covariance)
         self.budget.check(held + self._work + one_tile, "Co-adding one exposure at a time")
+        median, ratio = self.median() if self.options.method in ("clipped", "median") else (None, 1.0)
         room = self.budget.free - held - self._work
         if self._keep_frames:
             room -= sum(math.prod(one.member.shape) for one in self.placed) * _KEPT_PER_PIXEL

@@ -82,9 +82,10 @@ def match_skies(
 
         sum_kmj w_kmj (d_kj - s_k(u_j) - d_mj + s_m(u_j))^2,
 
-    reweighted until it rests: w = 1 / (sigma^2 (1 + (r / 2 sigma)^2)), so that a variable source or a ghost in some
-    cells does not count. What differences do not tell is set so: the first exposure of each group of exposures that
-    overlap keeps its level; gradients have the mean 0.
+    reweighted until it rests: w = 1 / (sigma^2 (1 + (r / 2 f sigma)^2)), with f >= 1 the typical size of residuals in
+    sigma, so that a variable source or a ghost in some cells does not count. What differences do not tell is set so:
+    the first exposure of each group of exposures that overlap keeps its level; gradients have the mean 0, as in the
+    shortest of all solutions.
 
     Parameters
     ----------
