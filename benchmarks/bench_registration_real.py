@@ -125,6 +125,25 @@ def scaled(image: Exposure, factor: float) -> Exposure:
     return coarse.replace(name=f"{image.name} on {factor:g} px")
 
 
+def across_scale(bands: list[Exposure]) -> None:
+    """Register each band to each other one on larger pixels, whose transform is known exactly."""
+    print("\n2MASS across scale: each band to each other one on larger pixels; error: RMS distance from the truth")
+    for factor in (1.5, 1.7, 2.0):
+        for source, band in itertools.permutations(bands, 2):
+            template = scaled(band, factor)
+            names = f"  {source.name} -> {template.name}: "
+            try:
+                r = register(source, template, BLIND)
+            except RegistrationError as error:
+                print(f"{names}refused: {error}")
+                continue
+            ny, nx = template.shape
+            grid = np.stack(np.meshgrid(np.linspace(0, nx - 1, 25), np.linspace(0, ny - 1, 25)), -1).reshape(-1, 2)
+            truth = wcs_map(band.wcs, source.wcs)((grid + 0.5) * factor - 0.5)
+            error = np.sqrt(np.mean(((r.template_to_source(grid) - truth) ** 2).sum(axis=1)))
+            print(f"{names}{r.n_matched} stars, rms {r.rms:.2f} px, scale {r.scale:.4f}, error {error:.3f} px")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -145,9 +164,7 @@ def main() -> None:
             pairs(title, [read(path) for path in sorted((data / folder).glob(pattern))])
     folder = data / "register/gc_2mass"
     if folder.is_dir():
-        h, j, k = (read(path) for path in sorted(folder.glob("*.fits")))
-        pairs("2MASS across scale: K against J and H on larger pixels", [k, scaled(h, 1.5)])
-        pairs("", [k, scaled(j, 2.0)])
+        across_scale([read(path) for path in sorted(folder.glob("*.fits"))])
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import pdist
+
+from skyloom.errors import InputError
+
+log = logging.getLogger("skyloom.compat.spalipy")
 
 Float = npt.NDArray[np.float64]
 Quad = tuple[Float, tuple[float, ...]]
@@ -90,3 +95,24 @@ def tiles(coo: Float, shape: tuple[int, int], sub_tile: int, edge_buffer: float)
     column = np.clip((x + 0.5) * sub_tile // nx, 0, sub_tile - 1)
     row = np.clip((y + 0.5) * sub_tile // ny, 0, sub_tile - 1)
     return [inside & (column == i) & (row == j) for j in range(sub_tile) for i in range(sub_tile)]
+
+
+def quads_of_tiles(
+    coo: Float, of_tiles: list[npt.NDArray[Any]], n_quad_det: int, min_quad_sep: float
+) -> list[list[Quad]]:
+    """Return the quads of the `n_quad_det` brightest stars of each tile; the stars (N, 2) are in order of brightness.
+
+    Raises
+    ------
+    InputError
+        No star lies in any tile.
+    """
+    if not np.any(of_tiles):
+        raise InputError("No detection is far enough from the border; lower quad_edge_buffer.")
+    found = []
+    for inside in of_tiles:
+        brightest = coo[inside][:n_quad_det]
+        if len(brightest) < n_quad_det:
+            log.warning("Low number of detections found - restricting n_quad_det to %d", len(brightest))
+        found.append(quads(brightest, min_quad_sep))
+    return found

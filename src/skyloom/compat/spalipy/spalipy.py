@@ -28,7 +28,7 @@ from skyloom.compat.spalipy._checks import checked_inputs
 from skyloom.compat.spalipy._console import main, main_simple
 from skyloom.compat.spalipy._detections import TooFewDetectionsError, cross_match, extract, positions, select
 from skyloom.compat.spalipy._entry import Entry, per_entry
-from skyloom.compat.spalipy._quads import Quad, quad, quads, tiles
+from skyloom.compat.spalipy._quads import Quad, quad, quads_of_tiles, tiles
 from skyloom.compat.spalipy._warp import filled, padded, union_frame, warp, warp_mask
 from skyloom.compat.spalipy.utils import _memmap_create_temp
 from skyloom.errors import InputError, NoMatchError, RegistrationError
@@ -488,19 +488,8 @@ class Spalipy:
 
     def _quads(self, coo: Float, shape: tuple[int, ...] | None) -> list[list[Quad]]:
         ny, nx = np.ceil(coo.max(axis=0)[::-1]) + 1 if shape is None else shape
-        found = []
         of_tiles = tiles(coo, (int(ny), int(nx)), self.sub_tile, self.quad_edge_buffer)
-        if not np.any(of_tiles):
-            raise InputError(
-                f"No detection lies {self.quad_edge_buffer} pixels or more from the border; lower quad_edge_buffer.",
-                quad_edge_buffer=self.quad_edge_buffer,
-            )
-        for inside in of_tiles:
-            brightest = coo[inside][: self.n_quad_det]
-            if len(brightest) < self.n_quad_det:
-                log.warning("Low number of detections found - restricting n_quad_det to %d", len(brightest))
-            found.append(quads(brightest, self.min_quad_sep))
-        return found
+        return quads_of_tiles(coo, of_tiles, self.n_quad_det, self.min_quad_sep)
 
     def _kept(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return _memmap_create_temp(array, self.temp_dir) if self.use_memmap else array
