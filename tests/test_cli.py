@@ -153,6 +153,18 @@ def test_register_many_images_of_which_one_has_no_stars(tmp_path, capsys):
     assert "--plot" in capsys.readouterr().err
 
 
+def test_warnings_of_images_that_are_read_again_are_shown_once(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    y, x = np.indices((90, 90))
+    data = rng.normal(100, 5, (90, 90))
+    for star in rng.uniform(10, 80, (8, 2)):
+        data += 2000 * np.exp(-((x - star[0]) ** 2 + (y - star[1]) ** 2) / 4)
+    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": "NaN"})
+    fits.PrimaryHDU(data.astype(np.float32), header).writeto(tmp_path / "odd.fits")
+    assert main(["coadd", str(tmp_path / "odd.fits"), "-o", str(tmp_path / "out.fits")]) == 0
+    assert capsys.readouterr().err.count("The WCS of odd.fits cannot be used") == 1
+
+
 def test_coadd_registers_frames_without_wcs(tmp_path, capsys):
     out = tmp_path / "coadd.fits"
     status = main(["coadd", *(str(saao_frame(n)) for n in (75, 77, 27)), "-o", str(out)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from skyloom.errors import InputError, WriteError
+from skyloom.errors import InputError, SkyloomWarning, WriteError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.io import read, write_exposure
 from skyloom.io.stream import StreamedImage, write_streamed
@@ -230,6 +230,8 @@ def test_what_cannot_be_extended(tmp_path):
         ({"options": CoaddOptions("median")}, "median"),
         ({"options": replace(PLAIN, weight="none")}, "weight"),
         ({"wcs": GRID}, "grid"),
+        ({"options": replace(PLAIN, pixel_scale=0.5)}, "grid"),
+        ({"options": replace(PLAIN, rotation=5.0)}, "grid"),
     ]
     for arguments, match in cases:
         with pytest.raises(InputError, match=match):
@@ -242,6 +244,16 @@ def test_what_cannot_be_extended(tmp_path):
     path = write_exposure(exposures[0], tmp_path / "single.fits")
     with pytest.raises(InputError, match="no co-add"):
         read_coadd(path)
+
+
+def test_files_that_count_twice_are_told(tmp_path):
+    """Their noise is not independent: a run that is repeated by mistake would give too small errors."""
+    files = [write_exposure(one.replace(mask=None), tmp_path / one.name) for one in field(2)]
+    with pytest.warns(SkyloomWarning, match="is given twice"):
+        coadd([files[0], str(files[1]), str(files[0])], PLAIN, wcs=GRID)
+    first = coadd(files, PLAIN, wcs=GRID)
+    with pytest.warns(SkyloomWarning, match=f"has a {files[1].name} already"):
+        coadd(files[1:], PLAIN, resume=first)
 
 
 def test_command_line_extends(tmp_path, capsys):

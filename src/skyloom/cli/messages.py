@@ -11,6 +11,8 @@ from typing import Any
 
 logger = logging.getLogger("skyloom")
 
+_shown: set[str] = set()
+
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what, done, total)``."""
 
@@ -29,6 +31,7 @@ def set_up_messages(verbose: int = 0, quiet: bool = False) -> None:
 def warnings_as_messages(everything: bool = False) -> None:
     """Send the package's warnings to its log; what other libraries warn of is dropped, unless `everything` is shown."""
     warnings.showwarning = _log_warning
+    _shown.clear()
     if not everything:
         # dates in headers, unused keywords: noise for a user of the command line
         warnings.simplefilter("ignore")
@@ -38,7 +41,9 @@ def warnings_as_messages(everything: bool = False) -> None:
 
 
 def _log_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    logger.warning("%s: %s", "warning" if category.__name__ == "SkyloomWarning" else category.__name__, message)
+    if str(message) not in _shown:  # an image that is read again warns again
+        _shown.add(str(message))
+        logger.warning("%s: %s", "warning" if category.__name__ == "SkyloomWarning" else category.__name__, message)
 
 
 @contextlib.contextmanager
