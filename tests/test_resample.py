@@ -319,3 +319,12 @@ def test_nothing_bad_ever_comes_out(seed, method, scale, angle):
     assert np.abs(result.data).max() < 1e3 * max(scale**2, 1)
     assert (result.variance[result.usable] > 0).all()
     np.testing.assert_array_equal(exposure.data, before)
+
+
+def test_what_is_no_exposure_and_maps_without_area():
+    with pytest.raises(InputError, match="exposure is a ndarray"):
+        resample(np.ones((20, 30)), lambda xy: xy, (20, 30))
+    for flat in (lambda xy: xy * 0 + 3, lambda xy: xy[:, :1] * [1, 1]):
+        for conserve in ("flux", "surface brightness"):
+            with pytest.raises(InputError, match="no area"):
+                resample(Exposure(np.ones((20, 30))), flat, (20, 30), conserve=conserve)

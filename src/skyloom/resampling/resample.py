@@ -89,8 +89,12 @@ def resample(
         raise InputError(f"conserve is {conserve!r}; it must be 'flux' or 'surface brightness'.", conserve=conserve)
     if not 0 <= max_lost < 1:
         raise InputError(f"max_lost is {max_lost}; it must be at least 0 and below 1.", max_lost=max_lost)
+    if not isinstance(exposure, Exposure):
+        raise InputError(f"exposure is a {type(exposure).__name__}; an Exposure is needed: skyloom.read makes one.")
     sampled = SampledMap(out_to_in, shape, tolerance=tolerance)
     area = median_area(sampled)
+    if area == 0:
+        raise InputError("The coordinate map sends the output to a point or a line: its pixels have no area.")
     if method == "auto":
         method = "area" if area > LARGEST_PIXEL_RATIO**2 else "lanczos3"
     zeropoint, gain = exposure.zeropoint, exposure.gain
