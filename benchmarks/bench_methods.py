@@ -1,6 +1,6 @@
-"""Three methods of subtraction on the same registered pairs, simulated and real: residuals, noise, detections, CPU time.
+"""Three methods of subtraction on the same registered pairs, simulated and real: residuals, noise, detections, time.
 
-    python benchmarks/bench_methods.py [--data DATA] [--figures FOLDER] [--only NAME ...] [--seeds 3]
+    python benchmarks/bench_methods.py [--data DATA] [--figures FOLDER] [--only NAME ...] [--pair TEXT] [--seeds 3]
 
 DATA holds these folders; those that are absent are left out:
 
@@ -25,19 +25,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import sys
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-import sys
 
+import matplotlib as mpl
 import numpy as np
+from astropy.io import fits
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import skyloom
 from simulate import SCIENCE, TEMPLATE, simulate_pair  # (the simulator of the tests)
 from skyloom.background import MAD_TO_SIGMA
+from skyloom.detection import filter_image
 from skyloom.detection.peaks import local_maxima
 from skyloom.errors import SkyloomWarning
 from skyloom.exposure import Exposure, MaskBit
@@ -46,7 +51,7 @@ from skyloom.pipeline import Difference, DifferenceOptions
 from skyloom.pipeline.align import align, bring_onto_grid
 from skyloom.pipeline.choose import choose_method
 from skyloom.pipeline.diagnose import clipped_moments, sky_pixels
-from skyloom.psf import estimate_psf
+from skyloom.psf import estimate_psf, stamp_fwhm
 from skyloom.registration import detect_sources
 
 METHODS = ("alard-lupton", "sfft", "zogy")
@@ -65,9 +70,11 @@ class Pair:
     changes: np.ndarray
     view: tuple[int, int] | None = None
     """Middle of the part that is drawn."""
+    published: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Differences that others have made of the same images."""
 
 
-def on_grid(name, science, frames, changes=(), view=None, how="stars"):
+def on_grid(name, science, frames, changes=(), *, view=None, how="stars"):
     """Register and resample (co-add, if there are several) once."""
     science, frames = with_variance(science), [with_variance(frame) for frame in frames]
     alignments = [align(science, frame, how) for frame in frames]
@@ -103,13 +110,13 @@ def saao(folder):
         science = read[number]
         x, y = skyloom.register(science, read[100]).template_to_source(place)[0] if number != 100 else place[0]
         name = f"SAAO {number} - {', '.join(map(str, others))}"
-        yield on_grid(name, science, [read[n] for n in others], [(x, y)], (x, y))
+        yield on_grid(name, science, [read[n] for n in others], [(x, y)], view=(x, y))
 
 
 def liverpool(folder):
     paths = sorted(folder.glob("*.fits"))
     frames = [skyloom.read(path, gain=2.4, read_noise=12.0, saturation=60000.0) for path in paths]
-    yield on_grid("LT RISE 11 - 1", frames[0], [frames[1]], (), (515, 513))
+    yield on_grid("LT RISE 11 - 1", frames[0], [frames[1]], view=(515, 513))
 
 
 def decam(folder):
@@ -117,13 +124,16 @@ def decam(folder):
         return skyloom.read(folder / f"{name}.fits", gain=4.0, read_noise=11.8, saturation=42000.0, verify=False)
 
     epochs = [[with_sky(exposure(f"DEC-OBS{n}{k}.mini")) for k in "abcde"] for n in ("04", "18")]
-    yield on_grid("DECam 04a - 18a", epochs[0][0], [epochs[1][0]], [(130, 127)], (130, 127), how="none")
+    yield on_grid("DECam 04a - 18a", epochs[0][0], [epochs[1][0]], [(130, 127)], view=(130, 127), how="none")
     science = on_grid("", epochs[0][0], epochs[0], how="none").template
-    yield on_grid("DECam 5 x 04 - 5 x 18", science, epochs[1], [(130, 127)], (130, 127), how="none")
+    pair = on_grid("DECam 5 x 04 - 5 x 18", science, epochs[1], [(130, 127)], view=(130, 127), how="none")
+    for name, file in (("published", "FinalDifference"), ("published, decorr.", "FinalDifference.DeCorr")):
+        pair.published[name] = fits.getdata(folder / f"{file}.fits").astype(float)
+    yield pair
 
 
 def with_sky(exposure):
-    """The frames come without their sky, whose photons are most of the noise: measured, not computed from counts."""
+    """Add the noise of the sky, which was taken off the frames: it is measured, not computed from counts."""
     sigma = skyloom.background.white_noise(exposure)
     data = np.asarray(exposure.data, float)
     return exposure.replace(variance=(sigma**2 + np.maximum(data, 0) / 4.0).astype(exposure.data.dtype))
@@ -195,6 +205,31 @@ def measure(pair: Pair, result: Difference):
     }
 
 
+def measure_published(pair, image, psf):
+    """Look at a difference without errors: in units of its own noise in the background, before and after filtering."""
+    sigma = MAD_TO_SIGMA * np.median(np.abs(image - np.median(image)))
+    scored = filter_image(image - np.median(image), np.full(image.shape, sigma**2), np.isfinite(image), psf)
+    stars = near(bright_stars(pair), image.shape, NEAR)
+    sky = ~near(np.concatenate([bright_stars(pair), pair.changes]), image.shape, 8)
+    width = clipped_moments(scored.significance[sky])[1]
+    significance = scored.significance / width
+    peaks = []
+    for sign in (1, -1):
+        x, y = local_maxima(sign * significance, 5.0, stamp_fwhm(psf.stamp(0, 0)))
+        peaks.append(int(away(x, y, pair.changes).sum()))
+    x, y = pair.changes[0].astype(int)
+    return {
+        "z": spread(image[stars] / sigma),
+        "s": spread(significance[stars]),
+        "sky": width,
+        "peaks": tuple(peaks),
+        "real": np.nan,
+        "change": float(significance[y - 2 : y + 3, x - 2 : x + 3].max()),
+        "error": np.nan,
+        "cpu": np.nan,
+    }
+
+
 def run(pair, figures):
     planes, rows = {}, {}
     for method in METHODS:
@@ -208,6 +243,11 @@ def run(pair, figures):
         rows[method] = measure(pair, result) | {"cpu": time.process_time() - start}
         scale = np.sqrt(np.where(result.variance > 0, result.variance, 1))
         planes[method] = np.where(result.variance > 0, result.image / scale, np.nan), result.score.significance
+    for name, image in pair.published.items():
+        rows[name] = measure_published(pair, image, result.psf)
+        sigma = MAD_TO_SIGMA * np.median(np.abs(image - np.median(image)))
+        score = filter_image(image, np.full(image.shape, sigma**2), np.isfinite(image), result.psf)
+        planes[name] = image / sigma, score.significance / rows[name]["sky"]
     psf, sources = estimate_psf(pair.science), detect_sources(pair.science)
     choice = choose_method(DifferenceOptions(), pair.science, pair.template, psf, sources)
     if figures is not None:
@@ -217,9 +257,7 @@ def run(pair, figures):
 
 def draw(pair, planes, folder):
     """One picture: the science image, and difference / error and score by each method, around the middle."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     half = 60
@@ -227,7 +265,7 @@ def draw(pair, planes, folder):
     x, y = pair.view or (nx // 2, ny // 2)
     x, y = (int(np.clip(round(v), half, n - half)) for v, n in ((x, nx), (y, ny)))
     cut = slice(y - half, y + half), slice(x - half, x + half)
-    figure, axes = plt.subplots(2, 4, figsize=(10, 5.2), layout="constrained")
+    figure, axes = plt.subplots(2, 1 + len(planes), figsize=(2.4 * (1 + len(planes)), 5.2), layout="constrained")
     for row, (label, exposure) in zip(
         axes[:, 0], (("science", pair.science), ("template", pair.template)), strict=True
     ):
@@ -235,43 +273,36 @@ def draw(pair, planes, folder):
         low, high = np.nanpercentile(data, [5, 99])
         row.imshow(np.arcsinh((data - low) / (high - low) * 5), origin="lower", cmap="gray")
         row.set_title(label, fontsize=9)
-    for column, method in zip(axes.T[1:], METHODS, strict=True):
-        for axis, plane, label in zip(column, planes.get(method, ()), ("difference / error", "score"), strict=False):
+    for column, (method, pictures) in zip(axes.T[1:], planes.items(), strict=True):
+        for axis, plane, label in zip(column, pictures, ("difference / error", "score"), strict=True):
             axis.imshow(plane[cut], origin="lower", cmap="gray", vmin=-5, vmax=5)
-            axis.set_title(f"{method}: {label}", fontsize=9)
+            axis.set_title(f"{method}\n{label}", fontsize=9)
     for axis in axes.ravel():
         axis.set_axis_off()
     figure.suptitle(f"{pair.name}, {2 * half} x {2 * half} pixels; grey from -5 to +5 standard deviations", fontsize=10)
     folder.mkdir(parents=True, exist_ok=True)
     name = "methods_" + "".join(c if c.isalnum() else "_" for c in pair.name.lower())
-    figure.savefig(folder / f"{name}.png", dpi=90)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=75)
+    Image.open(drawn).convert("L").quantize(48).save(folder / f"{name}.png", optimize=True)
     plt.close(figure)
 
 
 def show(name, results, choices):
     print(f"\n{name}  (auto: {choices[0][0]}: {choices[0][1]})")
     reference = [rows["alard-lupton"]["error"] for rows in results if "alard-lupton" in rows]
-    for method in METHODS:
+    for method in dict.fromkeys(method for one in results for method in one):
         rows = [one[method] for one in results if method in one]
         if not rows:
             continue
         mean = {key: np.mean([row[key] for row in rows], axis=0) for key in rows[0]}
         depth = mean["error"] / np.mean(reference) if reference else np.nan
         print(
-            f"  {method:13s} z stars {mean['z'][0]:.2f} ({mean['z'][1]:.2f})  S stars {mean['s'][0]:.2f} "
+            f"  {method:22s} z stars {mean['z'][0]:.2f} ({mean['z'][1]:.2f})  S stars {mean['s'][0]:.2f} "
             f"({mean['s'][1]:.2f})  S sky {mean['sky']:.3f}  peaks {mean['peaks'][0]:.1f} / {mean['peaks'][1]:.1f}  "
             f"real {mean['real']:.1f}  change {mean['change']:.1f}  depth {depth:.3f}  CPU {mean['cpu']:.2f} s",
             flush=True,
         )
-
-
-def published(folder, planes):
-    """The published difference and its decorrelated form, each scaled by its own noise, as the others are."""
-    from astropy.io import fits
-
-    for name in ("FinalDifference", "FinalDifference.DeCorr"):
-        data = fits.getdata(folder / f"{name}.fits").astype(float)
-        planes[name] = data / (MAD_TO_SIGMA * np.median(np.abs(data - np.median(data))))
 
 
 def main():
@@ -279,6 +310,7 @@ def main():
     parser.add_argument("--data", type=Path)
     parser.add_argument("--figures", type=Path)
     parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--pair", default="", help="only pairs with this text in their name")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     warnings.simplefilter("ignore", SkyloomWarning)
@@ -296,6 +328,8 @@ def main():
             continue
         found: dict[str, list] = {}
         for pair in make():
+            if options.pair not in pair.name:
+                continue
             drawn = options.figures if pair.name not in found else None
             found.setdefault(pair.name, []).append(run(pair, drawn))
             if len(found[pair.name]) == (options.seeds if name == "sim" else 1):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from astropy.io import fits
 
 import skyloom
-from simulate import simulate_pair
+from simulate import TEMPLATE, simulate_pair
 from skyloom.cli import main
 from skyloom.errors import InputError, ReadError
-from skyloom.exposure import Exposure
+from skyloom.exposure import Exposure, MaskBit
 from skyloom.pipeline import DifferenceOptions
+from skyloom.pipeline.choose import choose_method, compare
 from skyloom.pipeline.store import read_difference
-from skyloom.psf import ArrayPsf
+from skyloom.psf import ArrayPsf, estimate_psf
 from skyloom.psf.analytic import Profile
+from skyloom.registration import detect_sources
 from skyloom.subtraction import AlardLuptonOptions, SfftOptions, ZogyOptions
 
 
@@ -188,3 +192,55 @@ def test_command_line(pair, tmp_path, capsys):
     arguments = ["difference", *files, "-o", str(tmp_path / "2"), "--method", "zogy", "--convolve", "science"]
     assert main(arguments) != 0
     assert "--convolve" in capsys.readouterr().err
+
+
+def chosen(science, template):
+    """Return the method that the images ask for, and why, from what `difference` measures of them."""
+    sources = detect_sources(science)
+    return choose_method(DifferenceOptions(), science, template, estimate_psf(science, sources), sources)
+
+
+def test_the_images_choose_the_method():
+    shallow = dataclasses.replace(TEMPLATE, gain=0.5, sky=300.0, read_noise=6.0)
+    options = {"n_stars": 80, "n_transients": 0}
+    deep = simulate_pair(24, 320, **options)
+    method, reason = chosen(deep.science, deep.template)
+    assert (method, "deep template" in reason) == ("alard-lupton", True)
+    like = simulate_pair(24, 320, template=dataclasses.replace(shallow, gain=1.5, fwhm=4.1), **options)
+    method, reason = chosen(like.science, like.template)
+    assert (method, "like seeing" in reason) == ("zogy", True)
+    mask = np.array(like.science.mask)
+    mask[100:104, 100:104] |= np.uint32(MaskBit.SATURATED)
+    method, reason = chosen(like.science.replace(mask=mask), like.template)
+    assert (method, "saturated" in reason) == ("alard-lupton", True)
+    noisy = simulate_pair(24, 320, template=shallow, **options)
+    method, reason = chosen(noisy.science, noisy.template)
+    assert (method, "noisier" in reason) == ("zogy", True)
+    few = simulate_pair(24, 256, n_stars=8, n_transients=0)
+    method, reason = chosen(few.science, few.template)
+    assert (method, "good stars" in reason) == ("sfft", True)
+    crowded = simulate_pair(24, 256, n_stars=400, n_transients=0)
+    method, reason = chosen(crowded.science, crowded.template)
+    assert (method, "crowded" in reason) == ("alard-lupton", True)
+    assert choose_method(DifferenceOptions(method="sfft"), few.science, few.template, None, None) == (
+        "sfft",
+        "as asked for",
+    )
+
+
+def test_widths_and_noise_are_compared_on_one_flux_scale():
+    pair = simulate_pair(25, 320, n_stars=80, n_transients=0, template=dataclasses.replace(TEMPLATE, scale=0.4))
+    width, noise = compare(pair.science, pair.template, detect_sources(pair.science), 4.3)
+    # FWHM 4.2 and 3.0; pixels, neighbours and the common aperture bring half-light radii up to a tenth nearer together
+    assert 3.0 / 4.2 - 0.02 < width < 3.0 / 4.2 + 0.1
+    sigmas = [np.sqrt(np.median(image.variance)) for image in (pair.science, pair.template)]
+    assert noise == pytest.approx(sigmas[1] / sigmas[0] / pair.flux_ratio, rel=0.05)
+
+
+def test_why_a_method_was_taken_is_told():
+    science, template = scene(seed=7)
+    result = skyloom.difference(science, template, options=DifferenceOptions(align="none"))
+    # 36 stars, FWHM 4.0 and 3.4, noise 1: like seeing
+    assert result.method == "zogy"
+    assert "like seeing" in result.reason
+    assert result.diagnostics["method"] == "zogy"

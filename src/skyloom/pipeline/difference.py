@@ -280,10 +280,10 @@ def difference(
 
     proper = options.chosen == "zogy"
     with clock.stage("reading"):
-        sciences = each_usable(_as_list(science), read)
+        sciences = each_usable(_as_list(science), read, "Science frame")
         templates = each_usable(_as_list(template), read)
     with clock.stage("measuring noise"):
-        sciences = each_usable(sciences, with_variance)
+        sciences = each_usable(sciences, with_variance, "Science frame")
         templates = each_usable(templates, with_variance)
     science = sciences[0]
     if len(sciences) > 1:
@@ -324,8 +324,12 @@ def difference(
 def _aligned(
     grid: Exposure, frames: Sequence[Exposure], options: DifferenceOptions
 ) -> tuple[list[Exposure], list[Alignment]]:
-    """Return the frames that can be brought onto a grid, and how."""
-    found = each_usable(frames, lambda one: (one, align(grid, one, options.align, options.registration)))
+    """Return the frames that can be brought onto a grid, and how; the one that gives the grid is there already."""
+
+    def step(one: Exposure) -> tuple[Exposure, Alignment]:
+        return one, align(grid, one, "none" if one is grid else options.align, options.registration)
+
+    found = each_usable(frames, step, "Template frame" if grid is not frames[0] else "Science frame")
     return [one for one, _ in found], [how for _, how in found]
 
 

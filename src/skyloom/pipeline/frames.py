@@ -14,7 +14,7 @@ FRAME_ERRORS = (NoUsableDataError, NoOverlapError, RegistrationError)
 """What is wrong with one frame, and not with what the user asked for: a missing file or a wrong option stays fatal."""
 
 
-def each_usable(frames: Sequence[Any], step: Callable[[Any], T]) -> list[T]:
+def each_usable(frames: Sequence[Any], step: Callable[[Any], T], what: str = "Template frame") -> list[T]:
     """Apply a step to every frame; leave out, with a `SkyloomWarning`, the frames that it cannot be done with.
 
     Parameters
@@ -23,6 +23,8 @@ def each_usable(frames: Sequence[Any], step: Callable[[Any], T]) -> list[T]:
         Exposures, or what they are read from.
     step : callable
         Called with each frame.
+    what : str
+        What the warning calls a frame.
 
     Returns
     -------
@@ -45,5 +47,5 @@ def each_usable(frames: Sequence[Any], step: Callable[[Any], T]) -> list[T]:
     if not results:
         raise failures[0][1]
     for label, failure in failures:
-        warnings.warn(f"Template frame {label} is left out: {failure}", SkyloomWarning, stacklevel=3)
+        warnings.warn(f"{what} {label} is left out: {failure}", SkyloomWarning, stacklevel=3)
     return results
