@@ -88,6 +88,10 @@ def test_memory_in_words():
     assert parse_memory(123) == 123
     assert parse_memory(None) is None
     assert Budget.of("1TiB").free < 2**40
+    with pytest.raises(InputError, match="at least") as refused:
+        Budget.of("1KiB").check(2**20, "This")
+    # what the process has already counts
+    Budget.of(refused.value.details["needed"] + 2**22).check(2**20, "This")
     for wrong in ("", "much", "-1GiB", 0, "1 parsec", "1e999"):
         with pytest.raises(InputError, match="memory"):
             CoaddOptions(memory=wrong)

@@ -70,7 +70,7 @@ class Budget:
     total : int
         Bytes, for the whole process.
     free : int
-        What of it was free at the start.
+        What of it was free at the start; below 0 if the process had more than all of it.
     strict : bool
         Whether the user has set it; then a job that needs more is an error.
     """
@@ -86,7 +86,7 @@ class Budget:
 
         asked = parse_memory(memory)
         total = int(_FREE_SHARE * memory_size()) if asked is None else asked
-        return cls(total, max(0, total - resident_memory()), asked is not None)
+        return cls(total, total - resident_memory(), asked is not None)
 
     def check(self, needed: int, what: str) -> None:
         """Raise if something needs more than is free.
@@ -100,7 +100,7 @@ class Budget:
             least = self.total - self.free + needed
             raise InputError(
                 f"{what} needs {needed / 2**20:.0f} MiB, but of memory={self.total / 2**20:.0f} MiB only "
-                f"{self.free / 2**20:.0f} MiB are free; at least {least / 2**20:.0f} MiB are needed.",
+                f"{max(self.free, 0) / 2**20:.0f} MiB are free; at least {least / 2**20:.0f} MiB are needed.",
                 needed=least,
                 memory=self.total,
             )
