@@ -32,9 +32,8 @@ def noise_ratio(pixfrac: float, scale_ratio: float = 1.0) -> float:
         R = r / (1 - 1 / (3 r))  for r >= 1,        R = 1 / (1 - r / 3)  for r <= 1.
 
     Per axis 1 / R is the integral of a(x)^2 over x, with a(x) the part of a drop that falls into one output pixel at
-    the distance x, in output pixels; drops are taken to be aligned with the output pixels. Variances of an image, with two
-    axes, grow by R^2. Multiply errors that were summed in
-    quadrature over a large aperture by R.
+    the distance x, in output pixels; drops are taken to be aligned with the output pixels. Variances of an image, with
+    two axes, grow by R^2. Multiply errors that were summed in quadrature over a large aperture by R.
 
     Parameters
     ----------
