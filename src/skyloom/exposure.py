@@ -129,9 +129,12 @@ class Exposure:
                 variance = _real_plane(self.variance, data.shape, f"variance of {self.name}")
                 variance = variance.astype(data.dtype, copy=False)
             if not (variance.min() > 0 and variance.max() < np.inf):
-                bad = ~(np.isfinite(variance) & (variance > 0))
-                mask[bad & (mask & np.uint32(UNUSABLE) == 0)] |= np.uint32(MaskBit.BAD)
-                variance = np.where(bad, variance.dtype.type(0), variance)
+                bad = np.flatnonzero(~((variance > 0) & (variance < np.inf)))  # true for NaN, too
+                bits = mask.reshape(-1)
+                bits[bad[(bits[bad] & np.uint32(UNUSABLE)) == 0]] |= np.uint32(MaskBit.BAD)
+                if variance.reshape(-1)[bad].any():  # zeros are as they should be
+                    variance = variance.copy()
+                    variance.reshape(-1)[bad] = 0
         for what, plane in (("data", data), ("variance", variance), ("mask", mask)):
             object.__setattr__(self, what, None if plane is None else _read_only(plane))
 
