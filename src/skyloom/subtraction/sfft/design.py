@@ -18,7 +18,8 @@ precision, as
 one symmetric 49 x 49 matrix for each cell of some 16 x 16 pixels, with the polynomials taken at the middle of the cell
 (X_c, Y_c): 1225 additions a pixel for all products of polynomials together. Each pixel's part of H differs from that
 of A^T W A by the change of the polynomials over half a cell, about 1 %, in whatever direction of the kernel, also in
-those that the data hardly constrain: so a step with H leaves about 1 % of an error.
+those that the data hardly constrain: so a step with H leaves about 1 % of an error. For large kernels cells are four
+times as wide, which takes half as many steps again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from skyloom.convolution import exponents
 Float64Array = npt.NDArray[np.float64]
 
 _BANDS = 16  # of rows, each of which has a matrix of its own until they are added up
-_CELLS = 64  # along the longer side of an image
+_CELLS, _LARGE, _CELLS_OF_LARGE = 64, 100, 16  # along the longer side of an image; for kernels of more taps than 100
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,8 @@ class Design:
     def _gram(self, weight: npt.NDArray[np.float32]) -> Float64Array:
         model = self.model
         n, order = model.taps, 2 * model.kernel_order
-        cell = max(4, -(-max(self.shape) // _CELLS))
+        # each cell costs a pass over all polynomials' matrices, which for large kernels is more than its pixels do
+        cell = max(4, -(-max(self.shape) // (_CELLS if n <= _LARGE else _CELLS_OF_LARGE)))
         rows_of_band = cell * max(1, -(-self.shape[0] // (_BANDS * cell)))
 
         def band(rows: tuple[int, int]) -> Float64Array:
