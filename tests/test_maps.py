@@ -290,3 +290,5 @@ def test_maps_and_shapes_that_cannot_be_used():
         SampledMap(lambda xy: xy, (20, 30), tolerance="a")
     with pytest.raises(InputError, match="does not fit into the memory"):
         SampledMap(lambda xy: xy, (10**7, 10**7))
+    with pytest.raises(InputError, match="along an axis"):
+        SampledMap(lambda xy: xy, (1, 10**12))

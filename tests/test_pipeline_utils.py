@@ -500,3 +500,14 @@ def test_steps_on_images_smaller_than_the_spline():
     np.testing.assert_array_equal(
         utils.calc_pixmap(source, target, stepsize=10, order=3), utils.calc_pixmap(source, target)
     )
+
+
+def test_planes_and_shapes_that_are_no_numbers():
+    for wrong in (np.ones((2, 3), complex), np.full((2, 3), None)):
+        with pytest.raises(InputError, match="'var_sky' is of type"):
+            utils._get_inverse_variance(wrong, (2, 3), "var_sky")
+    with pytest.raises(InputError, match="data_shape"):
+        utils.resample_range("ab")
+    from skyloom.compat.stcal.resample import utils as names
+
+    assert names._get_boundary_points is utils._get_boundary_points

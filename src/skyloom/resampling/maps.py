@@ -15,6 +15,7 @@ from skyloom._kernels import MapGrid, expand_grid
 from skyloom._kernels import pixel_area_ratio as _pixel_area_ratio
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, ShapeError, WcsError
+from skyloom.resampling._drizzle_checks import LARGEST_FRAME
 
 XYArray = npt.NDArray[np.float64]
 Map = Callable[[XYArray], XYArray]
@@ -279,6 +280,8 @@ def _image_shape(shape: Any) -> tuple[int, int]:
         ny = nx = 0
     if ny < 1 or nx < 1:
         raise InputError(f"shape is {shape!r}; it must be (ny, nx), both at least 1.", shape=shape)
+    if max(ny, nx) > LARGEST_FRAME:
+        raise InputError(f"shape is {shape!r}; an image has at most {LARGEST_FRAME} pixels along an axis.", shape=shape)
     return ny, nx
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, ShapeError
 from skyloom.resampling import pixmap as _pixmap
+from skyloom.resampling._drizzle_checks import is_number
 from skyloom.resampling.pixel_area import (
     UnsupportedWCSError,
     _get_boundary_points,
@@ -230,6 +231,8 @@ def _get_inverse_variance(array: Any, data_shape: tuple[int, ...], array_name: s
     ndarray of float32
         0 where the variance is not a positive number (or is so small that float32 does not hold its inverse).
     """
+    if array is not None and np.asarray(array).dtype.kind not in "fiub":
+        raise InputError(f"'{array_name}' is of type {np.asarray(array).dtype}; real numbers are needed.")
     if array is None or np.shape(array) != tuple(data_shape):
         why = "" if array is None else f" (its shape is {np.shape(array)}, that of the data {tuple(data_shape)})"
         _log.warning("'%s' array not available. Setting drizzle weight map to 1%s", array_name, why)
@@ -282,7 +285,7 @@ def resample_range(data_shape: tuple[int, int], bbox: Any = None) -> tuple[int, 
         One of the arguments has not two axes.
     """
     shape = tuple(data_shape) if np.iterable(data_shape) else (data_shape,)
-    if len(shape) != 2:
+    if len(shape) != 2 or not all(is_number(n) for n in shape):
         raise InputError(f"Expected 'data_shape' to be of length 2; found {data_shape!r}.", data_shape=data_shape)
     ny, nx = shape
     if bbox is None:

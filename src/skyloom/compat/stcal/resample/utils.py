@@ -1,6 +1,7 @@
 """The names of `stcal.resample.utils`."""
 
 from skyloom.resampling.pipeline_utils import (
+    _get_boundary_points,  # noqa: F401  not public there either
     _get_inverse_variance,  # noqa: F401  tests import it
     build_driz_weight,
     build_mask,
