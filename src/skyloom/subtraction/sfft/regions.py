@@ -37,7 +37,8 @@ def kernel_shape_for(image: Any, template: Any, mask: Any, template_mask: Any) -
     widths = []
     for plane, bad in ((image, mask), (template, template_mask)):
         try:
-            stars = detect_sources(Exposure(plane, mask=None if bad is None else np.asarray(bad, bool)))
+            known: dict[str, Any] = {} if bad is None else {"mask": np.asarray(bad, bool)}
+            stars = detect_sources(Exposure(plane, **known))
         except NoUsableDataError:
             continue  # the fit will tell that there are too few pixels
         if len(stars):
