@@ -117,13 +117,15 @@ def simulate_pair(
     saturation=None,
     snr=(3.0, 50.0),
     noise=True,
+    colour=0.0,
     science=SCIENCE,
     template=TEMPLATE,
 ):
     """Simulate a pair of images of `size` x `size` pixels; without counts, 400/40/20 sources per 1024 x 1024 pixels.
 
     `vary` scales the spatial variation of both PSFs, `shift` displaces the template in pixels, `snr` is the range of
-    the transients' signal-to-noise ratio (that of a matched filter on an empty science sky).
+    the transients' signal-to-noise ratio (that of a matched filter on an empty science sky). `colour` is the standard
+    deviation of the stars' flux ratios, relative: that of their colours times the difference of the passbands.
     """
     rng = np.random.default_rng(seed)
     area = (size / 1024) ** 2
@@ -133,8 +135,10 @@ def simulate_pair(
     psfs = [AnalyticPsf(epoch, (size, size), beta, half=int(np.ceil(4 * epoch.fwhm))) for epoch in epochs]
     stars, galaxies = _stars(rng, n_stars, size), _galaxies(rng, n_galaxies, size)
     transients = _transients(rng, n_transients, size, galaxies=galaxies, psf=psfs[0], snr=snr)
+    seen = stars.copy()
+    seen["flux"] *= np.exp(colour * np.random.default_rng(seed + 1_000_000).normal(size=len(stars)))
     images = []
-    for epoch, psf, sources in zip(epochs, psfs, ([stars, transients], [stars]), strict=True):
+    for epoch, psf, sources in zip(epochs, psfs, ([stars, transients], [seen]), strict=True):
         dx, dy = (0.0, 0.0) if epoch is epochs[0] else shift
         model = np.zeros((size, size))
         for table in sources:

@@ -157,3 +157,30 @@ def test_bad_arguments_are_refused():
         convolve(image, np.ones((3, 3)), np.ones((4, 5), bool))
     with pytest.raises(ShapeError, match="same"):
         convolve_varying(image, PolynomialKernel(np.ones((1, 3, 3))), np.ones((4, 5), np.float32))
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
+def test_a_coarser_kernel_stays_within_its_tolerance(order):
+    # x_scale of 2048 pixels: blocks of 32 columns are so small that both short cuts are taken, and worth taking
+    data, variance, usable, kernel = make_case(11, (9, 400), (2, 2), order, bad=0.01)
+    wide = PolynomialKernel(kernel.planes, kernel.centre, (2048.0, 2048.0))
+    exact, coarse = (convolve_varying(data, wide, variance, usable, exact=exact) for exact in (True, False))
+    # 0.05 % of the kernel's norm, times that of the 25 pixels under it
+    size = np.sqrt((wide.planes[0] ** 2).sum() * convolve2d(data**2, np.ones((5, 5)), mode="same"))
+    assert (np.abs(coarse.data - exact.data) <= 5e-4 * size + 1e-5).all()
+    np.testing.assert_allclose(coarse.variance, exact.variance, rtol=0.02)
+    np.testing.assert_allclose(coarse.lost, exact.lost, atol=5e-4)
+    if order > 1:
+        assert (coarse.data != exact.data).any()
+    if order > 0:
+        assert (coarse.variance != exact.variance).any()
+
+
+def test_a_kernel_that_varies_much_is_never_made_coarser():
+    data, variance, usable, kernel = make_case(12, (9, 64), (2, 2), 2)  # t = 16 / 32 at the ends of a block
+    planes = kernel.planes.copy()
+    planes[1:] *= 10
+    kernel = PolynomialKernel(planes, kernel.centre, kernel.scale)
+    exact, coarse = (convolve_varying(data, kernel, variance, usable, exact=exact) for exact in (True, False))
+    for plane in ("data", "variance", "lost"):
+        np.testing.assert_array_equal(getattr(coarse, plane), getattr(exact, plane))

@@ -161,6 +161,8 @@ def convolve_varying(
     out_kept: Any,
     columns: int,
     rows: tuple[int, int],
+    linear: bool = False,
+    constant_square: bool = False,
 ) -> None: ...
 
 # delta

@@ -31,7 +31,7 @@ void convolve_varying(Plane data, std::optional<Plane> variance, std::optional<P
                       std::tuple<double, double> centre, std::tuple<double, double> scale, OutPlane out,
                       std::optional<OutPlane> out_variance, std::optional<OutPlane> out_lost,
                       std::optional<OutPlane> out_kept, std::int64_t columns,
-                      std::tuple<std::int64_t, std::int64_t> rows) {
+                      std::tuple<std::int64_t, std::int64_t> rows, bool linear, bool constant_square) {
   const auto [row_start, row_stop] = rows;
   const auto ky = static_cast<std::int64_t>(kernel.shape(1)), kx = static_cast<std::int64_t>(kernel.shape(2));
   const auto height = static_cast<std::int64_t>(out.shape(0)), width = static_cast<std::int64_t>(out.shape(1));
@@ -54,7 +54,8 @@ void convolve_varying(Plane data, std::optional<Plane> variance, std::optional<P
   if (out_kept) need_same(*out_kept, out, "out_kept must have the shape of out");
   const skyloom::VaryingKernel varying{kernel.data(),       static_cast<int>(ky), static_cast<int>(kx),
                                        order,               std::get<0>(centre),  std::get<0>(scale),
-                                       std::get<1>(centre), std::get<1>(scale)};
+                                       std::get<1>(centre), std::get<1>(scale),
+                                       linear,              constant_square};
   const skyloom::ConvolvePlanes planes{data.data(),
                                        variance ? variance->data() : nullptr,
                                        usable ? usable->data() : nullptr,
@@ -74,5 +75,6 @@ void convolve_varying(Plane data, std::optional<Plane> variance, std::optional<P
 void bind_convolve(nb::module_& m) {
   m.def("convolve_varying", &convolve_varying, "data"_a, "variance"_a.none(), "usable"_a.none(), "kernel"_a, "order"_a,
         "centre"_a, "scale"_a, "out"_a, "out_variance"_a.none(), "out_lost"_a.none(), "out_kept"_a.none(), "columns"_a, "rows"_a,
+        "linear"_a = false, "constant_square"_a = false,
         "Convolve some rows with a kernel that is a polynomial of position; see skyloom.convolution.");
 }

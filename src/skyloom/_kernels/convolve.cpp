@@ -38,7 +38,7 @@ static_assert(kGroup % 4 == 0);
 
 // The kernel around the middle of one block. Along x it is a polynomial in t = X - X(middle),
 // K = sum_k t^k taylor[k]: exact, so there is no step anywhere. K^2 is taken to first order in t: at the ends of a
-// block it is off by (16 px / x_scale)^2 of the curvature of K^2 over the field.
+// block it is off by (16 px / x_scale)^2 of the curvature of K^2 over the field. See `expand_line` for less.
 struct Taps {
   int count;                    // ky * kx
   std::vector<double> sum;      // [count]
@@ -96,6 +96,46 @@ SKYLOOM_INLINE void expand_x(double X, Taps& taps) {
     const float* k1 = k0 + n;
     for (int tap = 0; tap < n; ++tap) squared[n + tap] = 2.0f * k0[tap] * k1[tap];
   }
+}
+
+// to[tap] = sum_i factor[i] by_row[i][tap]
+template <int ORDER>
+SKYLOOM_INLINE void combine_rows(int n, const float* __restrict by_row, const float* factor, float* __restrict to) {
+  float f[ORDER + 1];
+  for (int i = 0; i <= ORDER; ++i) f[i] = factor[i];
+  for (int tap = 0; tap < n; ++tap) {
+    float value = f[0] * by_row[tap];
+    SKYLOOM_UNROLL
+    for (int i = 1; i <= ORDER; ++i) value += f[i] * by_row[i * n + tap];
+    to[tap] = value;
+  }
+}
+
+SKYLOOM_INLINE void multiply(int n, float factor, const float* a, const float* b, float* __restrict to) {
+  for (int tap = 0; tap < n; ++tap) to[tap] = factor * a[tap] * b[tap];
+}
+
+// K and K^2 around X as `expand_x` leaves them, but of K only the line that is nearest to it for |t| <= T: powers of t are
+// Chebyshev polynomials, of which the first two are kept: t^2 = T^2 / 2 + .., t^3 = 3/4 T^2 t + .., t^4 = 3/8 T^4 + ...
+template <int ORDER>
+SKYLOOM_INLINE void expand_line(double X, double T, bool constant_square, Taps& taps) {
+  const double even[5] = {1.0, 0.0, T * T / 2, 0.0, 0.375 * T * T * T * T}, odd[5] = {0.0, 1.0, 0.0, 0.75 * T * T, 0.0};
+  float level[ORDER + 1], slope[ORDER + 1];
+  for (int i = 0; i <= ORDER; ++i) {
+    double a = 0.0, b = 0.0, term = 1.0;  // binomial(i, k) X^(i - k), from k = i down
+    for (int k = i; k >= 0; --k) {
+      a += term * even[k];
+      b += term * odd[k];
+      term *= X * k / (i - k + 1);
+    }
+    level[i] = static_cast<float>(a);
+    slope[i] = static_cast<float>(b);
+  }
+  const int n = taps.count;
+  combine_rows<ORDER>(n, taps.by_row.data(), level, taps.taylor.data());
+  combine_rows<ORDER>(n, taps.by_row.data(), slope, taps.taylor.data() + n);
+  multiply(n, 1.0f, taps.taylor.data(), taps.taylor.data(), taps.squared.data());
+  if (!constant_square) multiply(n, 2.0f, taps.taylor.data(), taps.taylor.data() + n, taps.squared.data() + n);
 }
 
 // |K| around the middle of a block: that of K, with the signs that its taps have in the middle.
@@ -309,18 +349,37 @@ SKYLOOM_INLINE void convolve_rows(const VaryingKernel& kernel, const ConvolvePla
       float t[kBlock] = {};
       if constexpr (ORDER > 0) {
         const double middle = 0.5 * (x + std::min(x + kBlock, planes.columns) - 1);
-        for (int r = 0; r < count; ++r) expand_x<ORDER>((middle - kernel.x_centre) / kernel.x_scale, taps[r]);
+        const double X = (middle - kernel.x_centre) / kernel.x_scale;
+        for (int r = 0; r < count; ++r) {
+          if (ORDER > 1 && kernel.linear)
+            expand_line<ORDER>(X, kBlock / 2 / kernel.x_scale, kernel.constant_square, taps[r]);
+          else
+            expand_x<ORDER>(X, taps[r]);
+        }
         for (int lane = 0; lane < kBlock; ++lane) t[lane] = static_cast<float>((x + lane - middle) / kernel.x_scale);
       }
       const std::int64_t in = y * planes.stride + x, out = y * planes.width + x;
-      convolve_block<LANES, ORDER + 1>(planes.data + in, planes.stride, taylor, ky, kx, t, planes.out + out,
-                                       planes.width, count, columns);
-      if (planes.variance != nullptr)
-        convolve_block<LANES, (ORDER > 0 ? 2 : 1)>(planes.variance + in, planes.stride, squared, ky, kx, t,
-                                                   planes.out_variance + out, planes.width, count, columns);
+      if (ORDER > 1 && kernel.linear)
+        convolve_block<LANES, 2>(planes.data + in, planes.stride, taylor, ky, kx, t, planes.out + out, planes.width,
+                                 count, columns);
+      else
+        convolve_block<LANES, ORDER + 1>(planes.data + in, planes.stride, taylor, ky, kx, t, planes.out + out,
+                                         planes.width, count, columns);
+      if (planes.variance != nullptr) {
+        const float* from = planes.variance + in;
+        float* to = planes.out_variance + out;
+        if (ORDER == 0 || kernel.constant_square)
+          convolve_block<LANES, 1>(from, planes.stride, squared, ky, kx, t, to, planes.width, count, columns);
+        else
+          convolve_block<LANES, 2>(from, planes.stride, squared, ky, kx, t, to, planes.width, count, columns);
+      }
       if (planes.usable != nullptr)
-        for (int r = 0; r < count; ++r)
-          weigh_block<LANES, ORDER>(planes, kernel, taps[r], unusable[r], t, y + r, x, columns);
+        for (int r = 0; r < count; ++r) {
+          if (ORDER > 1 && kernel.linear)
+            weigh_block<LANES, 1>(planes, kernel, taps[r], unusable[r], t, y + r, x, columns);
+          else
+            weigh_block<LANES, ORDER>(planes, kernel, taps[r], unusable[r], t, y + r, x, columns);
+        }
     }
     for (int r = 0; r < count; ++r)
       for (int step = 0; step < kGroup && y + r + kGroup < row_stop; ++step) unusable[r].step(y + r + step);

@@ -16,6 +16,8 @@ struct VaryingKernel {
   int ky, kx;            // odd
   int order;
   double x_centre, x_scale, y_centre, y_scale;
+  bool linear = false;          // within a block, K is taken to be linear in x: what is left out is spread evenly
+  bool constant_square = false; // within a block, K^2 is taken to be constant
 };
 
 // Input planes are padded by half the kernel on each side, `stride` floats a row, 0 where unusable. Output planes have

@@ -32,7 +32,7 @@ class KernelBasis:
 
     filters: Float64Array
     mix: Float64Array
-    _cache: dict[tuple[int, int], tuple[Float64Array, Float64Array, npt.NDArray[np.intp]]] = field(
+    _cache: dict[tuple[int, int], tuple[Float64Array, list[Float64Array], Float64Array]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -63,16 +63,16 @@ class KernelBasis:
             Only the part that no border touches.
         """
         ny, nx = (side - 2 * self.half for side in stamp.shape)
-        along_x, along_y, index = self._bands(ny, nx)
-        rows = (stamp.astype(np.float64) @ along_x).reshape(len(stamp), -1, nx).transpose(1, 0, 2)
-        raw = np.matmul(along_y, rows[index])
-        return (self.mix @ raw.reshape(len(raw), -1)).reshape(len(self.mix), ny, nx)
+        along_x, along_y, mix = self._bands(ny, nx)
+        rows = (stamp.astype(np.float64) @ along_x).reshape(len(stamp), -1, nx)
+        raw = np.concatenate([bands @ rows[:, k] for k, bands in enumerate(along_y)])
+        return (mix @ raw.reshape(mix.shape[1], -1)).reshape(len(mix), ny, nx)
 
-    def _bands(self, ny: int, nx: int) -> tuple[Float64Array, Float64Array, npt.NDArray[np.intp]]:
+    def _bands(self, ny: int, nx: int) -> tuple[Float64Array, list[Float64Array], Float64Array]:
         """Return the filters as band matrices for stamps of one size: out[x] = sum_u f[u] in[x - u + half].
 
-        Shapes (nx + 2 half, n_x nx) for the n_x different filters along x, (n_raw, ny, ny + 2 half) along y; and which
-        of the former belongs to each function.
+        Shape (nx + 2 half, n_x nx) for the n_x different filters along x; for each of them, those along y that go with
+        it, (m ny, ny + 2 half); and `mix`, its columns in this order.
         """
         if (ny, nx) not in self._cache:
             width = 2 * self.half + 1
@@ -81,10 +81,12 @@ class KernelBasis:
             along_x = np.tensordot(columns, filters[:, ::-1], axes=(2, 1)).transpose(0, 2, 1)
             rows = np.lib.stride_tricks.sliding_window_view(np.eye(ny + width - 1), width, axis=1)
             along_y = np.tensordot(self.filters[:, 0, ::-1], rows, axes=(1, 2)).transpose(0, 2, 1)
+            members = [np.flatnonzero(index.reshape(-1) == k) for k in range(len(filters))]
             self._cache[ny, nx] = (
-                np.ascontiguousarray(along_x).reshape(nx + width - 1, -1), np.ascontiguousarray(along_y),
-                index.reshape(-1),
-            )  # fmt: skip
+                along_x.reshape(nx + width - 1, -1),
+                [along_y[which].reshape(-1, ny + width - 1) for which in members],
+                self.mix[:, np.concatenate(members)],
+            )
         return self._cache[ny, nx]
 
 

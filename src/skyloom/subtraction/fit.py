@@ -380,7 +380,7 @@ def fit_kernel(images: FitInput, cells: list[list[Candidate]], options: AlardLup
     )
 
 
-def systematic_fraction(residual: Float64Array, variance: Float64Array, model: Float64Array) -> float:
+def systematic_fraction(residual: FloatArray, variance: FloatArray, model: FloatArray) -> float:
     """Return eps such that the residuals scatter robustly by sqrt(variance + (eps model)^2).
 
     Only pixels with a model above 10 standard deviations take part; 0 when they scatter by their noise or less, or
@@ -389,18 +389,10 @@ def systematic_fraction(residual: Float64Array, variance: Float64Array, model: F
     bright = model > 10 * np.sqrt(variance)
     if bright.sum() < 50:
         return 0.0
-    r, v, m = np.abs(residual[bright]), variance[bright], model[bright]
-
-    def scatter(eps: float) -> float:
-        return MAD_TO_SIGMA * float(np.median(r / np.sqrt(v + (eps * m) ** 2)))
-
-    if scatter(0.0) <= 1.0:
-        return 0.0
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if scatter(middle) > 1 else (low, middle)
-    return high
+    r, v, m = (np.asarray(plane[bright], np.float64) for plane in (residual, variance, model))
+    # |r| MAD_TO_SIGMA <= sqrt(v + (eps m)^2) for half of the pixels
+    square = float(np.median(((MAD_TO_SIGMA * r) ** 2 - v) / m**2))
+    return float(np.sqrt(np.clip(square, 0.0, 1.0)))
 
 
 def _sums(stamp: Stamp, weight: Float64Array) -> tuple[Float64Array, Float64Array, float]:

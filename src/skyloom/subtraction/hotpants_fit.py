@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom._threads import map_bands
-from skyloom.convolution import PolynomialKernel, convolve_varying, exponents, monomials
+from skyloom.convolution import Float32Array, PolynomialKernel, convolve_varying, exponents, monomials
 from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray
 from skyloom.subtraction.basis import Float64Array, KernelBasis
@@ -18,7 +18,7 @@ from skyloom.subtraction.fit import systematic_fraction
 from skyloom.subtraction.hotpants_kernel import Region
 from skyloom.subtraction.hotpants_options import HotpantsOptions
 from skyloom.subtraction.hotpants_stamps import Substamp
-from skyloom.subtraction.normal import Model, StampSums, local_coefficients, solve
+from skyloom.subtraction.normal import Model, StampSums, local_coefficients, normal_matrix, solve
 from skyloom.subtraction.stamps import dilate
 
 log = logging.getLogger("skyloom.subtraction")
@@ -41,12 +41,12 @@ class Side:
         Less a pedestal; 0 where bad.
     bad : ndarray of bool
     variance : callable
-        (rows, columns) -> variance of that part, float64; both are slices.
+        (rows, columns) -> variance of that part, float32; both are slices.
     """
 
     data: npt.NDArray[np.float32]
     bad: BoolArray
-    variance: Callable[[slice, slice], Float64Array]
+    variance: Callable[[slice, slice], Float32Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,45 +83,8 @@ class RegionFit:
         return self.merit / self.coefficients[0, 0] if self.coefficients[0, 0] > 0 else np.inf
 
 
-class _Loaded:
-    """The pixels of one sub-stamp, flattened, and its share of the normal equations."""
-
-    def __init__(
-        self, star: Substamp, source: Side, target: Side, region: Region, *, basis: KernelBasis,
-        options: HotpantsOptions,
-    ) -> None:  # fmt: skip
-        half, reach = options.rss, options.rss + basis.half
-        box, wide = ((slice(star.y - h, star.y + h + 1), slice(star.x - h, star.x + h + 1)) for h in (half, reach))
-        inner = (slice(basis.half, -basis.half),) * 2
-        self.star = star
-        self.design = basis.convolve(source.data[wide]).reshape(len(basis), -1).astype(np.float32)
-        x, y = np.arange(star.x - half, star.x + half + 1), np.arange(star.y - half, star.y + half + 1)
-        background = monomials(x[None, :], y[:, None], options.bgo, region.centre, region.scale)
-        self.background = background.reshape(len(background), -1)
-        self.target = target.data[box].astype(np.float64).ravel()
-        self.target_variance = target.variance(*box).ravel()
-        self.source_variance = source.variance(*wide)
-        # before there is a kernel, the source's noise is taken as it is
-        self.convolved_variance = self.source_variance[inner].ravel()
-        self.usable = np.ones(self.target.size, bool)
-        if options.fit == "weighted":  # the middle half of the kernel holds nearly all of its weight
-            touched = dilate(source.bad[wide], (basis.half + 1) // 2)[inner]
-            self.usable = ~(touched | target.bad[box]).ravel()
-        self.good = self.usable
-        self.gain = 1.0  # sum K^2
-        self.signal = np.zeros_like(self.target)
-        self.residual = self.target
-        self.sums: tuple[Float64Array, Float64Array, float, float]
-        self.merit = np.nan
-
-    @property
-    def variance(self) -> Float64Array:
-        """Variance of the residuals, without the systematic part."""
-        return self.target_variance + self.convolved_variance
-
-
 class _Fit:
-    """The active sub-stamp of each stamp, and the solution."""
+    """The active sub-stamp of each stamp, row by row of all arrays, and the solution."""
 
     def __init__(
         self, source: Side, target: Side, region: Region, queues: list[list[Substamp]], *,
@@ -131,122 +94,166 @@ class _Fit:
         self.model = Model(len(basis), options.ko, options.bgo, options.bgo, vary_sum=False)
         self.weighted = self.independent = options.fit == "weighted"
         self.eps = 0.0
-        self.images = basis.images
-        flat = self.images.reshape(len(basis), -1)
+        self.waiting = queues
+        count, size, side = len(queues), (2 * options.rss + 1) ** 2, 2 * (options.rss + basis.half) + 1
         n = len(basis) + len(exponents(options.bgo))
+        flat = basis.images.reshape(len(basis), -1)
         self.noise_gram = np.zeros((n, n))
         self.noise_gram[: len(basis), : len(basis)] = flat @ flat.T
-        self.waiting = [queue[1:] for queue in queues]
-        self.n_rejected = 0
-        self.active = self.load([queue[0] for queue in queues])
+        self.alive = np.ones(count, bool)  # stamps that still have a sub-stamp
+        self.stars = [queue[0] for queue in queues]
+        # source convolved with each function, monomials of the background, target
+        self.planes = np.empty((count, n + 1, size), np.float32)
+        self.target_variance, self.convolved_variance = (np.empty((count, size), np.float32) for _ in range(2))
+        self.source_variance = np.empty((count, side, side), np.float32)
+        self.usable, self.good = (np.ones((count, size), bool) for _ in range(2))
+        self.signal, self.residual = (np.zeros((count, size), np.float32) for _ in range(2))
+        self.gain, self.noise, self.merits = np.ones(count), np.zeros(count), np.full(count, np.nan)
+        self.grams, self.moments = np.zeros((count, n, n)), np.zeros((count, n))
+        rows = np.arange(count)
+        self.take_next(rows)
         # the first fit, on every other pixel, is only there to find the weights of the second
-        self.sum_up(self.active, 2 if self.weighted else 1)
+        self.sum_up(rows, 2 if self.weighted else 1)
 
-    def load(self, stars: list[Substamp]) -> list[_Loaded]:
-        def one(star: Substamp) -> _Loaded:
-            return _Loaded(star, self.source, self.target, self.region, basis=self.basis, options=self.options)
+    def take_next(self, rows: npt.NDArray[np.intp]) -> None:
+        """Load the next sub-stamp of these stamps."""
+        for k in rows:
+            self.stars[k], self.waiting[k] = self.waiting[k][0], self.waiting[k][1:]
+        map_bands(self._load, rows)
 
-        return map_bands(one, stars)
+    def _load(self, k: int) -> None:
+        """Cut one sub-stamp, and convolve it with all functions."""
+        star, half, reach = self.stars[k], self.options.rss, self.options.rss + self.basis.half
+        box, wide = ((slice(star.y - h, star.y + h + 1), slice(star.x - h, star.x + h + 1)) for h in (half, reach))
+        inner = (slice(self.basis.half, -self.basis.half),) * 2
+        planes, n = self.planes[k], len(self.basis)
+        planes[:n] = self.basis.convolve(self.source.data[wide]).reshape(n, -1)
+        x, y = np.arange(star.x - half, star.x + half + 1), np.arange(star.y - half, star.y + half + 1)
+        background = monomials(x[None, :], y[:, None], self.options.bgo, self.region.centre, self.region.scale)
+        planes[n:-1] = background.reshape(len(background), -1)
+        planes[-1] = self.target.data[box].ravel()
+        self.target_variance[k] = self.target.variance(*box).ravel()
+        self.source_variance[k] = self.source.variance(*wide)
+        # before there is a kernel, the source's noise is taken as it is
+        self.convolved_variance[k], self.gain[k] = self.source_variance[k][inner].ravel(), 1.0
+        if self.weighted:  # the middle half of the kernel holds nearly all of its weight
+            touched = dilate(self.source.bad[wide], (self.basis.half + 1) // 2)[inner]
+            self.usable[k] = ~(touched | self.target.bad[box]).ravel()
+        self.good[k] = self.usable[k]
+        self.signal[k] = 0
 
-    def sum_up(self, stamps: list[_Loaded], step: int = 1) -> None:
-        """Sum the normal equations over each `step`-th pixel of these stamps, with their present weights if any."""
+    @property
+    def variance(self) -> Float32Array:
+        """Variance of the residuals, without the systematic part."""
+        return self.target_variance + self.convolved_variance
 
-        def one(stamp: _Loaded) -> None:
-            weight = np.ones(len(stamp.target))
+    def total_variance(self, eps: float) -> Float32Array:
+        """Variance of the residuals of bright stars, too."""
+        return self.variance + np.square(np.float32(eps) * self.signal)
+
+    def sum_up(self, rows: npt.NDArray[np.intp], step: int = 1) -> None:
+        """Sum the equations of these sub-stamps over each `step`-th pixel, with their present weights if any.
+
+        The products of weighted pixels are summed in float32: that rounds to 1e-7 of a star's signal-to-noise ratio
+        squared, which is below that ratio, the uncertainty of the sums.
+        """
+        terms, size = self.terms(), self.grams.shape[1]
+        if self.weighted:
+            total = self.total_variance(self.eps)
+            roots = np.where(self.good & self.alive[:, None], 1 / np.sqrt(total), np.float32(0))
+
+        def one(k: int) -> None:
             if self.weighted:
-                total = stamp.variance + (self.eps * stamp.signal) ** 2
-                weight = np.divide(1.0, total, out=np.zeros_like(total), where=stamp.good)
-            root = np.sqrt(weight[::step])
-            design = np.empty((len(stamp.design) + len(stamp.background), len(root)))
-            np.multiply(stamp.design[:, ::step], root, out=design[: len(stamp.design)])
-            np.multiply(stamp.background[:, ::step], root, out=design[len(stamp.design) :])
-            target = stamp.target[::step] * root
-            noise = float(weight[::step] @ stamp.convolved_variance[::step]) / stamp.gain
-            stamp.sums = design @ design.T, design @ target, float(target @ target), noise
+                planes = self.planes[k][:, ::step] * roots[k, ::step]
+                weight = roots[k, ::step] ** 2
+                self.noise[k] = float(weight @ self.convolved_variance[k, ::step]) / self.gain[k]
+            else:
+                planes = self.planes[k].astype(np.float64) * self.alive[k]
+            products = planes @ planes.T
+            self.grams[k], self.moments[k] = products[:size, :size], products[:size, -1]
 
-        map_bands(one, stamps)
+        map_bands(one, rows)
+        self.normal = normal_matrix(self.model, terms, self.grams)
+
+    def terms(self) -> Float64Array:
+        """Return the monomials of the kernel at each sub-stamp."""
+        x, y = (np.array([getattr(star, axis) for star in self.stars]) for axis in "xy")
+        return monomials(x, y, self.options.ko, self.region.centre, self.region.scale).T
 
     def solve(self) -> None:
         """Fit the kernel, and look at the residuals."""
-        x, y = (np.array([getattr(stamp.star, axis) for stamp in self.active]) for axis in "xy")
-        terms = monomials(x, y, self.options.ko, self.region.centre, self.region.scale).T
-        grams, moments, squares, noise = (np.array(part) for part in zip(*(s.sums for s in self.active), strict=True))
-        sums = StampSums(grams, moments, squares, noise * self.independent, self.noise_gram)
-        self.solution = solve(self.model, terms, sums)
-        local = local_coefficients(self.model, self.solution, terms)
-        n = len(self.basis)
-        self.kernels = np.tensordot(local[:, :n], self.images, axes=1)
-        for stamp, c in zip(self.active, local, strict=True):
-            stamp.signal = (c[:n].astype(np.float32) @ stamp.design).astype(np.float64)
-            stamp.residual = stamp.target - stamp.signal - c[n:] @ stamp.background
+        terms, n = self.terms(), len(self.basis)
+        noise = self.noise * (self.independent & self.alive)
+        sums = StampSums(self.grams, self.moments, np.zeros(len(noise)), noise, self.noise_gram)
+        self.solution = solve(self.model, terms, sums, normal=self.normal)
+        self.local = local_coefficients(self.model, self.solution, terms)
+        local = self.local.astype(np.float32)[:, None, :]
+        self.signal = np.matmul(local[:, :, :n], self.planes[:, :n])[:, 0]
+        self.residual = self.planes[:, -1] - self.signal - np.matmul(local[:, :, n:], self.planes[:, n:-1])[:, 0]
 
-    def reweight(self, stamps: list[_Loaded], kernels: Float64Array) -> None:
-        """Variances with the kernel that was found, at each stamp."""
+    def reweight(self, rows: npt.NDArray[np.intp], local: Float64Array) -> None:
+        """Variances with the kernel that was found, given by its coefficients at each of these stamps."""
         half, side = self.basis.half, 2 * self.options.rss + 1
         inner = (half, half + side), (half, half + side)
+        kernels = np.tensordot(local, self.basis.images, axes=1)
 
-        def one(k: int) -> None:
-            squared = PolynomialKernel(kernels[k][None] ** 2)
-            variance = convolve_varying(stamps[k].source_variance, squared, part=inner, threads=1).data
-            stamps[k].convolved_variance = variance.astype(np.float64).ravel()
-            stamps[k].gain = float(squared.planes.sum())
+        def one(number: int) -> None:
+            k, squared = rows[number], PolynomialKernel(kernels[number][None] ** 2)
+            self.convolved_variance[k] = convolve_varying(
+                self.source_variance[k], squared, part=inner, threads=1
+            ).data.ravel()
+            self.gain[k] = float(squared.planes.sum())
 
-        map_bands(one, range(len(stamps)))
+        map_bands(one, range(len(rows)))
 
     def find_systematic(self) -> None:
         """Find what the residuals of bright stars scatter beyond their noise, and pixels that do not fit."""
-        planes = [(s.residual[s.good], s.variance[s.good], s.signal[s.good]) for s in self.active]
-        eps = systematic_fraction(*(np.concatenate(part) for part in zip(*planes, strict=True)))
+        used = self.good & self.alive[:, None]
+        eps = systematic_fraction(self.residual[used], self.variance[used], self.signal[used])
         self.eps = min(eps, _MAX_SYSTEMATIC)
 
-    def clip_pixels(self, stamps: list[_Loaded]) -> None:
+    def clip_pixels(self) -> None:
         """Leave out single pixels that do not fit."""
-        for stamp in stamps:
-            total = stamp.variance + (max(self.eps, _CLIP_FRACTION) * stamp.signal) ** 2
-            stamp.good = stamp.usable & (stamp.residual**2 <= _PIXEL_CLIP**2 * total)
+        total = self.total_variance(max(self.eps, _CLIP_FRACTION))
+        self.good = self.usable & (self.residual**2 <= _PIXEL_CLIP**2 * total)
 
     def judge(self) -> tuple[float, float]:
         """Give each sub-stamp its merit; return their clipped mean and deviation."""
-        # one cosmic ray does not make a bad sub-stamp, a variable star does
-        most = _PIXEL_CLIP**2 if self.weighted else np.inf
-        for stamp in self.active:
-            used = stamp.residual[stamp.usable]
-            if self.options.fom == "v":
-                total = (stamp.variance + (self.eps * stamp.signal) ** 2)[stamp.usable]
-                stamp.merit = float(np.mean(np.minimum(used**2 / total, most)))
-            elif self.options.fom == "s":
-                stamp.merit = clipped(used, self.options.ssig)[1]
-            else:
-                stamp.merit = float(np.subtract(*np.quantile(used, (0.75, 0.25)))) / _QUARTILES
-        return clipped(np.array([stamp.merit for stamp in self.active]), self.options.ssig)
+        if self.options.fom == "v":
+            # one cosmic ray does not make a bad sub-stamp, a variable star does
+            most = np.float32(_PIXEL_CLIP**2 if self.weighted else np.inf)
+            ratio = np.minimum(self.residual**2 / self.total_variance(self.eps), most)
+            self.merits[:] = np.mean(ratio, axis=1, where=self.usable, dtype=np.float64)
+        else:
+            for k, usable in enumerate(self.usable):
+                used = self.residual[k, usable]
+                self.merits[k] = (
+                    clipped(used, self.options.ssig)[1]
+                    if self.options.fom == "s"
+                    else float(np.subtract(*np.quantile(used, (0.75, 0.25)))) / _QUARTILES
+                )
+        self.merits[~self.alive] = np.nan
+        return clipped(self.merits, self.options.ssig)
 
     def replace_bad(self, mean: float, scatter: float) -> bool:
         """Replace sub-stamps whose merit stands out by the next ones of their stamps; return whether there were any."""
-        new: list[Substamp] = []
-        kept, waiting = [], []
-        for stamp, queue in zip(self.active, self.waiting, strict=True):
-            if stamp.merit - mean <= self.options.ks * scatter:
-                kept.append((stamp, queue))
-            elif queue:
-                new.append(queue[0])
-                waiting.append(queue[1:])
-            else:
-                self.n_rejected += 1
-        if len(kept) == len(self.active):
+        bad = np.flatnonzero(self.alive & ~(self.merits - mean <= self.options.ks * scatter))
+        if not len(bad):
             return False
-        loaded = self.load(new)
+        more = np.array([bool(self.waiting[k]) for k in bad])
+        self.alive[bad[~more]] = False
+        self.take_next(bad[more])
         if self.weighted:
-            self.reweight(loaded, np.broadcast_to(self.kernels.mean(axis=0), (len(loaded), *self.kernels.shape[1:])))
-        self.sum_up(loaded)
-        self.active = [stamp for stamp, _ in kept] + loaded
-        self.waiting = [queue for _, queue in kept] + waiting
+            middle = self.local[self.alive, : len(self.basis)].mean(axis=0)
+            self.reweight(bad[more], np.broadcast_to(middle, (more.sum(), len(middle))))
+        self.sum_up(bad)
         self.need_enough()
         return True
 
     def need_enough(self) -> None:
-        needed = len(exponents(max(self.options.ko, self.options.bgo)))
-        if len(self.active) < needed:
-            raise too_few(self.region, len(self.active), self.n_rejected, needed)
+        needed, left = len(exponents(max(self.options.ko, self.options.bgo))), int(self.alive.sum())
+        if left < needed:
+            raise too_few(self.region, left, len(self.alive) - left, needed)
 
 
 def too_few(region: Region, found: int, rejected: int, needed: int) -> TooFewStampsError:
@@ -309,16 +316,17 @@ def fit_region(
     fit.need_enough()
     fit.solve()
     if fit.weighted:
-        fit.reweight(fit.active, fit.kernels)
+        everything = np.arange(len(queues))
+        fit.reweight(everything, fit.local[:, : len(basis)])
         fit.find_systematic()
-        fit.clip_pixels(fit.active)
+        fit.clip_pixels()
         merit, _ = fit.judge()
         fit.independent = bool(merit > _SHARED_NOISE)
-        fit.sum_up(fit.active)
+        fit.sum_up(everything)
         fit.solve()
     for number in range(_ROUNDS):
         merit, scatter = fit.judge()
-        log.debug("region %s, round %d: %d stamps, merit %.3f +- %.3f", region, number, len(fit.active), merit, scatter)
+        log.debug("region %s, round %d: %d stamps, merit %.3f +- %.3f", region, number, fit.alive.sum(), merit, scatter)
         if not fit.replace_bad(merit, scatter):
             break
         fit.solve()
@@ -326,9 +334,9 @@ def fit_region(
     return RegionFit(
         coefficients,
         background,
-        [stamp.star for stamp in fit.active],
-        np.array([stamp.merit for stamp in fit.active]),
+        [star for star, alive in zip(fit.stars, fit.alive, strict=True) if alive],
+        fit.merits[fit.alive],
         merit,
         scatter,
-        fit.n_rejected,
+        int((~fit.alive).sum()),
     )

@@ -14,11 +14,10 @@ from astropy.io import fits
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, NoUsableDataError, ShapeError
 from skyloom.exposure import LARGEST
-from skyloom.subtraction.basis import Float64Array
 from skyloom.subtraction.hotpants_fit import Side
 from skyloom.subtraction.hotpants_options import HotpantsOptions
 
-_SAMPLE = 512  # pixels along each axis from which levels are found
+_SAMPLE = 256  # pixels along each axis from which levels are found
 _LEAST_VARIANCE = 1e-6  # in units of the sky's: only keeps divisions finite
 
 
@@ -94,11 +93,7 @@ class Plane:
 
     def side(self) -> Side:
         """Return what the fit needs."""
-
-        def variance(rows: slice, columns: slice) -> Float64Array:
-            return self.variance(rows, columns).astype(np.float64)
-
-        return Side(self.data, (self.bits & np.uint16(HotpantsBit.INPUT_ISBAD)) != 0, variance)
+        return Side(self.data, (self.bits & np.uint16(HotpantsBit.INPUT_ISBAD)) != 0, self.variance)
 
 
 def prepare(name: str, raw: Any, mask: Any, noise: Any, options: HotpantsOptions) -> Plane:

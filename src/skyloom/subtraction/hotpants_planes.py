@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom._threads import map_bands, row_bands
-from skyloom.convolution import PolynomialKernel, convolve_varying, polynomial
+from skyloom.convolution import MAX_ORDER, PolynomialKernel, convolve_varying, exponents
 from skyloom.subtraction.basis import Float64Array
 from skyloom.subtraction.hotpants_inputs import HotpantsBit, Plane
 from skyloom.subtraction.hotpants_kernel import HotpantsKernel, Region
@@ -96,14 +96,14 @@ def _fill_strip(
     rows: tuple[int, int], tasks: list[_Task], products: Products, half: int, options: HotpantsOptions
 ) -> None:
     """Fill some rows of the products, from all regions that reach them."""
-    want_noise = products.noise is not None
+    wanted = {"want_noise": products.noise is not None, "want_convolved": products.convolved is not None}
     ny, nx = products.diff.shape
     x0, x1, y0, y1 = field_window((ny, nx), options)
     margins = (y0 + half, y1 + 1 - half), (x0 + half, x1 + 1 - half)
     if len(tasks) == 1:
         box = _clip_box(rows, tasks[0].region, 0, margins)
         if box is not None:
-            _store(box, _region_part(tasks[0], box, half, want_noise, options), products, options)
+            _store(box, _region_part(tasks[0], box, half, options, **wanted), products, options)
         return
     blended = _Blend(rows, nx)
     for task in tasks:
@@ -115,7 +115,7 @@ def _fill_strip(
                 _ramp(box[0], region.y0, region.y1, blend=blend, first=region.by0, last=region.by1),
                 _ramp(box[1], region.x0, region.x1, blend=blend, first=region.bx0, last=region.bx1),
             )
-            blended.add(box, region, weight, _region_part(task, box, half, want_noise, options))
+            blended.add(box, region, weight, _region_part(task, box, half, options, **wanted))
     _store((rows, (0, nx)), blended.part(), products, options)
 
 
@@ -124,7 +124,7 @@ class _Part:
     """The planes of one region on a box."""
 
     diff: Float32Plane
-    convolved: Float32Plane
+    convolved: Float32Plane | None
     variance: Float32Plane | None
     bits: npt.NDArray[np.uint16]
 
@@ -142,7 +142,9 @@ def _clip_box(rows: tuple[int, int], region: Region, blend: int, margins: Box) -
     return (y, x) if y[0] < y[1] and x[0] < x[1] else None
 
 
-def _region_part(task: _Task, box: Box, half: int, want_noise: bool, options: HotpantsOptions) -> _Part:
+def _region_part(
+    task: _Task, box: Box, half: int, options: HotpantsOptions, *, want_noise: bool, want_convolved: bool
+) -> _Part:
     """Convolve and subtract on a box of the image.
 
     The convolution runs over good pixels only and divides by the share of sum K that fell on them, so that nothing
@@ -162,20 +164,38 @@ def _region_part(task: _Task, box: Box, half: int, want_noise: bool, options: Ho
     data = task.moved.data[rows, columns]
     variance = task.moved.variance(rows, columns) if want_noise else None
     squared = None if options.convvar else variance
-    smooth = convolve_varying(data, kernel, squared, good, part=inside, threads=1)
+    smooth = convolve_varying(data, kernel, squared, good, part=inside, exact=False, threads=1)
     total = smooth.variance
     if options.convvar and variance is not None:
-        total = np.maximum(convolve_varying(variance, kernel, None, good, part=inside, threads=1).data, 0)
-    x, y = np.arange(x0, x1)[None, :], np.arange(y0, y1)[:, None]
-    level = polynomial(task.background, x, y, task.kernel.centre, task.kernel.scale)
+        total = np.maximum(convolve_varying(variance, kernel, None, good, part=inside, exact=False, threads=1).data, 0)
     # K * data was taken of the image less its pedestal, and so is `still`; sum K is the same everywhere
     shift = task.moved.pedestal * task.kernel.sum_at(*task.region.centre) - task.still.pedestal
-    matched = smooth.data + (level + shift).astype(np.float32)
-    diff = (task.still.data[here] - matched) * np.float32(task.sign * task.factor)
+    matched = smooth.data
+    matched += _level(task, box, shift)
+    diff = task.still.data[here] - matched
+    diff *= np.float32(task.sign * task.factor)
     if total is not None:
-        total = (total + task.still.variance(*here)) * np.float32(task.factor**2)
-    convolved = (matched + np.float32(task.still.pedestal)) * np.float32(task.factor)
+        total += task.still.variance(*here)
+        total *= np.float32(task.factor**2)
+    convolved = None
+    if want_convolved:
+        matched += np.float32(task.still.pedestal)
+        matched *= np.float32(task.factor)
+        convolved = matched
     return _Part(diff, convolved, total, _output_bits(task, here, smooth.lost, options))
+
+
+def _level(task: _Task, box: Box, shift: float) -> Float32Plane:
+    """Return the differential background + `shift` on a box: a product of its polynomials of x and the powers of y."""
+    (y0, y1), (x0, x1) = box
+    order = next(n for n in range(MAX_ORDER + 1) if len(exponents(n)) == len(task.background))
+    X = (np.arange(x0, x1) - task.kernel.centre[0]) / task.kernel.scale[0]
+    Y = (np.arange(y0, y1) - task.kernel.centre[1]) / task.kernel.scale[1]
+    of_x = np.zeros((order + 1, len(X)))
+    for (i, j), c in zip(exponents(order), task.background, strict=True):
+        of_x[j] += c * X**i
+    of_x[0] += shift
+    return (Y[:, None] ** np.arange(order + 1)).astype(np.float32) @ of_x.astype(np.float32)
 
 
 def _output_bits(
@@ -255,7 +275,7 @@ def _store(box: Box, part: _Part, products: Products, options: HotpantsOptions) 
     here = slice(*box[0]), slice(*box[1])
     products.mask[here] = part.bits
     products.diff[here] = part.diff
-    if products.convolved is not None:
+    if products.convolved is not None and part.convolved is not None:
         products.convolved[here] = part.convolved
     if products.noise is not None and part.variance is not None:
         np.sqrt(part.variance, out=products.noise[here])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from skyloom.subtraction.hotpants_options import HotpantsOptions
 _SKY_SAMPLE = 10000  # pixels of a stamp from which its sky is found
 _MODE_SHARE = 0.1  # the mode is the middle of the shortest interval with this share of the pixels
 _QUARTILES = 1.35  # distance of the quartiles of a Gaussian, in standard deviations
+_FIRST = 300  # bright pixels of a stamp that are looked at first
 _LEAST_USABLE = 0.5  # share of a sub-stamp
 
 
@@ -215,22 +216,21 @@ def _find_substamps(
     return found
 
 
-def _peaks(data: npt.NDArray[np.float32], good: BoolArray, floor: float, upper: float) -> Sequence[tuple[int, int]]:
-    """Return pixels (x, y) above the floor that none of their eight neighbours exceeds, brightest first."""
+def _peaks(data: npt.NDArray[np.float32], good: BoolArray, floor: float, upper: float) -> Iterator[tuple[int, int]]:
+    """Yield pixels (x, y) above the floor that none of their eight neighbours exceeds, brightest first."""
     ny, nx = data.shape
-    y, x = np.nonzero(data > floor)
-    value = data[y, x]
-    fit = (value < upper) & good[y, x]
-    y, x, value = y[fit], x[fit], value[fit]
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            if (dy, dx) != (0, 0):
-                top = (
-                    data[np.minimum(np.maximum(y + dy, 0), ny - 1), np.minimum(np.maximum(x + dx, 0), nx - 1)] <= value
-                )
-                y, x, value = y[top], x[top], value[top]
-    order = np.argsort(-value, kind="stable")
-    return [(int(x[k]), int(y[k])) for k in order]
+    pixels = np.flatnonzero(data > floor)
+    order = np.argsort(-data.ravel()[pixels], kind="stable")
+    for some in (order[:_FIRST], order[_FIRST:]):  # the brightest are enough, as a rule
+        y, x = np.divmod(pixels[some], nx)
+        value = data[y, x]
+        top = (value < upper) & good[y, x]
+        for dy in (-1, 0, 1):
+            row = np.minimum(np.maximum(y + dy, 0), ny - 1)
+            for dx in (-1, 0, 1):
+                if (dy, dx) != (0, 0):
+                    top &= data[row, np.minimum(np.maximum(x + dx, 0), nx - 1)] <= value
+        yield from zip(x[top].tolist(), y[top].tolist(), strict=True)
 
 
 def _add(
@@ -251,8 +251,11 @@ def _add(
     good = image.good[y - half : y + half + 1, x - half : x + half + 1]
     data = image.data[y - half : y + half + 1, x - half : x + half + 1]
     middle = slice(half - core, half + core + 1)
-    if not good[middle, middle].all() or data[middle, middle].max() >= image.upper or good.mean() < _LEAST_USABLE:
+    if not good[middle, middle].all() or data[middle, middle].max() >= image.upper:
         return
-    signal = float((data - sky)[(data > floor) & good].sum())
+    if np.count_nonzero(good) < _LEAST_USABLE * good.size:
+        return
+    bright = data[(data > floor) & good]
+    signal = float(bright.sum(dtype=np.float64) - sky * len(bright))
     if signal > 0:
         found.append(Substamp(x, y, signal))

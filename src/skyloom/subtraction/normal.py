@@ -127,10 +127,26 @@ def normal_matrix(model: Model, terms: Float64Array, grams: Float64Array) -> Flo
         full[i] += [full[j][i].T for j in range(i)]
         for index_j, phi_j in blocks[i:]:
             gram = grams[:, index_i][:, :, index_j].reshape(len(terms), -1)
-            products = (phi_i[:, :, None] * phi_j[:, None, :]).reshape(len(terms), -1)
-            block = (products.T @ gram).reshape(phi_i.shape[1], phi_j.shape[1], len(index_i), len(index_j))
+            products, place = _monomial_products(phi_i, phi_j, model.spatial_order)
+            block = (products.T @ gram)[place]
+            block = block.reshape(phi_i.shape[1], phi_j.shape[1], len(index_i), len(index_j))
             full[i].append(block.transpose(2, 0, 3, 1).reshape(len(index_i) * phi_i.shape[1], -1))
     return np.block(full)
+
+
+def _monomial_products(
+    phi_i: Float64Array, phi_j: Float64Array, order: int
+) -> tuple[Float64Array, npt.NDArray[np.intp]]:
+    """Return the different ones among products of two monomials (n_stamps, n), and which of them each pair has.
+
+    Most come twice or more: X Y = X * Y = Y * X = 1 * XY.
+    """
+    if 1 in (phi_i.shape[1], phi_j.shape[1]):
+        return phi_i * phi_j, np.arange(phi_i.shape[1] * phi_j.shape[1])
+    powers = np.array(exponents(order))
+    sums = (powers[:, None] + powers[None, :]).reshape(-1, 2)
+    _, first, place = np.unique(sums, axis=0, return_index=True, return_inverse=True)
+    return phi_i[:, first // len(powers)] * phi_j[:, first % len(powers)], place.ravel()
 
 
 def normal_vector(model: Model, terms: Float64Array, moments: Float64Array) -> Float64Array:
@@ -170,7 +186,9 @@ class Factored:
         return (self._half_inverse @ (self._half_inverse.T @ scaled)) / self._scale
 
 
-def solve(model: Model, terms: Float64Array, sums: StampSums, stiffness: float = 0.0) -> Float64Array:
+def solve(
+    model: Model, terms: Float64Array, sums: StampSums, stiffness: float = 0.0, *, normal: Float64Array | None = None
+) -> Float64Array:
     """Solve the normal equations without the bias that noise in the convolved image brings.
 
     The design holds the source with its noise, whose power N = noise * noise_gram adds to the matrix, A = S + N:
@@ -180,9 +198,9 @@ def solve(model: Model, terms: Float64Array, sums: StampSums, stiffness: float =
 
     `stiffness` is added to the diagonal for each coefficient that makes a zero-sum function vary over the field: it
     is the inverse variance of a Gaussian prior about 0. The variation that few stars do not measure is then left out,
-    not made up from noise.
+    not made up from noise. `normal` is the `normal_matrix` of the sums, if it is known.
     """
-    normal = normal_matrix(model, terms, sums.grams)
+    normal = normal_matrix(model, terms, sums.grams) if normal is None else normal.copy()
     normal[np.diag_indices_from(normal)] += stiffness * model.varying(terms.shape[1])
     matrix = Factored(normal)
     solution = matrix.solve(normal_vector(model, terms, sums.moments))
