@@ -14,7 +14,7 @@ from skyloom.subtraction.masking import combine_masks, spread_mask
 from skyloom.subtraction.noise import convolved_noise_gain, smoothing_kernel
 from skyloom.subtraction.normal import Factored, Model, StampSums, normal_matrix, normal_vector, solve
 from skyloom.subtraction.options import AlardLuptonOptions
-from skyloom.subtraction.stamps import Candidate, Planes, measure_fwhm, spread
+from skyloom.subtraction.stamps import Candidate, Planes, measure_fwhm, spikes, spread, without_spikes
 
 
 def gauss(sigma, half):
@@ -197,3 +197,29 @@ def test_width_of_gaussian_stars(sigma):
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         AlardLuptonOptions(**wrong)
+
+
+@pytest.mark.parametrize("fwhm", [1.8, 3.0, 6.0])
+def test_spikes_are_told_from_stars(fwhm):
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:200, :200]
+    data = np.zeros((200, 200))
+    for cx, cy in rng.uniform(8, 192, (40, 2)):  # on all places of a pixel, of all brightnesses, blended
+        data += rng.uniform(100, 1e5) * np.exp(-4 * np.log(2) * ((x - cx) ** 2 + (y - cy) ** 2) / fwhm**2)
+    variance = data / 2 + 25.0
+    data += rng.normal(size=data.shape) * np.sqrt(variance)
+    usable = rng.random(data.shape) > 0.01
+    hit = (rng.random(data.shape) < 0.01) & usable & (variance < 30)
+    clean = data.copy()
+    data[hit] += rng.uniform(400, 1e4, hit.sum())
+    data[~usable] = 1e6
+    planes = Planes(data.astype(np.float32), variance.astype(np.float32), usable)
+    found = spikes(planes, fwhm)
+    assert not (found & ~hit).any()
+    # those beside another, or beside a masked pixel, may hide
+    assert found[hit].mean() > 0.9
+    repaired, where = without_spikes(planes, fwhm)
+    np.testing.assert_array_equal(where, found)
+    np.testing.assert_array_equal(repaired.data[~found], planes.data[~found])
+    # a median of up to eight pixels of an empty sky: below the scatter of one, but for hits that touch
+    assert np.median(np.abs(repaired.data[found] - clean[found])) < 1.5 * np.sqrt(27.0)

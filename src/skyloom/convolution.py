@@ -225,20 +225,21 @@ def _coarser(kernel: PolynomialKernel) -> tuple[bool, bool]:
 
     Of X^k the line nearest to it on |t| <= T leaves T^k / 2 at most (T^3 / 4 for k = 3).
     """
-    half = _BLOCK / 2 / kernel.scale[0]
+    half, powers = _BLOCK / 2 / kernel.scale[0], exponents(kernel.order)
+    flat = kernel.planes.reshape(len(powers), -1)
+    gram = flat @ flat.T
     worst = worst_square = 0.0
-    for X in (-1, 0, 1):
-        for Y in (-1, 0, 1):
-            k = [
-                sum(comb(i, n) * float(X) ** (i - n) * float(Y) ** j * plane
-                    for (i, j), plane in zip(exponents(kernel.order), kernel.planes, strict=True) if i >= n)
-                for n in range(kernel.order + 1)
-            ]  # fmt: skip
-            norm = float(np.linalg.norm(k[0]))
-            curved = sum(float(np.linalg.norm(term)) * half**n / 2 for n, term in enumerate(k) if n > 1)
-            steepness = 2 * abs(float((k[0] * k[1]).sum())) * half if kernel.order else 0.0
-            worst = max(worst, curved / norm)
-            worst_square = max(worst_square, steepness / norm**2)
+    for X in (-1.0, 0.0, 1.0):
+        for Y in (-1.0, 0.0, 1.0):
+            # of the coefficients of t^n in K(X + t): combinations of the planes
+            k = np.array(
+                [[comb(i, n) * X ** max(i - n, 0) * Y**j for i, j in powers] for n in range(max(2, kernel.order + 1))]
+            )
+            products = k @ gram @ k.T
+            norms = np.sqrt(np.maximum(products.diagonal(), 0))
+            curved = sum(norms[n] * half**n / 2 for n in range(2, len(norms)))
+            worst = max(worst, curved / norms[0])
+            worst_square = max(worst_square, 2 * abs(products[0, 1]) * half / norms[0] ** 2)
     return bool(worst <= _COARSE), bool(worst_square <= _COARSE_SQUARE)
 
 

@@ -32,7 +32,9 @@ from skyloom.subtraction.stamps import (
     find_sources,
     measure_fwhm,
     source_positions,
+    spikes,
     spread,
+    without_spikes,
 )
 
 log = logging.getLogger("skyloom.subtraction")
@@ -239,7 +241,10 @@ def _fit(
     half = options.stamp_half_width or max(8, int(np.ceil(3.5 * wide)))
     core = max(3, int(np.ceil(1.25 * wide)))
     border = half + kernel_half
-    target, source = (_weighing(planes[name]).padded(border) for name in (_OTHER[convolved], convolved))
+    source, _ = without_spikes(planes[convolved], fwhm[convolved])
+    target = planes[_OTHER[convolved]]
+    target = replace(target, usable=target.usable & ~spikes(target, fwhm[_OTHER[convolved]]))
+    target, source = (_weighing(one).padded(border) for one in (target, source))
     # the middle half of the kernel holds nearly all of its weight
     untouched = ~dilate(~source.usable, (kernel_half + 1) // 2)
     images = FitInput(target, replace(source, usable=untouched), basis, half, core, border, correlation)

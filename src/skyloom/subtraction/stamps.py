@@ -46,6 +46,37 @@ class Planes:
         return Planes(data, variance, np.pad(self.usable, border))
 
 
+def spikes(planes: Planes, fwhm: float) -> BoolArray:
+    """Return the pixels that are too sharp to be light: cosmic rays, hot pixels.
+
+    In the middle of a star the mean of the eight neighbours is at least s times the pixel, s being that of a Gaussian
+    with 0.7 of the FWHM. A spike exceeds its neighbours' mean / s by more than 6 standard deviations.
+    """
+    kernel = np.ones((3, 3), np.float32)
+    kernel[1, 1] = 0
+    data = np.where(planes.usable, planes.data, 0).astype(np.float32)
+    seen = planes.usable.astype(np.float32)
+    count = ndimage.convolve(seen, kernel, mode="constant")
+    sky = np.float32(np.median(data[planes.usable])) if planes.usable.any() else np.float32(0)
+    around = ndimage.convolve((data - sky) * seen, kernel, mode="constant") / np.maximum(count, 1)
+    at_one = 2.0 ** (-4 / (0.7 * fwhm) ** 2)
+    share = (at_one + at_one**2) / 2
+    noise = np.sqrt(planes.variance * (1 + 1 / (np.maximum(count, 1) * share**2)))
+    return planes.usable & (count > 3) & (data - sky - around / share > 6 * noise)
+
+
+def without_spikes(planes: Planes, fwhm: float) -> tuple[Planes, BoolArray]:
+    """Return planes whose spikes hold the median of their usable neighbours, and where these are."""
+    found = spikes(planes, fwhm)
+    data = planes.data.copy()
+    good = planes.usable & ~found
+    for y, x in zip(*np.nonzero(found), strict=True):
+        box = np.s_[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+        if good[box].any():
+            data[y, x] = np.median(planes.data[box][good[box]])
+    return Planes(data, planes.variance, planes.usable), found
+
+
 def find_sources(planes: Planes) -> Float64Array:
     """Return positions (x, y) of sources above 5 sigma, brightest first, shape (N, 2)."""
     data = np.ascontiguousarray(planes.data, np.float32)
