@@ -14,8 +14,8 @@ from simulate import simulate_pair
 from skyloom.compat.stdpipe import subtraction as drop_in
 from skyloom.errors import InputError, NoOverlapError
 from skyloom.subtraction import HotpantsBit, HotpantsKernel, HotpantsOptions, hotpants, run_hotpants
-from skyloom.subtraction.hotpants_kernel import HotpantsBasis, Region
-from skyloom.subtraction.hotpants_stamps import sky_statistics
+from skyloom.subtraction.al_hotpants.kernel import HotpantsBasis, Region
+from skyloom.subtraction.al_hotpants.stamps import sky_statistics
 
 ALL = {f"get_{what}": True for what in ("convolved", "scaled", "noise", "kernel", "header")}
 SMALL = {"ng": [2, 2, 0.8, 1, 1.8], "r": 4, "rss": 6, "nsx": 3, "nsy": 3}

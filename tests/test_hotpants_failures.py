@@ -17,7 +17,7 @@ from skyloom.subtraction import (
     hotpants,
     run_hotpants,
 )
-from skyloom.subtraction.hotpants_kernel import HotpantsBasis, Region
+from skyloom.subtraction.al_hotpants.kernel import HotpantsBasis, Region
 
 SIZE = 256
 KEYS = {"image_fwhm": 4.2, "template_fwhm": 3.0, "image_gain": 1.5, "template_gain": 12.0}

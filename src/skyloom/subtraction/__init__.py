@@ -1,13 +1,13 @@
 """Match a template to a science image and subtract it."""
 
+from skyloom.subtraction.al_hotpants.inputs import HotpantsBit
+from skyloom.subtraction.al_hotpants.kernel import HotpantsKernel
+from skyloom.subtraction.al_hotpants.native import HotpantsResult, hotpants
+from skyloom.subtraction.al_hotpants.options import HotpantsOptions
+from skyloom.subtraction.al_hotpants.wrapper import run_hotpants
 from skyloom.subtraction.alard_lupton import subtract
 from skyloom.subtraction.decorrelate import Decorrelation, decorrelate
 from skyloom.subtraction.error_map import build_error_map
-from skyloom.subtraction.hotpants_inputs import HotpantsBit
-from skyloom.subtraction.hotpants_kernel import HotpantsKernel
-from skyloom.subtraction.hotpants_native import HotpantsResult, hotpants
-from skyloom.subtraction.hotpants_options import HotpantsOptions
-from skyloom.subtraction.hotpants_wrapper import run_hotpants
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.result import Subtraction

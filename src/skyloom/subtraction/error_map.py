@@ -9,7 +9,7 @@ import numpy.typing as npt
 import sep
 
 from skyloom.errors import NoUsableDataError
-from skyloom.subtraction.hotpants_inputs import real_plane
+from skyloom.subtraction.al_hotpants.inputs import real_plane
 
 
 def build_error_map(

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom.errors import InputError, NoUsableDataError, ShapeError
+from skyloom.subtraction.al_hotpants.binary import run_binary
+from skyloom.subtraction.al_hotpants.files import write_files
+from skyloom.subtraction.al_hotpants.inputs import real_plane, sampled_level
+from skyloom.subtraction.al_hotpants.native import hotpants
+from skyloom.subtraction.al_hotpants.options import HotpantsOptions, native_names
 from skyloom.subtraction.error_map import build_error_map
-from skyloom.subtraction.hotpants_binary import run_binary
-from skyloom.subtraction.hotpants_files import write_files
-from skyloom.subtraction.hotpants_inputs import real_plane, sampled_level
-from skyloom.subtraction.hotpants_native import hotpants
-from skyloom.subtraction.hotpants_options import HotpantsOptions, native_names
 
 log = logging.getLogger("skyloom.subtraction")
 

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from skyloom._threads import map_bands, row_bands
 from skyloom.convolution import MAX_ORDER, PolynomialKernel, convolve_varying, exponents
+from skyloom.subtraction.al_hotpants.inputs import HotpantsBit, Plane
+from skyloom.subtraction.al_hotpants.kernel import HotpantsKernel, Region
+from skyloom.subtraction.al_hotpants.options import HotpantsOptions
+from skyloom.subtraction.al_hotpants.stamps import field_window
 from skyloom.subtraction.basis import Float64Array
-from skyloom.subtraction.hotpants_inputs import HotpantsBit, Plane
-from skyloom.subtraction.hotpants_kernel import HotpantsKernel, Region
-from skyloom.subtraction.hotpants_options import HotpantsOptions
-from skyloom.subtraction.hotpants_stamps import field_window
 
 Float32Plane = npt.NDArray[np.float32]
 _ROWS = 128  # of a strip

@@ -14,8 +14,8 @@ from astropy.io import fits
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, NoUsableDataError, ShapeError
 from skyloom.exposure import LARGEST
-from skyloom.subtraction.hotpants_fit import Side
-from skyloom.subtraction.hotpants_options import HotpantsOptions
+from skyloom.subtraction.al_hotpants.fit import Side
+from skyloom.subtraction.al_hotpants.options import HotpantsOptions
 
 _SAMPLE = 256  # pixels along each axis from which levels are found
 _LEAST_VARIANCE = 1e-6  # in units of the sky's: only keeps divisions finite

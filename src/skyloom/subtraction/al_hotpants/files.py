@@ -9,8 +9,8 @@ import numpy as np
 from astropy.io import fits
 
 from skyloom.errors import WriteError
-from skyloom.subtraction.hotpants_native import HotpantsResult
-from skyloom.subtraction.hotpants_options import HotpantsOptions
+from skyloom.subtraction.al_hotpants.native import HotpantsResult
+from skyloom.subtraction.al_hotpants.options import HotpantsOptions
 
 
 def write_files(result: HotpantsResult, options: HotpantsOptions) -> None:

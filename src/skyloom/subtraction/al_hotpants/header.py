@@ -9,11 +9,11 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from skyloom import __version__
-from skyloom.subtraction.hotpants_fit import RegionFit, clipped
-from skyloom.subtraction.hotpants_inputs import HotpantsBit
-from skyloom.subtraction.hotpants_kernel import HotpantsKernel, Region
-from skyloom.subtraction.hotpants_options import HotpantsOptions
-from skyloom.subtraction.hotpants_planes import Products
+from skyloom.subtraction.al_hotpants.fit import RegionFit, clipped
+from skyloom.subtraction.al_hotpants.inputs import HotpantsBit
+from skyloom.subtraction.al_hotpants.kernel import HotpantsKernel, Region
+from skyloom.subtraction.al_hotpants.options import HotpantsOptions
+from skyloom.subtraction.al_hotpants.planes import Products
 
 _SAMPLE = 600  # pixels of a region along each axis from which its statistics are found
 

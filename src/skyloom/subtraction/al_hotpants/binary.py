@@ -17,7 +17,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 from skyloom.errors import InputError, SubtractionError
-from skyloom.subtraction.hotpants_inputs import HotpantsBit
+from skyloom.subtraction.al_hotpants.inputs import HotpantsBit
 
 log = logging.getLogger("skyloom.subtraction")
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError
 from skyloom.exposure import BoolArray
+from skyloom.subtraction.al_hotpants.kernel import Region
+from skyloom.subtraction.al_hotpants.options import HotpantsOptions
 from skyloom.subtraction.basis import Float64Array
-from skyloom.subtraction.hotpants_kernel import Region
-from skyloom.subtraction.hotpants_options import HotpantsOptions
 
 _SKY_SAMPLE = 10000  # pixels of a stamp from which its sky is found
 _MODE_SHARE = 0.1  # the mode is the middle of the shortest interval with this share of the pixels

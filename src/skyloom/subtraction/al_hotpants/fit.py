@@ -13,11 +13,11 @@ from skyloom._threads import map_bands
 from skyloom.convolution import Float32Array, PolynomialKernel, convolve_varying, exponents, monomials
 from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray
+from skyloom.subtraction.al_hotpants.kernel import Region
+from skyloom.subtraction.al_hotpants.options import HotpantsOptions
+from skyloom.subtraction.al_hotpants.stamps import Substamp
 from skyloom.subtraction.basis import Float64Array, KernelBasis
 from skyloom.subtraction.fit import systematic_fraction
-from skyloom.subtraction.hotpants_kernel import Region
-from skyloom.subtraction.hotpants_options import HotpantsOptions
-from skyloom.subtraction.hotpants_stamps import Substamp
 from skyloom.subtraction.normal import Model, StampSums, local_coefficients, normal_matrix, solve
 from skyloom.subtraction.stamps import dilate
 

@@ -1,0 +1,1 @@
+"""Alard-Lupton subtraction with the options, products and conventions of HOTPANTS (Becker 2015)."""
