@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.convolution import exponents
+from skyloom.convolution import exponents, monomials
 from skyloom.errors import InputError
 from skyloom.exposure import BoolArray
 from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
@@ -253,8 +253,8 @@ def convolved_variance(result: SFFTResult, variance: Float64Array) -> Float64Arr
 
 def _monomials(x: Any, y: Any, order: int, image_shape: tuple[int, int]) -> Float64Array:
     ny, nx = image_shape
-    X, Y = ((2 * np.asarray(value, np.float64) - (size - 1)) / max(size - 1, 1) for value, size in ((x, nx), (y, ny)))
-    return np.stack([X**i * Y**j for i, j in terms(order)])
+    scale = max(nx - 1, 1) / 2, max(ny - 1, 1) / 2
+    return _reordered(monomials(x, y, order, ((nx - 1) / 2, (ny - 1) / 2), scale), order)
 
 
 def logger(verbose: Any) -> Log | None:
