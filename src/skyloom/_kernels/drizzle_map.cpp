@@ -297,6 +297,7 @@ bool corners_near_gaps(const PixelMap& map, double half, int64_t j, int64_t i, d
 }
 
 void RowWindow::start(int64_t i0, int n) {
+  if (i0 == i0_ && n == n_) return;
   i0_ = i0;
   n_ = n;
   held_[0] = held_[1] = held_[2] = -9;

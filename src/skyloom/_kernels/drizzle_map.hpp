@@ -79,7 +79,7 @@ bool row_extent(const PixelMap& map, int64_t j, int64_t i0, int n, Extent& e);
 class RowWindow {
  public:
   RowWindow(const PixelMap& map, double half) : map_(map), half_(half) {}
-  void start(int64_t i0, int n);
+  void start(int64_t i0, int n);             // the columns; rows that are held stay held if they are the same
   // The drops of row j; they are good until the next call. `lost[k]` is set where there is none. True if all are regular.
   bool drops(int64_t j, Drops& d, uint8_t* lost);
   // The extent of all corners of row j; false if no drop has corners.
@@ -96,7 +96,7 @@ class RowWindow {
   const HalfRow& between(int64_t j);
   const PixelMap& map_;
   double half_;
-  int64_t i0_ = 0;
+  int64_t i0_ = -1;
   int n_ = 0;
   MapRow rows_[3];
   int64_t held_[3] = {-9, -9, -9};

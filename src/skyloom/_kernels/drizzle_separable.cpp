@@ -288,14 +288,14 @@ class SeparableWorker {
     const int64_t x0 = index % across * size_.nx, y0 = index / across * size_.ny;
     tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
     bool reached = false;
-    walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach&) {
+    walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach&, int) {
       reached = true;
       drizzle_batch(j, i0, n);
     });
     // The context tells which cells have been given anything. Where the sum is above 0 it is known; the other cells, most
     // of them beyond the image's edge, take a second look. Wide drops have marked theirs on the way.
     if (tile_->positive != nullptr && !wide_ && negative_.find(*tile_))
-      walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach& reach) {
+      walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach& reach, int) {
         if (negative_.meets(reach, *tile_)) mark_batch(j, i0, n);
       });
     merge_tile(*tile_, reached, output_);

@@ -158,7 +158,7 @@ class SquareWorker {
   void report_hits(int32_t* row_hits) const;
 
  private:
-  void drizzle_batch(int64_t j, int64_t i0, int n, bool inside);
+  void drizzle_batch(RowWindow& window, int64_t j, int64_t i0, int n, bool inside);
   Sorting sort_drops(int64_t j, const Drops& d, bool inside);
   void enqueue(int span, const Drops& d, int k);
   void flush(int span);
@@ -172,7 +172,7 @@ class SquareWorker {
   const Pairs pairs_;
   TileMemory memory_;
   Tile* tile_ = nullptr;
-  RowWindow window_;
+  std::vector<RowWindow> windows_;                  // one for each slot of walk_tile
   std::vector<double> values_, below_;
   Load now_;                                        // the batch at hand
   std::unique_ptr<Queue> waiting_[kMaxSpan + 1];    // by span
@@ -188,7 +188,7 @@ class SquareWorker {
 SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size)
     : footprint_(footprint), input_(input), output_(output), size_(size), row_hits_(size_t(footprint.rows())),
       pairs_(input), memory_(size.nx, size.ny, pairs_, input.dq.data != nullptr),
-      window_(footprint.map, footprint.half), values_(size_t(2 * kBatch * pairs_.all) * kMaxSpan) {
+      windows_(kGroup, RowWindow(footprint.map, footprint.half)), values_(size_t(2 * kBatch * pairs_.all) * kMaxSpan) {
   now_.values = values_of(0);
   std::fill_n(now_.dq, kBatch, 0u);
   for (int n = 2; n <= kMaxSpan; ++n) {
@@ -244,9 +244,9 @@ void SquareWorker::flush(int span) {
 }
 
 // inside: all drops are known to lie within the tile.
-void SquareWorker::drizzle_batch(int64_t j, int64_t i0, int n, bool inside) {
+void SquareWorker::drizzle_batch(RowWindow& window, int64_t j, int64_t i0, int n, bool inside) {
   Drops drops;
-  const bool regular = window_.drops(j, drops, lost_);
+  const bool regular = window.drops(j, drops, lost_);
   put_in_turned_order(drops);
   load_batch(input_, j, i0, n, now_.values, usable_, now_.dq);
   const bool turned = regular && place_turned(drops, turned_, place_);
@@ -291,13 +291,11 @@ void SquareWorker::drizzle_tile(int64_t index) {
   const int64_t tiles_across = (output_.nx + size_.nx - 1) / size_.nx;
   const int64_t x0 = index % tiles_across * size_.nx, y0 = index / tiles_across * size_.ny;
   tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
-  int64_t column = -1;
   bool reached = false;
-  walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach& reach) {
-    if (i0 != column) window_.start(i0, n);
-    column = i0;
+  walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach& reach, int slot) {
+    windows_[size_t(slot)].start(i0, n);
     reached = true;
-    drizzle_batch(j, i0, n, lies_within(reach, *tile_));
+    drizzle_batch(windows_[size_t(slot)], j, i0, n, lies_within(reach, *tile_));
   });
   for (int span = 2; span <= kMaxSpan; ++span) flush(span);
   merge_tile(*tile_, reached, output_);
