@@ -129,6 +129,7 @@ SKYLOOM_INLINE bool find_extent_inside_body(const double* __restrict p, int n, d
   Octet low = load_vector<Octet>(p), high = low, sum = low - low;
   const int last = 2 * n - 8;
   for (int i = 0; i < 2 * n; i += 8) {
+    __builtin_prefetch(p + i + 512);  // in the next page, where the processor does not look; beyond the map it does no harm
     const Octet v = load_vector<Octet>(p + (i < last ? i : last));
     low = v < low ? v : low;
     high = v > high ? v : high;

@@ -77,6 +77,7 @@ SKYLOOM_INLINE void add_run(const double* share_x, const double* share_y, const 
     }
     double* cell = sums;
     const double* along_y = share_y + k + m;
+    for (int i = 0; i < 2 * kLanes; i += 8) __builtin_prefetch(sums + kTaps * row + i);  // for the next rows, as most maps go
     for (int j = 0; j < kTaps; ++j, cell += row, along_y += kBatch) {
       Vector share = power<kPower>(load_once<Vector>(along_y)), sum_wd = wd[0] * share, sum_w = w[0] * share;
       for (int i = 1; i < kTaps; ++i) {

@@ -27,6 +27,7 @@ SKYLOOM_INLINE void scatter_pairs(const double (*__restrict share)[kBatch], cons
   for (; drops != 0; drops &= drops - 1) {
     const int k = std::countr_zero(drops);
     double* cell = sums + int64_t(cells[k]) * 2;
+    for (int j = N; j < N + 2; ++j) __builtin_prefetch(cell + j * row + N);  // for the next rows, as most maps go
     const Pair value = load_vector<Pair>(values + 2 * k);
     const Quad twice = {value[0], value[1], value[0], value[1]};
     for (int j = 0; j < N; ++j, cell += row) {

@@ -181,10 +181,24 @@ SKYLOOM_INLINE uint64_t bits_of(const int32_t* __restrict flags, int32_t bit) {
   return half[0] | uint64_t(half[1]) << 32;
 }
 
+// The same for a batch that is known to lie within the tile, and whose shares do not vanish.
+SKYLOOM_INLINE void sort_inside(Batch& __restrict b, const Tile& tile, Sorting& out) {
+  const int32_t x0 = int32_t(tile.x0), y0 = int32_t(tile.y0), stride = int32_t(tile.stride);
+  alignas(64) int32_t padded[16 + kBatch];  // what is before the first drop does not matter
+  int32_t* const cell = padded + 16;
+  cell[-1] = 0;
+  for (int k = 0; k < kBatch; ++k) b.cell[k] = cell[k] = (int32_t(b.y.first[k]) - y0) * stride + int32_t(b.x.first[k]) - x0;
+  for (int k = 0; k < kBatch; ++k)
+    b.flags[k] = (b.usable[k] & b.centres.known[k]) | (int32_t(cell[k] == cell[k - 1] + 1) << 1);
+  const uint64_t valid = bits_of(b.flags, 1);
+  out = {valid, bits_of(b.flags, 2) & valid & valid << 1, valid, 0, std::popcount(valid)};
+}
+
 // Look up which drops reach the tile. A drop is owned by the one tile that holds the first cell of its part within the
-// frame.
-SKYLOOM_INLINE void sort_drops_body(Batch& __restrict b, int32_t size, bool vanishing, const Tile& tile, Frame frame,
-                                    Sorting& out) {
+// frame. inside: all of them are known to lie within the tile.
+SKYLOOM_INLINE void sort_drops_body(Batch& __restrict b, int32_t size, bool vanishing, bool inside, const Tile& tile,
+                                    Frame frame, Sorting& out) {
+  if (inside && !vanishing) return sort_inside(b, tile, out);
   const int32_t x0 = int32_t(tile.x0), x1 = int32_t(tile.x0 + tile.nx), nx = int32_t(frame.nx);
   const int32_t y0 = int32_t(tile.y0), y1 = int32_t(tile.y0 + tile.ny), ny = int32_t(frame.ny);
   const int32_t stride = int32_t(tile.stride);
@@ -214,8 +228,8 @@ SKYLOOM_INLINE void sort_drops_body(Batch& __restrict b, int32_t size, bool vani
 }
 
 SKYLOOM_DISPATCH(void, sort_drops,
-                 (Batch& b, int32_t size, bool vanishing, const Tile& tile, Frame frame, Sorting& out),
-                 (b, size, vanishing, tile, frame, out))
+                 (Batch& b, int32_t size, bool vanishing, bool inside, const Tile& tile, Frame frame, Sorting& out),
+                 (b, size, vanishing, inside, tile, frame, out))
 
 // The largest share, without its sign, of the cells 0 ... size - 1.
 double largest_share(const double* share, int64_t step, int64_t first, int64_t taps, int64_t size) {
@@ -288,28 +302,28 @@ class SeparableWorker {
     const int64_t x0 = index % across * size_.nx, y0 = index / across * size_.ny;
     tile_ = &memory_.reset(x0, y0, std::min(size_.nx, output_.nx - x0), std::min(size_.ny, output_.ny - y0));
     bool reached = false;
-    walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach&, int) {
+    walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach& reach, int) {
       reached = true;
-      drizzle_batch(j, i0, n);
+      drizzle_batch(j, i0, n, lies_within(reach, *tile_));
     });
     // The context tells which cells have been given anything. Where the sum is above 0 it is known; the other cells, most
     // of them beyond the image's edge, take a second look. Wide drops have marked theirs on the way.
     if (tile_->positive != nullptr && !wide_ && negative_.find(*tile_))
       walk_tile(footprint_, *tile_, [&](int64_t j, int64_t i0, int n, const Reach& reach, int) {
-        if (negative_.meets(reach, *tile_)) mark_batch(j, i0, n);
+        if (negative_.meets(reach, *tile_)) mark_batch(j, i0, n, lies_within(reach, *tile_));
       });
     merge_tile(*tile_, reached, output_);
   }
 
  private:
-  Sorting read_batch(int64_t j, int64_t i0, int n) {
+  Sorting read_batch(int64_t j, int64_t i0, int n, bool inside) {
     Batch& b = *batch_;
     read_centres(footprint_.map, j, i0, n, b.centres);
     first_cells(kernel_, b.centres.x, b.x.first);
     first_cells(kernel_, b.centres.y, b.y.first);
     load_batch(input_, j, i0, n, b.values.data(), b.usable, b.dq);
     Sorting s;
-    sort_drops(b, int32_t(kernel_.taps), kernel_.vanishing(), *tile_, {output_.nx, output_.ny}, s);
+    sort_drops(b, int32_t(kernel_.taps), kernel_.vanishing(), inside, *tile_, {output_.nx, output_.ny}, s);
     if (s.live != 0 && !wide_ && kernel_.shape != Shape::point) {
       find_shares(kernel_, b.centres.x, b.x);
       find_shares(kernel_, b.centres.y, b.y);
@@ -317,9 +331,10 @@ class SeparableWorker {
     return s;
   }
 
-  void drizzle_batch(int64_t j, int64_t i0, int n) {
+  // inside: all drops are known to lie within the tile.
+  void drizzle_batch(int64_t j, int64_t i0, int n, bool inside) {
     Batch& b = *batch_;
-    const Sorting s = read_batch(j, i0, n);
+    const Sorting s = read_batch(j, i0, n, inside);
     if (s.live == 0) return;
     int hits = s.hits;
     if (wide_) {
@@ -359,8 +374,8 @@ class SeparableWorker {
     if (tile_->dq != nullptr) scatter_bits(b, drops, taps, least_, *tile_);
   }
 
-  void mark_batch(int64_t j, int64_t i0, int n) {
-    const Sorting s = read_batch(j, i0, n);
+  void mark_batch(int64_t j, int64_t i0, int n, bool inside) {
+    const Sorting s = read_batch(j, i0, n, inside);
     if (s.live != 0) mark_positive(*batch_, s.live, int(kernel_.taps), *tile_);
   }
 
