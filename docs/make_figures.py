@@ -71,7 +71,8 @@ def coadds() -> None:
 
 
 def _photometry(frame: skyloom.Exposure, made: dict) -> None:
-    """Fluxes of isolated stars, fitted with the PSF of each image: the co-adds over the frame."""
+    """Fluxes of isolated stars, by the PSF of each image and in circles: the co-adds over the frame."""
+    import sep
     from scipy.spatial import cKDTree
 
     from skyloom.psf import estimate_psf
@@ -94,13 +95,21 @@ def _photometry(frame: skyloom.Exposure, made: dict) -> None:
             result.append(np.linalg.lstsq(design, image.data[j - 5 : j + 6, i - 5 : i + 6].ravel())[0][0])
         return np.array(result)
 
-    reference = fluxes(frame, estimate_psf(frame))
+    def sums(image: skyloom.Exposure) -> np.ndarray:
+        data = np.ascontiguousarray(image.data, np.float64)
+        circle, ring = sep.sum_circle(data, *xy.T, 8.0)[0], sep.sum_circann(data, *xy.T, 14.0, 18.0)[0]
+        return circle - ring * 8.0**2 / (18.0**2 - 14.0**2)
+
+    by_psf, by_sum = fluxes(frame, estimate_psf(frame)), sums(frame)
     for method, one in made.items():
-        ratio = fluxes(one.exposure, one.psf) / reference
-        print(
-            f"{method}: flux over that in the frame: median {np.median(ratio):.4f} of {len(ratio)} stars, "
-            f"scatter {1.4826 * np.median(np.abs(ratio - np.median(ratio))):.4f}"
-        )
+        for how, ratio in (
+            ("PSF", fluxes(one.exposure, one.psf) / by_psf),
+            ("circles of 8 pixels", sums(one.exposure) / by_sum),
+        ):
+            print(
+                f"{method}, {how}: flux over that in the frame: median {np.median(ratio):.4f} of {len(ratio)} stars, "
+                f"scatter {1.4826 * np.median(np.abs(ratio - np.median(ratio))):.4f}"
+            )
 
 
 if __name__ == "__main__":

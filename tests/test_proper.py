@@ -198,6 +198,30 @@ def test_tiles_and_gaps_keep_fluxes_and_noise(monkeypatch):
     assert abs(pull.mean()) < 0.05
 
 
+def test_saturated_cores_hardly_ring(monkeypatch):
+    """Cores that only the exposures with wide PSFs have are filled with what the PSF of each exposure makes of them."""
+    exposures, places = scene(240, 60, np.random.default_rng(11), flux=2e5)
+    whole = coadd(exposures, PROPER, maps=[identity] * 4).exposure
+    clipped = [one.replace(data=np.minimum(one.data, 1.2e4), mask=one.data > 1.2e4) for one in exposures]
+    assert [int(one.mask.sum() > 0) for one in clipped] == [1, 1, 0, 0]
+    y, x = np.indices(whole.shape)
+    distance = np.min([np.hypot(y - v, x - u) for v, u in places], axis=0)
+    ring, far = (distance >= 3) & (distance < 6), distance > 40
+    found = {}
+    for rounds in (0, proper._ROUNDS):
+        monkeypatch.setattr(proper, "_ROUNDS", rounds)
+        found[rounds] = coadd(clipped, PROPER, maps=[identity] * 4).exposure
+    wrong = [np.sqrt(np.mean((one.data - whole.data)[ring] ** 2)) for one in found.values()]
+    assert wrong[1] < 0.3 * wrong[0]  # the mean of PSFs of 5.0 and 4.0 pixels in one of 2.5 rings
+    filled = found[proper._ROUNDS]
+    assert (filled.mask[ring] & np.uint32(MaskBit.SPREAD)).all()
+    inner = np.s_[30:-30, 30:-30]  # the border is flagged for itself
+    assert filled.usable[inner].all()
+    np.testing.assert_array_equal(filled.mask[inner][far[inner]], 0)
+    light = [(one.data - 50.0)[distance < 20].sum() for one in (filled, whole)]
+    assert light[0] == pytest.approx(light[1], rel=0.01)
+
+
 def test_rotated_exposures_bring_rotated_psfs():
     rng = np.random.default_rng(9)
     v, u = np.mgrid[-12:13, -12:13]

@@ -128,9 +128,13 @@ class ProperSum:
             F_j: what a source of flux 1 has in it.
         """
         if image is not None:
-            self.matched += flux / sigma**2 * np.conj(psf) * image
+            self.add_change(image, psf, sigma, flux)
         self.power += flux**2 / sigma**2 * np.abs(psf) ** 2
         self.flux2 += flux**2 / sigma**2
+
+    def add_change(self, change: Spectrum, psf: Spectrum, sigma: float, flux: float = 1.0) -> None:
+        """Add to one of the images that are in the sum already: its power stays."""
+        self.matched += flux / sigma**2 * np.conj(psf) * change
 
     @property
     def noise(self) -> float:

@@ -60,10 +60,16 @@ def align(grid: Exposure, frame: Exposure, how: str, options: RegistrationOption
         The chosen way does not work for these images.
     """
     if how == "stars":
-        from skyloom.registration import register
+        from skyloom.registration import RegistrationOptions, detect_sources, flux_ratio, image_fwhm, register
 
-        result = register(grid, frame, options)
-        return Alignment(frame.name, result.template_to_source, result.source_to_template, result.flux_ratio, result)
+        threshold = (options or RegistrationOptions()).threshold
+        tables = [detect_sources(image, threshold=threshold) for image in (grid, frame)]
+        for table, image in zip(tables, (grid, frame), strict=True):
+            table.meta["wcs"] = image.wcs
+        result = register(tables[0], tables[1], options)
+        measured = flux_ratio(result, grid, frame, (image_fwhm(tables[0]), image_fwhm(tables[1])))
+        ratio = result.flux_ratio if measured is None else measured.value
+        return Alignment(frame.name, result.template_to_source, result.source_to_template, ratio, result)
     if how == "wcs":
         from skyloom.resampling import wcs_map
 

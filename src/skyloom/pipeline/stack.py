@@ -121,7 +121,7 @@ def register_all(
     RegistrationError
         None can be.
     """
-    from skyloom.registration import detect_sources, register_group
+    from skyloom.registration import detect_sources, flux_ratio, image_fwhm, register_group
     from skyloom.stacking.members import load
 
     report = progress or (lambda *_: None)
@@ -145,6 +145,7 @@ def register_all(
     if reference is None and len(members) == 1 and len(exposures) == 1:
         return grid, members, [_identity], [1.0]
     group = register_group(tables, reference=0 if reference is None else grid, joint=True, progress=progress)
+    grid_fwhm = image_fwhm(tables[0] if reference is None else detect_sources(grid))
     found: list[Any] = []
     maps: list[Map] = []
     ratios: list[float] = []
@@ -155,7 +156,12 @@ def register_all(
             continue
         found.append(source)
         maps.append(_identity if one is None else one.source_to_template)
-        ratios.append(1.0 if one is None else 1 / one.flux_ratio)
+        if one is None:
+            ratios.append(1.0)
+            continue
+        report("measuring flux ratios", number, len(members))
+        measured = flux_ratio(one, load(source), grid, (image_fwhm(tables[number]), grid_fwhm))
+        ratios.append(1 / (one.flux_ratio if measured is None else measured.value))
     return grid, found, maps, ratios
 
 

@@ -36,7 +36,9 @@ class Registration:
     chance_probability : float
         Bound on the probability that unrelated images match as well.
     flux_ratio : float
-        Median of source flux / template flux; NaN where fluxes are unknown.
+        Median of source flux / template flux in the tables; NaN where fluxes are unknown. Windows follow the width of
+        the stars: with PSFs of different shape this is some percent off. `skyloom.registration.flux_ratio` measures it
+        in the images.
     source_shape, template_shape : (int, int)
         Shapes (ny, nx).
     method : str

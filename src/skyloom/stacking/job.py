@@ -17,6 +17,7 @@ from skyloom.exposure import BoolArray, MaskBit
 from skyloom.resampling.correlation import CovarianceMap
 from skyloom.stacking.drizzling import TilePlanes, TileSums, Weighted, add_to_tiles, tile_bytes, tiles_of, weighted
 from skyloom.stacking.frames import Frame, Placed, area_factor
+from skyloom.stacking.median_noise import median_covariance
 from skyloom.stacking.members import Progress
 from skyloom.stacking.memory import Budget, Plane, Scratch, Window, window_shape
 from skyloom.stacking.options import CoaddOptions
@@ -61,6 +62,7 @@ class Job:
     _outliers: dict[int, bytes] = field(default_factory=dict)
     _rejected: dict[int, int] = field(default_factory=dict)
     _correlations: dict[int, float] = field(default_factory=dict)
+    _sky_noise: list[float] = field(default_factory=list)
     _done: int = 0
 
     def __post_init__(self) -> None:
@@ -111,6 +113,8 @@ class Job:
         contributions = self.contributions(shares.sum(axis=1))
         fields = exposure_fields(contributions, reference, wcs, correlation)
         covariance = join_covariances(covariances, self.shape, self.options.covariance or 1) if covariances else None
+        if self.options.method == "median" and self.options.covariance is not None:
+            covariance = median_covariance(self.placed, self._sky_noise, self.shape, self.options.covariance)
         return Coadd(planes, fields, contributions, self.options, covariance)
 
     # --- exposures ------------------------------------------------------------------------------
@@ -158,6 +162,7 @@ class Job:
             single = interpolate_single(one, frame, self.scratch, on_disk=on_disk)
             singles.append(single)
             ratios.append(_smoothing(frame, single) * one.scale**2 * frame.correlation)
+            self._sky_noise.append(float(np.median(frame.variance[frame.usable])))
         if self.earlier is not None:
             counts = self._counts()
             whole = slice(0, self.shape[0]), slice(0, self.shape[1])

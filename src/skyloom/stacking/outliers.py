@@ -164,8 +164,26 @@ def masked_median(
     with np.errstate(invalid="ignore"):
         lower = (count == 2) & (high - low > 4 * np.sqrt(2 * mean_noise))
     median = np.where(count > 0, np.where(lower, low, 0.5 * (low + high)), 0).astype(np.float32)
-    variance = np.where(lower, 1.0, median_variance(int(count.max(initial=1)))[count]) * mean_noise
+    most = int(count.max(initial=1))
+    exponent = median_exponent(most)[count]
+    power = np.power(np.where(good & (noise > 0), noise, 1), 0.5 * exponent)
+    typical = np.power(np.where(count > 0, np.where(good, power, 0).sum(axis=0) / at, 1), 2 / exponent)
+    variance = np.where(count > 0, np.where(lower, mean_noise, median_variance(most)[count] * typical), 0)
     return median, variance.astype(np.float32), count.astype(np.int16)
+
+
+def median_exponent(most: int) -> npt.NDArray[np.float64]:
+    """Return p of 0, 1, ... `most` values: their median has `median_variance` times (mean sigma^p)^(2/p).
+
+    Two have the mean of their variances (p = 2), very many the harmonic mean of their deviations (p = -1: the density
+    of all at the median counts). Between, the integrals over the order statistics of deviates that differ slightly are
+    met to 0.03 in p by -1 + 1.7 / n, for even n + 5.2 / n^2; deviations that differ by up to a factor of 3 leave 2 %
+    in the variance.
+    """
+    n = np.maximum(np.arange(most + 1.0), 1.0)
+    exponent = -1 + 1.7 / n + np.where(n % 2 == 0, 5.2 / n**2, 0.0)
+    exponent[:3] = (1.0, 1.0, 2.0)[: most + 1]
+    return exponent
 
 
 @cache

@@ -4,8 +4,9 @@ Each exposure is resampled once by a Lanczos kernel, which leaves its noise near
 in each, the formula of `skyloom.proper` is applied with the PSFs and the noise of that place, to the tile with a margin
 all around that takes what wraps; neighbouring tiles overlap and are blended linearly.
 
-Pixels that an exposure lacks take the weighted mean of the exposures that have them (which keeps the flux of sources,
-and their PSF as far as PSFs are alike), and the variance of the result accounts for it.
+Pixels that an exposure lacks take the weighted mean of the exposures that have them, which keeps the flux of sources,
+and the variance of the result accounts for it. In stars that is the mean of other PSFs, which would ring: where it
+matters, a first co-add, filtered to the PSF of the exposure, replaces it, and what lies around is flagged.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from scipy import fft, ndimage
 from skyloom._threads import num_threads
 from skyloom.errors import TooFewSourcesError
 from skyloom.exposure import UNUSABLE, Exposure, MaskBit
+from skyloom.fill import fill_from_neighbours, predict
 from skyloom.proper import ProperSum, psf_spectrum
 from skyloom.psf import estimate_psf
 from skyloom.psf.model import Psf
@@ -43,6 +45,12 @@ _OVERLAP = 64
 """Pixels over which a tile is blended with the next one."""
 _MARGIN = 2.0
 """Margin of a tile in half sizes of the PSFs: kernels reach further than the PSF by what the root spreads them."""
+_MATTERS = 3.0
+"""Standard deviations by which the mean of the others must differ from a prediction to be replaced."""
+_ROUNDS = 8
+"""Predictions at most, each from the co-add with the one before."""
+_NEIGHBOURS = 2.0
+"""Sigma, pixels, of the Gaussian by which pixels that no exposure has are filled from those around them."""
 _LOST = 0.1
 """Part of the PSF that may lie where no exposure has data; beyond it, the pixel is at an edge."""
 
@@ -265,6 +273,9 @@ class _Tiles:
         edge = ~empty & (tile.lost()[cut] > _LOST)
         mask = np.where(empty, culprits | np.uint32(MaskBit.NO_DATA), passed)
         mask[edge] |= np.uint32(MaskBit.EDGE)
+        if tile.replaced.any():  # within reach of a PSF
+            around = ndimage.binary_dilation(tile.replaced, iterations=self._half)[cut]
+            mask[around & ~empty] |= np.uint32(MaskBit.SPREAD)
         if self._job.options.saturated == "flag":
             mask |= culprits & np.uint32(MaskBit.SATURATED)
         self._planes["WHT"].write(core, np.where(empty, 0, tile.weight[cut]))
@@ -295,6 +306,8 @@ class _Tile:
         self._stamps = [layer.psf.stamp(*middle) for layer in layers]
         self.sums = ProperSum(shape)
         self.weight = np.zeros(shape)
+        self.replaced = np.zeros(shape, bool)
+        """Pixels of bright sources that some exposures lack."""
         self._sigmas: list[float] = []
 
     def parts(self) -> Iterator[_Part]:
@@ -322,10 +335,45 @@ class _Tile:
             self.weight += part.good / part.sigma**2
         known = self.weight > 0
         mean[known] /= self.weight[known]
-        mean[~known] = np.median(mean[known])
+        level = float(np.median(mean[known]))
+        mean = level + fill_from_neighbours(np.where(known, mean - level, 0.0), known, _NEIGHBOURS)
         for number, part in enumerate(self.parts()):
             filled = np.where(part.good, part.data, mean)
             self.sums.add(fft.rfft2(filled, workers=num_threads()), self._spectrum(number), part.sigma)
+        self._replace_fillings(mean, level)
+
+    def _replace_fillings(self, mean: npt.NDArray[np.float64], level: float) -> None:
+        """Where the mean of the others is no star of an exposure's PSF, put what the co-add predicts for it.
+
+        A better filling makes a better co-add, which makes a better filling; each round leaves about half of the error.
+        """
+        near = ndimage.binary_dilation(self.weight > 0, iterations=int(3 * _NEIGHBOURS))
+        fillings: dict[int, tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]] = {}
+        for turn in range(_ROUNDS):
+            seen = fft.rfft2(self.sums.image() - level, workers=num_threads())
+            own = np.sqrt(self.sums.power) * self.sums.noise
+            largest = 0.0
+            for number, part in enumerate(self.parts()):
+                if turn and number not in fillings:
+                    continue
+                if turn == 0 and not (~part.good & near).any():
+                    continue
+                psf = self._spectrum(number)
+                predicted = level + fft.irfft2(predict(seen, own, psf), self._shape, workers=num_threads())
+                if turn == 0:
+                    where = ~part.good & near & (np.abs(predicted - mean) > _MATTERS * part.sigma)
+                    if not where.any():
+                        continue
+                    fillings[number] = where, mean[where]
+                    self.replaced |= where
+                where, before = fillings[number]
+                change = np.zeros(self._shape)
+                change[where] = predicted[where] - before
+                largest = max(largest, float(np.abs(change).max()) / part.sigma)
+                fillings[number] = where, predicted[where]
+                self.sums.add_change(fft.rfft2(change, workers=num_threads()), psf, part.sigma)
+            if largest < _MATTERS:
+                return
 
     def _spectrum(self, number: int) -> npt.NDArray[Any]:
         return psf_spectrum(self._stamps[number], self._shape)

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from skyloom.fill import fill_from_each_other
 from skyloom.filters import Grid, VaryingFilter
 from skyloom.proper import total, transfer
 from skyloom.psf import Psf
 from skyloom.psf.model import stamp_fwhm
-from skyloom.subtraction.zogy.fill import fill_from_each_other
 from skyloom.subtraction.zogy.match import Planes
 from skyloom.subtraction.zogy.proper import Array, ProperPair, centred
 
