@@ -297,8 +297,9 @@ def test_variance_of_medians_of_unequal_depth(n):
     values = (rng.normal(size=(n, 60_000)) * sigma).astype(np.float32)
     # two values that contradict one another have no median: they are left alone here
     predicted = masked_median(np.zeros((n, 1), np.float32), (sigma**2).astype(np.float32))[1][0]
-    # a variance from 60 000 values: 0.6 %, 3 sigma; and the 2 % of `median_exponent`
-    assert np.median(values, axis=0).var() == pytest.approx(predicted, rel=0.035)
+    # a variance from 60 000 values: 0.6 %, 2.5 sigma; and what `median_exponent` leaves
+    left = 0.04 if n == 3 else 0.02
+    assert np.median(values, axis=0).var() == pytest.approx(predicted, rel=0.015 + left)
 
 
 @settings(deadline=None, max_examples=30)
