@@ -343,7 +343,8 @@ def test_written_and_read(tmp_path):
         assert hdus["EXPTIME"].data.max() == 60
         assert hdus[0].header["NCOMBINE"] == 3
         assert hdus[0].header["TEXPTIME"] == 60
-    again = coadd([path, str(path)], PLAIN, wcs=result.wcs, shape=result.exposure.shape)
+    with pytest.warns(SkyloomWarning, match="given twice"):
+        again = coadd([path, str(path)], PLAIN, wcs=result.wcs, shape=result.exposure.shape)
     # the maps are right to some 1e-9 pixel: a sliver of a pixel may reach one that was empty before
     used = result.exposure.usable
     assert again.exposure.usable[used].all()
