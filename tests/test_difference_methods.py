@@ -244,3 +244,20 @@ def test_why_a_method_was_taken_is_told():
     assert result.method == "zogy"
     assert "like seeing" in result.reason
     assert result.diagnostics["method"] == "zogy"
+
+
+def test_a_decorrelated_difference_has_its_own_psf_and_is_stored_with_its_score(pair, tmp_path):
+    options = DifferenceOptions(subtraction=AlardLuptonOptions(decorrelate=True))
+    result = skyloom.difference(pair.science, pair.template, options=options)
+    assert result.psf is result.score.psf
+    table = skyloom.detect(result)
+    rows = matches(table, pair.transients)
+    assert (rows >= 0).all()
+    pulls = (table["flux"][rows] - pair.transients["flux"]) / table["flux_err"][rows]
+    assert np.abs(pulls).max() < 4.5
+    stored = read_difference(result.write(tmp_path / "d.fits"))
+    assert stored.kernel is None  # the noise is white: the kernel tells nothing more of it
+    again = skyloom.detect(stored)
+    assert len(again) == len(table)
+    # float32 planes; the PSF is sampled at 25 places
+    np.testing.assert_allclose(again["snr"], table["snr"], rtol=2e-3)

@@ -53,10 +53,13 @@ def subtract_by(
 
     if not isinstance(options, ZogyOptions):
         result = subtract(science, template, options, sources=sources)
-        return result, score(result, psf), psf
+        found = score(result, psf)
+        return result, found, found.psf  # a decorrelated difference has a PSF of its own
     known = template.psf if isinstance(template.psf, Psf) else None
-    found = subtract_zogy(science, template, options, psf_science=psf, psf_template=known, sources=sources, moving=True)
-    return _as_subtraction(found, science, template), _as_score(found), found.psf
+    proper = subtract_zogy(
+        science, template, options, psf_science=psf, psf_template=known, sources=sources, moving=True
+    )
+    return _as_subtraction(proper, science, template), _as_score(proper), proper.psf
 
 
 def _as_subtraction(found: ZogyResult, science: Exposure, template: Exposure) -> Subtraction:

@@ -6,7 +6,8 @@ polynomial of position, X and Y in units of XSCALE and YSCALE from XCENTRE and Y
 
 A proper difference has no KERNEL. Its score is no function of the other planes, so that there are FLUX, FLUXVAR (its
 variance), EFFVAR, COVERAGE and MOVING (Z^2) as well, and the PSFs of both images, PSFSCI and PSFTPL (see
-`skyloom.psf.hdu`; SIGMA is the noise of each), instead of that of the difference.
+`skyloom.psf.hdu`; SIGMA is the noise of each), instead of that of the difference. A decorrelated difference is stored
+in the same way, without MOVING and with one PSF.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def write_difference(
     from astropy.io import fits
 
     from skyloom.io import Provenance, write_exposure
+    from skyloom.psf.hdu import psf_to_hdu
 
     science = result.science
     provenance = Provenance("difference", result.parameters, inputs)
@@ -96,9 +98,11 @@ def write_difference(
         "VARTPL": subtraction.variance_template,
     }
     tables = [fits.BinTableHDU(result.stamps, name="STAMPS")]
-    if result.kernel is None:
-        planes |= {name: getattr(result.score, plane) for name, plane in _SCORE.items()}
-        tables += _proper_psfs(result.psf)
+    decorrelated = subtraction.decorrelation is not None
+    if result.kernel is None or decorrelated:
+        values = {name: getattr(result.score, plane) for name, plane in _SCORE.items()}
+        planes |= {name: plane for name, plane in values.items() if plane is not None}
+        tables += [psf_to_hdu(_storable(result.psf, result.shape))] if decorrelated else _proper_psfs(result.psf)
     else:
         kernel = result.kernel.polynomial
         tables.append(_cube("KERNEL", kernel.planes, kernel.centre, kernel.scale))
@@ -133,18 +137,24 @@ def _psf_cube(psf: Any, shape: tuple[int, int]) -> Any:
 
 def _proper_psfs(psf: Any) -> list[Any]:
     """Return the PSFs and the noise that make the PSF of a proper difference."""
-    from skyloom.psf import ArrayPsf, PsfModel
     from skyloom.psf.hdu import psf_to_hdu
-    from skyloom.psf.tiled import TiledPsf
 
     hdus = []
     for name, one, sigma in zip(("PSFSCI", "PSFTPL"), psf.psfs, psf.sigmas, strict=True):
-        if not isinstance(one, (ArrayPsf, PsfModel, TiledPsf)):
-            y, x = (np.linspace(0, n - 1, _PSF_NODES) for n in psf.shape)
-            one = TiledPsf([[one.stamp(float(at_x), float(at_y)) for at_x in x] for at_y in y], x, y)  # noqa: PLW2901
-        hdus.append(psf_to_hdu(one, name))
+        hdus.append(psf_to_hdu(_storable(one, psf.shape), name))
         hdus[-1].header["SIGMA"] = (sigma, "noise of the image, on the flux scale of the science image")
     return hdus
+
+
+def _storable(psf: Any, shape: tuple[int, int]) -> Any:
+    """Return a PSF of a kind that files hold: one that is no array or polynomial is sampled over the field."""
+    from skyloom.psf import ArrayPsf, PsfModel
+    from skyloom.psf.tiled import TiledPsf
+
+    if isinstance(psf, (ArrayPsf, PsfModel, TiledPsf)):
+        return psf
+    y, x = (np.linspace(0, n - 1, _PSF_NODES) for n in shape)
+    return TiledPsf([[psf.stamp(float(at_x), float(at_y)) for at_x in x] for at_y in y], x, y)
 
 
 def read_difference(path: str | Path) -> Difference:
@@ -190,6 +200,7 @@ def _contents(path: str | Path, exposure: Exposure) -> tuple[dict[str, FloatArra
     from astropy.io import fits
     from astropy.table import Table
 
+    from skyloom.psf.hdu import psf_from_hdu
     from skyloom.subtraction import Subtraction
 
     with fits.open(path, memmap=False) as hdus:
@@ -204,9 +215,13 @@ def _contents(path: str | Path, exposure: Exposure) -> tuple[dict[str, FloatArra
         kept = {"SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", *_SCORE} & names
         planes: dict[str, FloatArray] = {name: np.asarray(hdus[name].data, kind) for name in kept}
         kernel = _kernel_of(hdus["KERNEL"]) if "KERNEL" in names else None
-        if missing := ({"PSF"} if kernel is not None else {*_SCORE, "PSFSCI", "PSFTPL"}) - names:
+        of_proper = {*_SCORE, "PSFSCI", "PSFTPL"} if "PSF" not in names else {*_SCORE} - {"MOVING"}
+        if missing := ({"PSF"} if kernel is not None else of_proper) - names:
             raise ReadError(f"{path} is not complete: it has no {', '.join(sorted(missing))}.", missing=sorted(missing))
-        psf = _psf_of(hdus["PSF"], exposure.shape) if kernel is not None else _proper_psf(hdus, exposure.shape)
+        if kernel is not None:
+            psf = _psf_of(hdus["PSF"], exposure.shape)
+        else:
+            psf = psf_from_hdu(hdus["PSF"]) if "PSF" in names else _proper_psf(hdus, exposure.shape)
         stamps = Table(hdus["STAMPS"].data)
         mask = np.asarray(hdus["DQ"].data).astype(np.uint32)
     header = exposure.header
@@ -234,7 +249,7 @@ def _score_of(planes: Mapping[str, FloatArray], psf: Any) -> Any:
     """Return the score of a proper difference, as it was written."""
     from skyloom.detection import Score
 
-    return Score(psf=psf, **{plane: planes[name] for name, plane in _SCORE.items()})
+    return Score(psf=psf, **{plane: planes[name] for name, plane in _SCORE.items() if name in planes})
 
 
 def _statistics(header: Mapping[str, Any]) -> dict[str, Any]:
