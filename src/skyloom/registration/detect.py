@@ -107,8 +107,7 @@ def detect_sources(
         Sorted by decreasing flux, with ``meta["shape"]`` (ny, nx) and ``meta["name"]``:
 
         ``x, y``           windowed position, 0-based pixels; ``x_err, y_err`` its standard error
-        ``flux, flux_err`` flux in a Gaussian window of the image's own width, or of the fitted PSF (a star's flux, to a
-                           common factor)
+        ``flux, flux_err`` flux in a Gaussian window as wide as the image's own stars (to a common factor), or by PSF
         ``fwhm``           full width at half maximum of the core, pixels
         ``a, b, theta``    isophotal rms axes (pixels) and angle (radians, from x towards y)
         ``peak``           highest pixel above the background

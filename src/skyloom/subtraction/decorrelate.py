@@ -126,8 +126,8 @@ def decorrelate(result: Subtraction, *, max_lost: float = 0.1) -> Subtraction:
     result : Subtraction
         As `skyloom.subtraction.subtract` returns it.
     max_lost : float
-        A pixel becomes unusable if more than this share of the filter's weight, sum |phi|, falls on unusable pixels or
-        outside of the image.
+        A pixel becomes unusable if more than this share of the filter's weight, the sum of abs(phi), falls on unusable
+        pixels or outside of the image.
 
     Returns
     -------
