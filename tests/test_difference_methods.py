@@ -206,6 +206,8 @@ def test_the_images_choose_the_method():
     deep = simulate_pair(24, 320, **options)
     method, reason = chosen(deep.science, deep.template)
     assert (method, "deep template" in reason) == ("alard-lupton", True)
+    method, reason = chosen(deep.science, deep.science.replace(data=deep.science.data * np.float32(0.5) + 7))
+    assert (method, "share their noise" in reason) == ("alard-lupton", True)
     like = simulate_pair(24, 320, template=dataclasses.replace(shallow, gain=1.5, fwhm=4.1), **options)
     method, reason = chosen(like.science, like.template)
     assert (method, "like seeing" in reason) == ("zogy", True)

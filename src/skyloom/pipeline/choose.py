@@ -2,6 +2,8 @@
 
 The rule follows from what the three methods do on the same pairs (docs/methods.md, benchmarks/bench_methods.py):
 
+- Images that share their noise (`SHARED`; one went into the other): Alard & Lupton. The others take the noise of both
+  to be independent, and correct for it.
 - Few stars (fewer than `FEW_STARS` that are good for a PSF): a kernel that is fitted to all pixels, galaxies among
   them, leaves least. SFFT.
 - Crowded fields, where point spread functions and backgrounds are measured badly, and saturated stars, whose wings
@@ -31,6 +33,10 @@ CROWDED = 0.25
 ALIKE = 1.2
 NOISIER = 1.5
 DEEP = 0.5
+SHARED = 0.5
+"""Correlation coefficient of the noise of both images."""
+_SKY_STEP = 5.0  # median absolute differences: 3.4 standard deviations
+_FEWEST_STEPS = 100
 BRIGHT = 100
 """Stars, the brightest, on which flux and width of both images are compared."""
 
@@ -55,6 +61,9 @@ def choose_method(
         return options.chosen, "as asked for"
     ny, nx = science.shape
     fwhm = stamp_fwhm(psf.stamp((nx - 1) / 2, (ny - 1) / 2))
+    shared = shared_noise(science, template)
+    if shared > SHARED:
+        return "alard-lupton", f"the images share their noise (correlation {shared:.2f})"
     n_stars = int(getattr(psf, "n_stars", len(sources)))
     if n_stars < FEW_STARS:
         return "sfft", f"only {n_stars} good stars: a kernel fitted to all pixels takes what else there is"
@@ -73,6 +82,18 @@ def choose_method(
     if (width < 1 and noise > NOISIER) or (width > 1 and noise < 1 / NOISIER):
         return "zogy", f"the sharper image is the noisier one (template: {width:.2f} the width, {noise:.2f} the noise)"
     return "alard-lupton", f"the seeing differs (ratio {width:.2f}), and the noise is not in the sharper image"
+
+
+def shared_noise(science: Exposure, template: Exposure) -> float:
+    """Return the correlation coefficient of the differences of neighbouring sky pixels of two images."""
+    usable = science.usable & template.usable
+    steps = [np.diff(image.data, axis=1)[usable[:, 1:] & usable[:, :-1]] for image in (science, template)]
+    sky = np.ones(steps[0].shape, bool)
+    for step in steps:
+        sky &= np.abs(step) < _SKY_STEP * np.median(np.abs(step))
+    if np.count_nonzero(sky) < _FEWEST_STEPS:
+        return 0.0
+    return float(np.corrcoef(steps[0][sky], steps[1][sky])[0, 1])
 
 
 def compare(science: Exposure, template: Exposure, sources: Any, fwhm: float) -> tuple[float, float]:
