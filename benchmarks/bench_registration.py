@@ -95,7 +95,7 @@ def main() -> None:
     small()
     whole_chain(1024, 500, arguments.peers)
     if arguments.large:
-        whole_chain(4096, 8000, arguments.peers)
+        whole_chain(4096, 5000, arguments.peers)
 
 
 if __name__ == "__main__":

@@ -26,32 +26,24 @@ SKYLOOM_INLINE int32_t floor_int(double v) {
   return t - (double(t) > v);
 }
 
-SKYLOOM_INLINE double in_reach(double v) { return smaller(larger(v, -kFarCorner), kFarCorner); }
-
-// The cell of a corner, such that the corner relative to it, as rounded, lies in that cell too: -1e-17 is in cell 0, as
-// it would be 1 seen from cell -1. Drops in a queue are placed again, from their relative corners.
-SKYLOOM_INLINE int32_t cell_of(double v) {
-  const int32_t cell = floor_int(in_reach(v));
-  return cell + (v - double(cell) == 1.0);
-}
-SKYLOOM_INLINE double cell_of_near(double v) {
-  const double cell = std::floor(v);
-  return v - cell == 1.0 ? cell + 1.0 : cell;
-}
+// A corner relative to its cell, as rounded, has to lie in that cell too, as drops in a queue are placed again from
+// their relative corners: -1e-17 is in cell 0, as it would be 1 seen from cell -1.
+SKYLOOM_INLINE double without_noise(double v) { return std::fabs(v) < 0x1p-53 ? 0.0 : v; }
 
 SKYLOOM_INLINE void place_body(const Drops& d, Corners& c, Placement& p) {
   const double *px0 = d.x[0], *px1 = d.x[1], *px2 = d.x[2], *px3 = d.x[3];
   const double *py0 = d.y[0], *py1 = d.y[1], *py2 = d.y[2], *py3 = d.y[3];
 #pragma GCC ivdep
   for (int k = 0; k < kBatch; ++k) {
-    const double x0 = px0[k], x1 = px1[k], x2 = px2[k], x3 = px3[k];
-    const double y0 = py0[k], y1 = py1[k], y2 = py2[k], y3 = py3[k];
-    const double low_x = smaller(smaller(x0, x1), smaller(x2, x3)), high_x = larger(larger(x0, x1), larger(x2, x3));
-    const double low_y = smaller(smaller(y0, y1), smaller(y2, y3)), high_y = larger(larger(y0, y1), larger(y2, y3));
-    const bool near = smaller(low_x, low_y) > -kFarCorner && larger(high_x, high_y) < kFarCorner;
-    const int32_t ox = cell_of(low_x), oy = cell_of(low_y);
+    const double x0 = without_noise(px0[k]), x1 = without_noise(px1[k]);
+    const double x2 = without_noise(px2[k]), x3 = without_noise(px3[k]);
+    const double y0 = without_noise(py0[k]), y1 = without_noise(py1[k]);
+    const double y2 = without_noise(py2[k]), y3 = without_noise(py3[k]);
+    const int32_t ox = floor_int(smaller(smaller(x0, x1), smaller(x2, x3)));
+    const int32_t oy = floor_int(smaller(smaller(y0, y1), smaller(y2, y3)));
     const double fx = double(ox), fy = double(oy);
-    const double far_x = smaller(high_x - fx, kFarCorner), far_y = smaller(high_y - fy, kFarCorner);
+    const double far_x = larger(larger(x0, x1), larger(x2, x3)) - fx;
+    const double far_y = larger(larger(y0, y1), larger(y2, y3)) - fy;
     p.x[k] = ox;
     p.y[k] = oy;
     p.width[k] = -floor_int(-far_x);
@@ -74,7 +66,12 @@ SKYLOOM_INLINE void place_body(const Drops& d, Corners& c, Placement& p) {
     const double bcd = (cx - bx) * (dy - by) - (dx - bx) * (cy - by);
     const bool simple = abc * acd >= 0.0 || abd * bcd >= 0.0;
     const double area = 0.5 * (abc + acd);
-    p.area[k] = simple && near && std::fabs(area) > kAreaNoise ? area : 0.0;
+    p.area[k] = simple && std::fabs(area) > kAreaNoise ? area : 0.0;
+  }
+  for (int k = 0; k < kBatch; ++k) {
+    const double x = larger(larger(std::fabs(px0[k]), std::fabs(px1[k])), larger(std::fabs(px2[k]), std::fabs(px3[k])));
+    const double y = larger(larger(std::fabs(py0[k]), std::fabs(py1[k])), larger(std::fabs(py2[k]), std::fabs(py3[k])));
+    p.area[k] = larger(x, y) < kFarCorner ? p.area[k] : 0.0;
   }
   for (int k = 0; k < kBatch; ++k) p.valid[k] = p.area[k] != 0.0;
 }
@@ -87,7 +84,7 @@ SKYLOOM_INLINE bool place_turned_body(const Drops& d, TurnedDrops& t, Placement&
   for (int k = 0; k < kBatch; ++k) {
     const double x0 = px0[k], x1 = px1[k], x2 = px2[k], x3 = px3[k];
     const double y0 = py0[k], y1 = py1[k], y2 = py2[k], y3 = py3[k];
-    const double fx = cell_of_near(x3), fy = cell_of_near(y0);
+    const double fx = std::floor(without_noise(x3)), fy = std::floor(without_noise(y0));
     const double dx0 = x1 - x0, dx1 = x1 - x2, dx2 = x2 - x3, dx3 = x0 - x3;
     const double dy0 = y1 - y0, dy1 = y2 - y1, dy2 = y2 - y3, dy3 = y3 - y0;
     const double area = 0.5 * ((x2 - x0) * (y3 - y1) - (x3 - x1) * (y2 - y0));
