@@ -146,10 +146,6 @@ def _fit(s: Float, s_variance: Float, t: Float, t_variance: Float) -> FluxRatio:
 
 
 def _scatter(miss: Float, variance: Float, flux: Float, keep: npt.NDArray[np.bool_]) -> float:
-    """Return the relative scatter that explains the median of the misses beside their variances."""
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = 0.5 * (low + high)
-        typical = np.median(np.abs(miss[keep]) / np.sqrt(variance[keep] + (middle * flux[keep]) ** 2))
-        low, high = (middle, high) if MAD_TO_SIGMA * typical > 1 else (low, middle)
-    return high
+    """Return the relative scatter, 1 at most, that explains the median of the misses beside their variances."""
+    square = np.median(((MAD_TO_SIGMA * miss[keep]) ** 2 - variance[keep]) / flux[keep] ** 2)
+    return float(np.sqrt(np.clip(square, 0.0, 1.0)))
