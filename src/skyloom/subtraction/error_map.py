@@ -9,7 +9,7 @@ import numpy.typing as npt
 import sep
 
 from skyloom.errors import NoUsableDataError
-from skyloom.subtraction.al_hotpants.inputs import real_plane
+from skyloom.subtraction.dropin_arguments import bad_plane, real_plane
 
 
 def build_error_map(
@@ -36,7 +36,7 @@ def build_error_map(
         All pixels are masked.
     """
     image = real_plane(image, "the image")
-    bad = ~np.isfinite(image) if mask is None else (np.asarray(mask) != 0) | ~np.isfinite(image)
+    bad = bad_plane(mask, image.shape, "the mask") | ~np.isfinite(image)
     if bad.all():
         raise NoUsableDataError("No pixel can be used for a noise map: all are masked or NaN.")
     # sep does not look at masked pixels, but NaN would survive its arithmetic

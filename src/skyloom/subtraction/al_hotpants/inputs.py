@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntFlag
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from astropy.io import fits
 
 from skyloom._threads import map_bands, row_bands
-from skyloom.errors import InputError, NoUsableDataError, ShapeError
+from skyloom.errors import NoUsableDataError
 from skyloom.exposure import LARGEST
 from skyloom.subtraction.al_hotpants.fit import Side
 from skyloom.subtraction.al_hotpants.options import HotpantsOptions
+from skyloom.subtraction.dropin_arguments import real_plane
 
 _SAMPLE = 256  # pixels along each axis from which levels are found
 _LEAST_VARIANCE = 1e-6  # in units of the sky's: only keeps divisions finite
@@ -188,30 +187,3 @@ def sampled_level(raw: npt.NDArray[Any], good: npt.NDArray[np.bool_]) -> tuple[f
     values = values.astype(np.float64)
     level = float(np.median(values))
     return level, 1.4826 * float(np.median(np.abs(values - level)))
-
-
-def real_plane(plane: Any, what: str, shape: tuple[int, ...] | None = None) -> npt.NDArray[Any]:
-    """Return a two-dimensional array of real numbers in native byte order; paths are read.
-
-    Raises
-    ------
-    InputError, ShapeError
-        It is something else, or has another shape.
-    """
-    if isinstance(plane, str | Path):
-        plane = fits.getdata(plane)
-    array = np.asarray(plane)
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"{what[0].upper() + what[1:]} is of type {array.dtype}; real numbers are needed.")
-    if array.ndim != 2 or 0 in array.shape:
-        raise ShapeError(f"{what[0].upper() + what[1:]} has the shape {array.shape}; an image (ny, nx) is needed.")
-    if shape is not None and array.shape != shape:
-        raise ShapeError(
-            f"{what[0].upper() + what[1:]} has the shape {array.shape}, but {shape} is needed: all planes must be on "
-            "the same grid.",
-            found=array.shape,
-            needed=shape,
-        )
-    if isinstance(plane, np.ma.MaskedArray):
-        array = np.where(np.ma.getmaskarray(plane), np.nan, array)
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -16,12 +16,13 @@ from skyloom._threads import serial_blas
 from skyloom.errors import InputError, ReadError, ShapeError, SubtractionError, TooFewStampsError
 from skyloom.subtraction.al_hotpants.fit import RegionFit, fit_region
 from skyloom.subtraction.al_hotpants.header import make_header
-from skyloom.subtraction.al_hotpants.inputs import Plane, prepare, real_plane
+from skyloom.subtraction.al_hotpants.inputs import Plane, prepare
 from skyloom.subtraction.al_hotpants.kernel import HotpantsBasis, HotpantsKernel, Region
 from skyloom.subtraction.al_hotpants.options import HotpantsOptions
 from skyloom.subtraction.al_hotpants.planes import make_planes
 from skyloom.subtraction.al_hotpants.stamps import SearchImage, field_window, find_stamps, make_regions
 from skyloom.subtraction.basis import Float64Array, KernelBasis
+from skyloom.subtraction.dropin_arguments import real_plane
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.sanity import check_kernel
 

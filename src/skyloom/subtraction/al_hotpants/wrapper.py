@@ -12,9 +12,10 @@ import numpy.typing as npt
 from skyloom.errors import InputError, NoUsableDataError, ShapeError
 from skyloom.subtraction.al_hotpants.binary import run_binary
 from skyloom.subtraction.al_hotpants.files import write_files
-from skyloom.subtraction.al_hotpants.inputs import real_plane, sampled_level
+from skyloom.subtraction.al_hotpants.inputs import sampled_level
 from skyloom.subtraction.al_hotpants.native import hotpants
 from skyloom.subtraction.al_hotpants.options import HotpantsOptions, native_names
+from skyloom.subtraction.dropin_arguments import Log, bad_plane, check_gain, error_plane, logger, real_plane
 from skyloom.subtraction.error_map import build_error_map
 
 log = logging.getLogger("skyloom.subtraction")
@@ -107,7 +108,7 @@ def run_hotpants(  # noqa: PLR0917  # the signature is that of the original
     If `c` is not in `extra` and the template has the wider stars (by the FWHMs, or because the kernel that was found
     sharpens it), the image is convolved, in its own flux scale.
     """
-    say = (verbose if callable(verbose) else print) if verbose else _silent
+    say = logger(verbose)
     image, template = real_plane(image, "the image"), real_plane(template, "the template")
     if image.shape != template.shape:
         raise ShapeError(
@@ -125,8 +126,8 @@ def run_hotpants(  # noqa: PLR0917  # the signature is that of the original
     if wider:
         params["c"] = "i"
     noise = {
-        "ini": _noise(err, image, masks["imi"], image_gain, say),
-        "tni": _noise(template_err, template, masks["tmi"], template_gain, say),
+        "ini": _noise(err, image, masks["imi"], image_gain, "image", say),
+        "tni": _noise(template_err, template, masks["tmi"], template_gain, "template", say),
     }
     own = {str(name).lstrip("-").lower(): value for name, value in (extra or {}).items()}
     positions = _object_positions(obj)
@@ -159,16 +160,9 @@ def run_hotpants(  # noqa: PLR0917  # the signature is that of the original
     return result[0] if len(result) == 1 else result
 
 
-def _silent(*_: Any) -> None:
-    pass
-
-
 def _bad_pixels(plane: npt.NDArray[Any], mask: Any, name: str) -> npt.NDArray[Any]:
     """Return the mask, with pixels that are not finite."""
-    bad = ~np.isfinite(plane)
-    if mask is not None:
-        mask = real_plane(mask, f"the mask of the {name}", plane.shape)
-        bad |= mask != 0
+    bad = ~np.isfinite(plane) | bad_plane(mask, plane.shape, f"the mask of the {name}")
     if bad.all():
         raise NoUsableDataError(f"All pixels of the {name} are masked or NaN; check its mask.")
     return bad
@@ -197,16 +191,15 @@ def _sizes(image_fwhm: float | None, template_fwhm: float | None, rel_r: float, 
     return params
 
 
-def _noise(
-    err: Any, plane: npt.NDArray[Any], bad: npt.NDArray[np.bool_], gain: float | None, say: Callable[..., Any]
+def _noise(  # noqa: PLR0917
+    err: Any, plane: npt.NDArray[Any], bad: npt.NDArray[np.bool_], gain: float | None, name: str, say: Log
 ) -> npt.NDArray[Any] | None:
     """Return the noise map that `err` gives, or asks for."""
-    if err is None or err is False:
-        return None
     if err is True:
+        check_gain(gain, f"{name}_gain")
         say("Building a noise map from the image")
         return build_error_map(plane, bad, gain)[0]
-    return np.asarray(err)
+    return error_plane(err, plane.shape, f"the noise of the {name}")
 
 
 def _object_positions(obj: Any) -> npt.NDArray[np.float64] | None:

@@ -6,7 +6,6 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +15,12 @@ import numpy.typing as npt
 from skyloom.convolution import exponents, monomials
 from skyloom.errors import InputError
 from skyloom.exposure import BoolArray
+from skyloom.subtraction.dropin_arguments import error_plane, logger
 from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
 from skyloom.subtraction.sfft.fit import FitOptions, fit_delta, flux_scale
-from skyloom.subtraction.sfft.planes import SfftPlanes, error_plane, make_planes
+from skyloom.subtraction.sfft.planes import SfftPlanes, make_planes
 from skyloom.subtraction.sfft.regions import kernel_shape_for
 from skyloom.subtraction.sfft.solve import Penalties
-
-Log = Callable[..., None]
 
 
 @dataclass
@@ -154,11 +152,11 @@ def solve(  # noqa: PLR0917  the reference's signature
     model = make_model(kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, max_iter)
     planes = make_planes(image, template, mask, template_mask, model.kernel_shape)
     shape = planes.science.shape
-    planes = planes.with_errors(error_plane(err, shape, "err"), error_plane(template_err, shape, "template_err"))
-    log = logger(verbose)
-    options = FitOptions(
-        model, make_penalties(flux_poly_order, flux_penalty, ridge), sigma_clip, max_iter, rebuild, log
+    planes = planes.with_errors(
+        error_plane(err, shape, "argument err"), error_plane(template_err, shape, "argument template_err")
     )
+    penalties = make_penalties(flux_poly_order, flux_penalty, ridge)
+    options = FitOptions(model, penalties, sigma_clip, max_iter, rebuild, logger(verbose))
     return fit_planes(planes, options)
 
 
@@ -255,10 +253,3 @@ def _monomials(x: Any, y: Any, order: int, image_shape: tuple[int, int]) -> Floa
     ny, nx = image_shape
     scale = max(nx - 1, 1) / 2, max(ny - 1, 1) / 2
     return _reordered(monomials(x, y, order, ((nx - 1) / 2, (ny - 1) / 2), scale), order)
-
-
-def logger(verbose: Any) -> Log | None:
-    """Return what to call with messages: `verbose` itself, print, or nothing."""
-    if callable(verbose):
-        return verbose
-    return print if verbose else None

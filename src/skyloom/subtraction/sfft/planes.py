@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
 from skyloom.errors import ShapeError
 from skyloom.exposure import BoolArray
+from skyloom.subtraction.dropin_arguments import bad_plane
 from skyloom.subtraction.sfft.design import Float64Array
 from skyloom.subtraction.sfft.fit import FitPlanes
 from skyloom.subtraction.sfft.noise_map import rough_level
@@ -95,8 +95,8 @@ def make_planes(image: Any, template: Any, mask: Any, template_mask: Any, kernel
             template=reference.shape,
         )
     finite = np.isfinite(science)
-    bad_science = ~finite | bad_plane(mask, shape, "mask") | np.ma.getmaskarray(image)
-    bad_template = ~np.isfinite(reference) | bad_plane(template_mask, shape, "template_mask")
+    bad_science = ~finite | bad_plane(mask, shape, "argument mask") | np.ma.getmaskarray(image)
+    bad_template = ~np.isfinite(reference) | bad_plane(template_mask, shape, "argument template_mask")
     bad_template |= np.ma.getmaskarray(template)
     dmask = reach(bad_template, kernel_shape)
     usable = ~(bad_science | dmask)
@@ -124,32 +124,3 @@ def reach(bad: BoolArray, kernel_shape: tuple[int, int]) -> BoolArray:
     grown[:hy] = grown[max(ny - hy, 0) :] = True
     grown[:, :hx] = grown[:, max(nx - hx, 0) :] = True
     return grown
-
-
-def bad_plane(mask: Any, shape: tuple[int, ...], what: str) -> BoolArray:
-    """Return a mask as booleans, True where bad."""
-    if mask is None:
-        return np.zeros(shape, bool)
-    plane = np.asarray(mask)
-    _need_shape(plane, shape, what)
-    return plane.astype(bool)
-
-
-def error_plane(err: Any, shape: tuple[int, ...], what: str) -> Float64Array | None:
-    """Return standard deviations as doubles; None if there are none, or all are the same unknown number (True)."""
-    if err is None or err is True or err is False:
-        return None
-    plane = np.array(np.ma.filled(err, np.nan) if isinstance(err, np.ma.MaskedArray) else err, np.float64)
-    if plane.ndim == 0:
-        return np.full(shape, float(plane))
-    _need_shape(plane, shape, what)
-    return plane
-
-
-def _need_shape(plane: npt.NDArray[Any], shape: tuple[int, ...], what: str) -> None:
-    if plane.shape != shape:
-        raise ShapeError(
-            f"{what} has the shape {plane.shape}, but the images have {shape}; they must be of the same shape.",
-            found=plane.shape,
-            needed=shape,
-        )

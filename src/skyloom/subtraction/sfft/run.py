@@ -7,22 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.errors import InputError
 from skyloom.exposure import BoolArray
+from skyloom.subtraction.dropin_arguments import Log, check_gain, error_plane, logger
 from skyloom.subtraction.sfft.design import Float64Array
 from skyloom.subtraction.sfft.dropin import (
-    Log,
     SFFTResult,
     convolved_variance,
     evaluate_background,
     fit_planes,
-    logger,
     make_model,
     make_penalties,
 )
 from skyloom.subtraction.sfft.fit import FitOptions
 from skyloom.subtraction.sfft.noise_map import noise_map
-from skyloom.subtraction.sfft.planes import SfftPlanes, error_plane, make_planes
+from skyloom.subtraction.sfft.planes import SfftPlanes, make_planes
 from skyloom.subtraction.sfft.regions import box_half_size, kernel_shape_for, object_region
 
 _PIXELS_PER_UNKNOWN = 10  # fewer of them in the boxes of objects, and the whole image is taken
@@ -149,7 +147,10 @@ def difference_noise(result: SFFTResult, err: Any, template_err: Any) -> Float64
     fit's residual is split between the template, if its errors are known, and a constant.
     """
     shape = result.diff.shape
-    err, template_err = error_plane(err, shape, "err"), error_plane(template_err, shape, "template_err")
+    err, template_err = (
+        error_plane(err, shape, "argument err"),
+        error_plane(template_err, shape, "argument template_err"),
+    )
     if err is None and template_err is None:
         return np.full(shape, result.rms)
     convolved = np.zeros(shape)
@@ -173,9 +174,8 @@ def background_plane(result: SFFTResult) -> Float64Array:
 
 def _errors(err: Any, plane: Float64Array, bad: BoolArray, gain: float | None, what: str) -> Float64Array | None:
     if err is not True:
-        return error_plane(err, plane.shape, what)
-    if gain is not None and not gain > 0:
-        raise InputError(f"The gain for {what}=True is {gain}; it must be above 0.", gain=gain)
+        return error_plane(err, plane.shape, f"argument {what}")
+    check_gain(gain, f"The gain for {what}=True")
     if bad.all():
         return np.zeros(plane.shape)  # the fit will tell that there are too few pixels
     return noise_map(plane, bad, gain)[0]
@@ -190,7 +190,7 @@ def _region(
     grid: int,
     per_cell: int | None,
     max_masked_fraction: float,
-    log: Log | None,
+    log: Log,
 ) -> BoolArray | None:
     """Return the boxes of the objects, or None if they hold too few pixels."""
     region, count = object_region(
@@ -203,7 +203,6 @@ def _region(
     )
     pixels = int(np.count_nonzero(region & planes.usable))
     enough = pixels >= needed
-    if log is not None:
-        what = "fitting there" if enough else "too few, the whole image is fitted"
-        log(f"SFFT: {count} objects with {pixels} pixels: {what}")
+    what = "fitting there" if enough else "too few, the whole image is fitted"
+    log(f"SFFT: {count} objects with {pixels} pixels: {what}")
     return region if enough else None

@@ -15,6 +15,7 @@ from skyloom.errors import InputError, NoUsableDataError, ShapeError, SkyloomWar
 from skyloom.exposure import Exposure
 from skyloom.psf import Psf, as_psf
 from skyloom.psf.estimate import estimate_psf_of_planes
+from skyloom.subtraction.dropin_arguments import bad_plane, check_gain, error_plane, logger
 from skyloom.subtraction.error_map import build_error_map
 from skyloom.subtraction.zogy.match import Match, Planes
 from skyloom.subtraction.zogy.result import ZogyOptions, ZogyResult
@@ -115,7 +116,7 @@ def run_zogy(  # noqa: PLR0917  the reference's signature
     TooFewSourcesError
         Too few stars for a point spread function or for the fit.
     """
-    say = (verbose if callable(verbose) else print) if verbose else _silent
+    say = logger(verbose)
     _check_options(dx, dy, nx, ny, overlap, nthreads, kwargs)
     science = _planes(image, mask, err, image_gain, "image", None)
     reference = _planes(template, template_mask, template_err, template_gain, "template", science.data.shape)
@@ -126,7 +127,7 @@ def run_zogy(  # noqa: PLR0917  the reference's signature
     )
     say(f"point spread functions: {psfs[0]!r}, {psfs[1]!r}")
     options = ZogyOptions(flux_ratio=scale, fit_ratio=bool(fit_scale), fit_shift=bool(fit_shift))
-    region = None if good_regions is None else _true_plane(good_regions, science.data.shape, "good_regions")
+    region = None if good_regions is None else bad_plane(good_regions, science.data.shape, "good_regions")
     match = _match((science, reference), psfs, _stars(image_obj, template_obj), options, region, (dx, dy))
     say(f"template flux scale {match.flux_ratio:.4f}, shift {match.shift}, scatter of positions {match.scatter}")
     result = difference_planes((science, reference), psfs, match, variances=False, threads=nthreads or num_threads())
@@ -162,10 +163,6 @@ _RUN_PSFEX = {
 }  # fmt: skip
 
 
-def _silent(*_: Any) -> None:
-    pass
-
-
 def _check_options(  # noqa: PLR0917
     dx: float, dy: float, nx: int, ny: int | None, overlap: int, nthreads: int, kwargs: dict[str, Any]
 ) -> None:
@@ -184,8 +181,7 @@ def _planes(  # noqa: PLR0917
     image: Any, mask: Any, err: Any, gain: float | None, what: str, shape: tuple[int, ...] | None
 ) -> Planes:
     """Return an image without its background; the noise is that given, or follows from background and gain."""
-    if gain is not None and not (np.isfinite(gain) and gain > 0):
-        raise InputError(f"{what}_gain is {gain!r}; a number above 0 is needed.")
+    check_gain(gain, f"{what}_gain")
     exposure = Exposure(data=image, name=f"the {what}")  # checks type and shape
     if shape is not None and exposure.shape != shape:
         raise ShapeError(
@@ -194,21 +190,12 @@ def _planes(  # noqa: PLR0917
             found=exposure.shape,
             needed=shape,
         )
-    bad = ~exposure.usable
-    if mask is not None:
-        bad |= _true_plane(mask, exposure.shape, f"mask of the {what}")
+    bad = ~exposure.usable | bad_plane(mask, exposure.shape, f"the mask of the {what}")
     if bad.all():
         raise NoUsableDataError(f"All pixels of the {what} are masked or not finite; check its mask.")
     noise, level = build_error_map(np.asarray(exposure.data), bad, gain)
-    if err is not None and err is not True and err is not False:
-        noise = np.array(Exposure(data=err, name=f"the noise of the {what}").data, np.float64)
-        if noise.shape != exposure.shape:
-            raise ShapeError(
-                f"The noise of the {what} has the shape {noise.shape}, the {what} has {exposure.shape}; both must be "
-                "the same.",
-                found=noise.shape,
-                needed=exposure.shape,
-            )
+    given = error_plane(err, exposure.shape, f"the noise of the {what}")
+    noise = noise if given is None else given
     bad |= ~(noise > 0)
     if bad.all():
         raise NoUsableDataError(
@@ -219,17 +206,6 @@ def _planes(  # noqa: PLR0917
     data[bad] = variance[bad] = 0
     kind = np.float32 if fits_single_precision(data, sigma) else np.float64
     return Planes(data.astype(kind, copy=False), variance.astype(kind, copy=False), ~bad, sigma)
-
-
-def _true_plane(mask: Any, shape: tuple[int, ...], what: str) -> npt.NDArray[np.bool_]:
-    plane = np.asarray(mask)
-    if plane.shape != shape:
-        raise ShapeError(
-            f"{what} has the shape {plane.shape}; that of the image, {shape}, is needed.",
-            found=plane.shape,
-            needed=shape,
-        )
-    return np.asarray(plane != 0)
 
 
 def _psf(psf: Any, planes: Planes, what: str, order: Any, clean: float) -> Psf:
