@@ -43,7 +43,7 @@ def main() -> None:
     print("bars: bias 1e-4, scatter 2e-4 for lanczos3 and spline; area overlap: the total flux exactly")
     for scale, fwhm in ((1.0, 2.5), (0.7, 2.5), (2.0, 4.0)):
         # where output pixels are large, interpolation aliases, and 'auto' takes area overlap
-        for method in ("lanczos3", "lanczos4", "area") if scale <= 1 else ("area", "auto"):
+        for method in ("lanczos3", "lanczos4", "spline3", "spline5", "area") if scale <= 1 else ("area", "auto"):
             print(f"scale {scale:3.1f}, FWHM {fwhm:g} px, {method:9s} {one(method, scale, fwhm)}")
 
 

@@ -98,6 +98,8 @@ def test_register_prints_and_resamples(tmp_path, capsys):
             "-o",
             str(out),
             "--resample",
+            "--interpolation",
+            "spline3",
             "--plot",
             str(tmp_path / "residuals.png"),
         ]
@@ -105,6 +107,10 @@ def test_register_prints_and_resamples(tmp_path, capsys):
     assert status == EXIT_OK
     assert "rms" in capsys.readouterr().out
     assert fits.getdata(out, "SCI").shape == (512, 512)
+    coverage = fits.getdata(out, "COVERAGE")
+    assert 0.5 < (coverage == 1).mean() < 1
+    np.testing.assert_array_equal(coverage[(fits.getdata(out, "DQ") & 1) != 0] < 1, True)
+    assert "spline3" in str(fits.getheader(out))
     assert (tmp_path / "residuals.png").stat().st_size > 1000
 
 

@@ -110,3 +110,11 @@ def test_it_prints_in_one_line():
     assert "a.fits" in text
     assert "8x6" in text
     assert "data+variance" in text
+
+
+def test_coverage_has_the_shape_of_the_data():
+    kept = Exposure(np.ones((4, 5)), coverage=np.full((4, 5), 0.25))
+    assert kept.coverage.dtype == np.float32
+    assert kept.replace(gain=2.0).coverage[3, 4] == 0.25
+    with pytest.raises(ShapeError, match="coverage"):
+        Exposure(np.ones((4, 5)), coverage=np.ones((5, 4)))

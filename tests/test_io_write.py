@@ -55,6 +55,12 @@ def full_exposure(dtype=np.float32):
     )  # fmt: skip
 
 
+def test_coverage_is_an_extension(tmp_path):
+    coverage = np.linspace(0, 1, SKY.size).reshape(SKY.shape)
+    with fits.open(write_exposure(full_exposure().replace(coverage=coverage), tmp_path / "a.fits")) as hdus:
+        np.testing.assert_array_equal(hdus["COVERAGE"].data, coverage.astype(np.float32))
+
+
 @pytest.mark.parametrize("name", ["a.fits", "a.fits.fz", "a.fits.gz"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_round_trip(name, dtype, tmp_path):

@@ -52,7 +52,10 @@ def aperture_flux(image, xy, radius):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("scale", [1.0, 0.7])
-@pytest.mark.parametrize(("method", "bias", "scatter"), [("lanczos3", 1e-4, 2e-4), ("lanczos4", 1e-4, 1e-4)])
+@pytest.mark.parametrize(
+    ("method", "bias", "scatter"),
+    [("lanczos3", 1e-4, 2e-4), ("lanczos4", 1e-4, 1e-4), ("spline3", 1e-4, 2e-4), ("spline5", 1e-4, 1e-4)],
+)
 def test_photometry_of_rotated_stars(method, bias, scatter, scale, dtype):
     image, xy = star_field(2.5)
     out_to_in, in_to_out = rotation(scale=scale)
@@ -89,7 +92,14 @@ def test_flux_or_surface_brightness(scale):
 
 @pytest.mark.parametrize(
     ("method", "angle", "scale"),
-    [("lanczos3", 23, 1), ("lanczos4", 11, 1), ("cubic", 40, 0.8), ("bilinear", 23, 1), ("lanczos3", 30, 0.5)],
+    [
+        ("lanczos3", 23, 1),
+        ("lanczos4", 11, 1),
+        ("spline3", 23, 1),
+        ("cubic", 40, 0.8),
+        ("bilinear", 23, 1),
+        ("lanczos3", 30, 0.5),
+    ],
 )
 def test_noise_is_what_is_said(method, angle, scale):
     rng = np.random.default_rng(8)
@@ -278,7 +288,7 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
         monkeypatch.setenv("SKYLOOM_NUM_THREADS", threads)
         results.append(resample(exposure, rotation()[0], (290, 330)))
     for other in results[1:]:
-        for plane in ("data", "variance", "mask"):
+        for plane in ("data", "variance", "mask", "coverage"):
             np.testing.assert_array_equal(getattr(other, plane), getattr(results[0], plane))
         assert other.correlation == results[0].correlation
 
@@ -302,7 +312,7 @@ def test_tiny_inputs():
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    method=st.sampled_from(["lanczos3", "lanczos4", "cubic", "bilinear"]),
+    method=st.sampled_from(["lanczos3", "lanczos4", "cubic", "bilinear", "spline3", "spline5", "area"]),
     scale=st.floats(0.2, 3),
     angle=st.floats(-180, 180),
 )
@@ -318,6 +328,9 @@ def test_nothing_bad_ever_comes_out(seed, method, scale, angle):
     assert np.isfinite(result.data).all()
     assert np.abs(result.data).max() < 1e3 * max(scale**2, 1)
     assert (result.variance[result.usable] > 0).all()
+    assert ((result.coverage >= 0) & (result.coverage <= 1)).all()
+    assert (result.coverage[result.usable] >= 0.9 - 1e-5).all()  # max_lost, float32
+    assert (result.coverage[result.mask == 0] >= 1 - 2e-3).all()  # the kernel's rounding; of 'area' 1e-3 of a pixel
     np.testing.assert_array_equal(exposure.data, before)
 
 

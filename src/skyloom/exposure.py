@@ -80,6 +80,8 @@ class Exposure:
     correlation : float
         Variance of the mean of many neighbouring pixels, in units of what independent pixels of this `variance` would
         have: 1 for raw pixels, > 1 after resampling (the square of R of Fruchter & Hook 2002, eq. 10).
+    coverage : array_like, shape (ny, nx), optional
+        Of a resampled image: the part of each pixel's kernel that fell on usable pixels, 0 to 1, float32.
     unit : str
         Unit of data, in FITS spelling.
     header : mapping, optional
@@ -106,6 +108,7 @@ class Exposure:
     exptime: float | None = None
     zeropoint: float | None = None
     correlation: float = 1.0
+    coverage: npt.NDArray[np.float32] | None = None
     unit: str = "adu"
     header: Mapping[str, Any] = field(default_factory=dict)
     name: str = "image"
@@ -135,7 +138,10 @@ class Exposure:
                 if variance.reshape(-1)[bad].any():  # zeros are as they should be
                     variance = variance.copy()
                     variance.reshape(-1)[bad] = 0
-        for what, plane in (("data", data), ("variance", variance), ("mask", mask)):
+        coverage = None
+        if self.coverage is not None:
+            coverage = _real_plane(self.coverage, data.shape, f"coverage of {self.name}").astype(np.float32, copy=False)
+        for what, plane in (("data", data), ("variance", variance), ("mask", mask), ("coverage", coverage)):
             object.__setattr__(self, what, None if plane is None else _read_only(plane))
 
     def _check_scalars(self) -> None:

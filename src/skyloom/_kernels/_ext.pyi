@@ -219,6 +219,9 @@ def interpolate(
     out_mask: npt.NDArray[np.uint32],
     factor: npt.NDArray[np.float64] | None = None,
     columns: int = 0,
+    coverage: npt.NDArray[np.float32] | None = None,
+    spline: FloatArray | None = None,
+    spline_degree: int = 0,
 ) -> None: ...
 def blot(
     data: FloatArray,

@@ -43,22 +43,27 @@ void interpolate(In<T, 2> data, std::optional<In<T, 2>> variance, std::optional<
                  std::optional<In<std::uint8_t, 2>> clean, In<double, 2> xy, In<double, 2> coefficients,
                  std::uint32_t unusable, std::uint32_t no_data, std::uint32_t edge, std::uint32_t spread,
                  double max_lost, Out<T, 1> out_data, std::optional<Out<T, 1>> out_variance,
-                 Out<std::uint32_t, 1> out_mask, std::optional<In<double, 1>> factor, std::ptrdiff_t columns) {
+                 Out<std::uint32_t, 1> out_mask, std::optional<In<double, 1>> factor, std::ptrdiff_t columns,
+                 std::optional<Out<float, 1>> coverage, std::optional<In<T, 2>> spline, int spline_degree) {
   const auto n = xy.shape(0);
   const std::ptrdiff_t row = columns > 0 ? columns : std::ptrdiff_t(n);
   require(n == 0 || std::ptrdiff_t(n) % row == 0, "columns must divide the number of positions");
-  require(same_shape(data, variance) && same_shape(data, mask) && same_shape(data, clean),
-          "data, variance, mask and clean must have the same shape");
+  require(same_shape(data, variance) && same_shape(data, mask) && same_shape(data, clean) && same_shape(data, spline),
+          "data, variance, mask, clean and spline must have the same shape");
+  require(!spline || ((spline_degree == 3 || spline_degree == 5) && coefficients.shape(1) == skyloom::kMaxTaps),
+          "a spline has degree 3 or 5, and coefficients for 10 taps");
   require(mask.has_value() == clean.has_value(), "mask and clean go together");
   require(variance.has_value() == out_variance.has_value(), "variance and out_variance go together");
   require(xy.shape(1) == 2 && out_data.shape(0) == n && out_mask.shape(0) == n &&
-              (!out_variance || out_variance->shape(0) == n) && (!factor || factor->shape(0) == n),
+              (!out_variance || out_variance->shape(0) == n) && (!factor || factor->shape(0) == n) &&
+              (!coverage || coverage->shape(0) == n),
           "xy must be (n, 2), the outputs and factor (n,)");
   check_table(coefficients);
   const skyloom::Image<T> in{data.data(), pointer(variance), pointer(mask), pointer(clean), std::ptrdiff_t(data.shape(0)),
-                             std::ptrdiff_t(data.shape(1))};
+                             std::ptrdiff_t(data.shape(1)), pointer(spline), spline_degree};
   const skyloom::Samples<T> out{xy.data(),       pointer(factor),       std::ptrdiff_t(n),  row,
-                                out_data.data(), pointer(out_variance), out_mask.data()};
+                                out_data.data(), pointer(out_variance), out_mask.data(),
+                                pointer(coverage)};
   const skyloom::MaskRules rules{unusable, no_data, edge, spread, max_lost};
   nb::gil_scoped_release release;
   Kernel(in, coefficients.data(), int(coefficients.shape(0)) - 1, int(coefficients.shape(1)), rules, out);
@@ -127,7 +132,8 @@ void define_interpolate(nb::module_& m) {
         "mask"_a.noconvert().none(), "clean"_a.noconvert().none(), "xy"_a.noconvert(), "coefficients"_a.noconvert(),
         "unusable"_a, "no_data"_a, "edge"_a, "spread"_a, "max_lost"_a, "out_data"_a.noconvert(),
         "out_variance"_a.noconvert().none(), "out_mask"_a.noconvert(), "factor"_a.noconvert().none() = nb::none(),
-        "columns"_a = 0, "Interpolate an image at the positions xy, with its variance and mask.");
+        "columns"_a = 0, "coverage"_a.noconvert().none() = nb::none(), "spline"_a.noconvert().none() = nb::none(),
+        "spline_degree"_a = 0, "Interpolate an image at the positions xy, with its variance and mask.");
 }
 
 template <class T, auto Kernel, auto Nearest>

@@ -14,11 +14,16 @@ namespace {
 // A weight below this fraction of the sum of |weights| is rounding of the polynomials: it loses and marks nothing.
 constexpr double kNegligible = 1e-6;
 
+// Taps of the cardinal splines that stand for a spline in variances and masks.
+constexpr int kSplineTaps = 10;
+
 template <class T>
-SKYLOOM_INLINE void put(const Samples<T>& out, std::ptrdiff_t i, T data, T variance, std::uint32_t mask) {
+SKYLOOM_INLINE void put(const Samples<T>& out, std::ptrdiff_t i, T data, T variance, std::uint32_t mask,
+                        float coverage) {
   out.data[i] = data;
   if (out.variance != nullptr) out.variance[i] = variance;
   out.mask[i] = mask;
+  if (out.coverage != nullptr) out.coverage[i] = coverage;
 }
 
 // The pixels under the stencils of one position: `width` of each row are readable, all rows `stride` apart.
@@ -61,6 +66,21 @@ typedef std::uint32_t QuadBits __attribute__((vector_size(16)));
 SKYLOOM_INLINE double total(const Quad& v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 SKYLOOM_INLINE std::uint32_t any_bits(const QuadBits& v) { return v[0] | v[1] | v[2] | v[3]; }
 SKYLOOM_INLINE Quad where(const QuadFlags& flags, const Quad& v) { return Quad(QuadFlags(v) & flags); }
+
+// The value of a spline at one position, given the pixel at (floor(x), floor(y)); nothing if it reaches outside.
+template <int Degree, class T>
+std::optional<double> spline_value(const Image<T>& in, const int (&base)[2], const double* xy) {
+  constexpr int Taps = Degree + 1;
+  const std::ptrdiff_t left = base[0] - Degree / 2, low = base[1] - Degree / 2;
+  if (left < 0 || low < 0 || left + Taps > in.nx || low + Taps > in.ny) return std::nullopt;
+  double wx[Taps], wy[Taps], sum = 0;
+  const BSpline<double, Degree, double> kernel;
+  kernel.weights(xy[0] - base[0], wx);
+  kernel.weights(xy[1] - base[1], wy);
+  for (int j = 0; j < Taps; ++j)
+    for (int k = 0; k < Taps; ++k) sum += wy[j] * wx[k] * double(in.spline[(low + j) * in.nx + left + k]);
+  return sum;
+}
 
 // One position whose stencil holds pixels that are masked or outside of the image.
 template <class T, int Taps>
@@ -121,13 +141,19 @@ SKYLOOM_INLINE void interpolate_masked(const Image<T>& in, const Group<T, Taps>&
                             size_x[near_x / 4][near_x % 4] * std::abs(wy[near_y]) > negligible;
   const double factor = out.factor == nullptr ? 1.0 : out.factor[i];
   const bool known = std::isfinite(factor);
+  const float coverage = inside && known ? float(1 - total(lost) / all) : 0.0f;
   if (!known || nearest_lost || total(lost) > rules.max_lost * all || !(total(weight) > 0.1)) {
-    put(out, i, T(0), T(0), any_bits(culprits | remarks) | (known ? 0u : rules.no_data));
+    put(out, i, T(0), T(0), any_bits(culprits | remarks) | (known ? 0u : rules.no_data), coverage);
     return;
   }
   const double scale = factor / total(weight);
-  put(out, i, T(total(sum) * scale), T(total(sum_variance) * scale * scale),
-      any_bits(remarks) | (total(lost) > 0 ? rules.spread : 0u));
+  double value = total(sum) * scale;
+  if (in.spline != nullptr && !(total(lost) > 0)) {
+    const auto exact = in.spline_degree == 3 ? spline_value<3>(in, group.base[g], xy) : spline_value<5>(in, group.base[g], xy);
+    value = exact ? *exact * factor : value;
+  }
+  put(out, i, T(value), T(total(sum_variance) * scale * scale),
+      any_bits(remarks) | (total(lost) > 0 ? rules.spread : 0u), coverage);
 }
 
 template <class T>
@@ -135,13 +161,28 @@ struct GroupValues {
   typename Lanes<T>::Vector data = {}, variance = {}, factor = {};
 };
 
-// A group whose stencils all lie in the image, whatever their mask. True if all of them are clean.
-template <class T, int Taps>
-SKYLOOM_INLINE bool interpolate_group(const Image<T>& in, const Group<T, Taps>& group, const double* factor,
-                                      GroupValues<T>& values, bool (&clean)[Lanes<T>::kWidth]) {
+// The values of a spline of some degree at a group of positions.
+template <class T, int Degree>
+SKYLOOM_INLINE void spline_values(const Image<T>& in, const double* xy, typename Lanes<T>::Vector& result) {
+  Group<T, Degree + 1> group;
+  group.locate(xy, BSpline<T, Degree>());
   std::ptrdiff_t corners[group.kWidth];
   for (int g = 0; g < group.kWidth; ++g) corners[g] = group.corner(g, in.nx);
-  group.mean(in.data, corners, in.nx, values.data);
+  group.mean(in.spline, corners, in.nx, result);
+}
+
+// A group whose stencils all lie in the image, whatever their mask. True if all of them are clean.
+template <class T, int Taps>
+SKYLOOM_INLINE bool interpolate_group(const Image<T>& in, const Group<T, Taps>& group, const double* xy,
+                                      const double* factor, GroupValues<T>& values, bool (&clean)[Lanes<T>::kWidth]) {
+  std::ptrdiff_t corners[group.kWidth];
+  for (int g = 0; g < group.kWidth; ++g) corners[g] = group.corner(g, in.nx);
+  if (Taps < kSplineTaps || in.spline == nullptr)
+    group.mean(in.data, corners, in.nx, values.data);
+  else if (in.spline_degree == 3)
+    spline_values<T, 3>(in, xy, values.data);
+  else
+    spline_values<T, 5>(in, xy, values.data);
   if (in.variance != nullptr) group.squares(in.variance, corners, in.nx, values.variance);
   bool all_clean = true;
   for (int g = 0; g < group.kWidth; ++g)
@@ -182,16 +223,16 @@ void interpolate_mixed_group(const Image<T>& in, const TapPolynomials<T, Taps>& 
   if (held != 0) {
     Group<T, Taps> group;
     group.locate(chosen, polynomials);
-    interpolate_group(in, group, out.factor == nullptr ? nullptr : factor, values, clean);
+    interpolate_group(in, group, chosen, out.factor == nullptr ? nullptr : factor, values, clean);
   }
   for (int g = 0; g < count; ++g) {
     const double x = xy[2 * g], y = xy[2 * g + 1];
     if (clean[g] && (held >> g & 1) != 0)
-      put(out, start + g, values.data[g], values.variance[g], 0u);
+      put(out, start + g, values.data[g], values.variance[g], 0u, 1.0f);
     else if (x > -Half && x < end_x && y > -Half && y < end_y)
       left.index[left.count++] = start + g;
     else  // NaN, or so far outside that no tap can reach the image
-      put(out, start + g, T(0), T(0), rules.no_data);
+      put(out, start + g, T(0), T(0), rules.no_data, 0.0f);
   }
 }
 
@@ -210,10 +251,11 @@ SKYLOOM_INLINE void interpolate_run(const Image<T>& in, const TapPolynomials<T, 
       GroupValues<T> values;
       bool clean[G::kWidth];
       const double* factor = out.factor == nullptr ? nullptr : out.factor + start;
-      const bool all_clean = interpolate_group(in, group, factor, values, clean);
+      const bool all_clean = interpolate_group(in, group, xy, factor, values, clean);
       store(out.data + start, values.data);
       if (out.variance != nullptr) store(out.variance + start, values.variance);
       std::fill_n(out.mask + start, G::kWidth, 0u);
+      if (out.coverage != nullptr) std::fill_n(out.coverage + start, G::kWidth, 1.0f);
       if (all_clean) continue;
       for (int g = 0; g < G::kWidth; ++g)
         if (!clean[g]) left.index[left.count++] = start + g;
@@ -246,6 +288,7 @@ SKYLOOM_INLINE void prefetch(const Samples<T>& out, std::ptrdiff_t start, std::p
   ask(out.data, 1);
   ask(out.variance, 1);
   ask(out.mask, 1);
+  ask(out.coverage, 1);
 }
 
 template <class T, int Taps>

@@ -24,6 +24,10 @@ struct Image {
   const std::uint32_t* mask;   // (ny, nx) or null
   const std::uint8_t* clean;   // (ny, nx) or null: 1 where the mask is 0 in the whole footprint of floor(position)
   std::ptrdiff_t ny, nx;
+  // B-spline coefficients of the data, (ny, nx), and their degree, 3 or 5: the values of clean footprints of 10 taps come
+  // from them. Null: from the data.
+  const T* spline;
+  int spline_degree;
 };
 
 template <class T>
@@ -35,6 +39,7 @@ struct Samples {
   T* data;               // (n,)
   T* variance;           // (n,) or null
   std::uint32_t* mask;   // (n,)
+  float* coverage;       // (n,) or null: the part of sum |weight| that fell on usable pixels, 0 outside of the image
 };
 
 // coefficients: (degree + 1, taps), taps even and at most kMaxTaps.

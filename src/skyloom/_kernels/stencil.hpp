@@ -81,6 +81,34 @@ struct TapPolynomials {
   }
 };
 
+// The weights of B-splines of odd degree, of which the coefficients next to a position are multiplied: for degree 3
+// (1 - t)^3 / 6, 2/3 - t^2 (2 - t) / 2 and their mirror images (Unser 1999, IEEE Signal Processing Magazine 16, 22, eq. 8).
+template <class T, int Degree, class V = typename Lanes<T>::Vector>
+struct BSpline {
+  // the outer, the next and for degree 5 the middle weight on the left, as functions of t and s = 1 - t
+  static SKYLOOM_INLINE void half(const V& t, const V& s, V* w) {
+    const V t2 = t * t;
+    if constexpr (Degree == 3) {
+      w[0] = s * s * s * T(1.0 / 6);
+      w[1] = T(2.0 / 3) - t2 * (T(1) - t * T(0.5));
+    } else {
+      const V t4 = t2 * t2, s2 = s * s;
+      w[0] = s2 * s2 * s * T(1.0 / 120);
+      w[1] = T(13.0 / 60) + t * (T(-5.0 / 12) + t * (T(1.0 / 6) + t * (T(1.0 / 6) - t * T(1.0 / 6)))) + t4 * t * T(1.0 / 24);
+      w[2] = T(11.0 / 20) - t2 * T(0.5) + t4 * (T(0.25) - t * T(1.0 / 12));
+    }
+  }
+
+  SKYLOOM_INLINE void weights(const V& t, V* w) const {
+    constexpr int Half = (Degree + 1) / 2;
+    const V s = T(1) - t;
+    V right[Half];
+    half(t, s, w);
+    half(s, t, right);
+    for (int k = 0; k < Half; ++k) w[2 * Half - 1 - k] = right[k];
+  }
+};
+
 // x0 y0 x1 y1, x2 y2 x3 y3, ...  ->  x0 x1 x2 ..., y0 y1 y2 ...
 typedef float FourFloats __attribute__((vector_size(16)));
 SKYLOOM_INLINE void deinterleave(const FourFloats (&xy)[4], Lanes<float>::Vector& x, Lanes<float>::Vector& y) {
@@ -176,8 +204,9 @@ struct Group {
     }
   };
 
-  // xy: x, y of each position, all within the range of int
-  SKYLOOM_INLINE void locate(const double* xy, const TapPolynomials<T, Taps>& polynomials) {
+  // xy: x, y of each position, all within the range of int; kernel: has the weights of the taps
+  template <class Kernel>
+  SKYLOOM_INLINE void locate(const double* xy, const Kernel& kernel) {
     typedef int Four __attribute__((vector_size(16)));
     typedef T Fractions __attribute__((vector_size(4 * sizeof(T))));
     Fractions fraction[kWidth / 2];
@@ -192,8 +221,8 @@ struct Group {
     }
     V tx, ty;
     deinterleave(fraction, tx, ty);
-    polynomials.weights(tx, wx);
-    polynomials.weights(ty, wy);
+    kernel.weights(tx, wx);
+    kernel.weights(ty, wy);
   }
 
   // The first pixel of the stencil of position g, as an index into an image of rows of nx pixels.

@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--resample", action="store_true", help="write SOURCE resampled onto the grid of TEMPLATE")
     parser.add_argument(
+        "--interpolation",
+        default="auto",
+        choices=("auto", "lanczos3", "lanczos4", "lanczos5", "spline3", "spline5", "cubic", "bilinear", "area"),
+        help="kernel of --resample (default: lanczos3, or area overlap onto larger pixels)",
+    )
+    parser.add_argument(
         "--distortion", choices=("sip", "tpv"), default="sip", help="how the WCS writes distortions (default: sip)"
     )
     parser.add_argument("--plot", metavar="FILE", help="draw the residuals to this PNG, PDF or SVG file")
@@ -79,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             template,
             registration,
             arguments.output,
-            resampled=arguments.resample,
+            resampled=arguments.interpolation if arguments.resample else None,
             convention=arguments.distortion.upper(),
             inputs=inputs,
             overwrite=arguments.overwrite,

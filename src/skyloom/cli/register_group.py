@@ -99,7 +99,7 @@ def _write(
             template,
             one,
             outputs[index],
-            resampled=arguments.resample,
+            resampled=arguments.interpolation if arguments.resample else None,
             convention=arguments.distortion.upper(),
             inputs=[path, frame],
             overwrite=arguments.overwrite,

@@ -41,7 +41,7 @@ def write_exposure(
     more: Sequence[Any] = (),
     blank: BoolArray | None = None,
 ) -> Path:
-    """Write an exposure as a multi-extension FITS file: SCI, ERR (if it has a variance), DQ, and more planes.
+    """Write an exposure as a multi-extension FITS file: SCI, ERR and COVERAGE (if it has them), DQ, and more planes.
 
     Pixels without data are NaN in SCI. ERR is the square root of the variance, 0 where there is none. DQ holds the bits
     of `MaskBit`, whose names stand in its header. All HDUs carry CHECKSUM and DATASUM.
@@ -87,6 +87,8 @@ def write_exposure(
         error = np.sqrt(exposure.variance)
         extensions.append(_image("ERR", error, wcs_cards, compress, unit))
     extensions.append(_image("DQ", exposure.mask, wcs_cards, compress, mask_cards()))
+    if exposure.coverage is not None:
+        extensions.append(_image("COVERAGE", exposure.coverage, wcs_cards, compress, {}))
     for name, plane in (planes or {}).items():
         extensions.append(_image(name.upper(), plane, wcs_cards, compress, {}))
     extensions.extend(more)

@@ -129,14 +129,15 @@ def write_registered(
     registration: Registration,
     path: str | Path,
     *,
-    resampled: bool,
+    resampled: str | None,
     convention: str = "SIP",
     inputs: Sequence[str],
     overwrite: bool = False,
 ) -> Path:
     """Write the source with the WCS that registration gives it, or resampled onto the template's grid.
 
-    Without a template the registration is one to the sky, and has its own WCS.
+    `resampled` is the method of `skyloom.resample`, None for the pixels as they are. Without a template the
+    registration is one to the sky, and has its own WCS.
 
     Raises
     ------
@@ -147,8 +148,8 @@ def write_registered(
     from skyloom.registration import registered_header, registration_wcs
     from skyloom.resampling import resample
 
-    if resampled and template is not None:
-        result = resample(source, registration.template_to_source, template.shape, wcs=template.wcs)
+    if resampled is not None and template is not None:
+        result = resample(source, registration.template_to_source, template.shape, method=resampled, wcs=template.wcs)
     elif template is not None and template.wcs is None:
         raise WcsError(
             f"{template.name} has no WCS, so none can be made for {source.name}. Resample the pixels instead "

@@ -9,14 +9,16 @@ import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
 from skyloom.errors import InputError
+from skyloom.resampling.spline import DEGREES, cardinal_spline
 
 HALF_WIDTHS = {"bilinear": 1, "cubic": 2, "lanczos3": 3, "lanczos4": 4, "lanczos5": 5, "poly3": 2, "poly5": 3}
+HALF_WIDTHS |= dict.fromkeys(DEGREES, 5)
 """Half width of each kernel in pixels; a kernel has twice as many taps along an axis."""
 
 # Degrees of w_k / (t (1 - t)). Lanczos: error of the weights below 1e-8 (float32 rounds at 6e-8) and 5e-13; found by
 # comparison with the closed form.
 _LANCZOS_DEGREE = {np.dtype(np.float32): 9, np.dtype(np.float64): 15}
-_DEGREE = {"bilinear": 0, "cubic": 1, "poly3": 1, "poly5": 3}
+_DEGREE = {"bilinear": 0, "cubic": 1, "poly3": 1, "poly5": 3, "spline3": 1, "spline5": 3}
 
 
 def kernel_weight(method: str, distance: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -24,10 +26,11 @@ def kernel_weight(method: str, distance: npt.ArrayLike) -> npt.NDArray[np.float6
 
     Parameters
     ----------
-    method : {'bilinear', 'cubic', 'lanczos3', 'lanczos4', 'lanczos5', 'poly3', 'poly5'}
+    method : {'bilinear', 'cubic', 'lanczos3', 'lanczos4', 'lanczos5', 'poly3', 'poly5', 'spline3', 'spline5'}
         'bilinear' is 1 - abs(u); 'cubic' the cubic convolution of Keys (1981, IEEE Trans. ASSP 29, 1153, eq.
         15); 'lanczosN' sinc(u) sinc(u / N) (Duchon 1979, J. Appl. Meteor. 18, 1016), for abs(u) < N; 'polyN' the
-        polynomial of degree N through the N + 1 nearest pixels (Everett's formula with central differences).
+        polynomial of degree N through the N + 1 nearest pixels (Everett's formula with central differences);
+        'splineN' the cardinal spline of degree N, cut at 5 pixels, where its values are below 7e-4 (N = 3) or 6e-3.
     distance : array_like
         Distances u from the position to pixel centres, in pixels.
 
@@ -52,6 +55,8 @@ def kernel_weight(method: str, distance: npt.ArrayLike) -> npt.NDArray[np.float6
         weight = 1 - u
     elif method == "cubic":
         weight = np.where(u < 1, (1.5 * u - 2.5) * u**2 + 1, ((-0.5 * u + 2.5) * u - 4) * u + 2)
+    elif method in DEGREES:
+        weight = cardinal_spline(u, DEGREES[method])
     elif method.startswith("poly"):
         weight = _lagrange_weight(u, half)
     else:
@@ -81,12 +86,14 @@ def tap_weights(method: str, fraction: npt.ArrayLike) -> npt.NDArray[np.float64]
     Returns
     -------
     ndarray of float64, shape (n, taps)
-        Weights of the pixels floor(x) - taps/2 + 1 ... floor(x) + taps/2; each row sums to 1.
+        Weights of the pixels floor(x) - taps/2 + 1 ... floor(x) + taps/2; each row sums to 1. What the cut tails of a
+        spline leave is shared by all taps, which keeps the weights polynomials and their squares right.
     """
     fraction = np.atleast_1d(np.asarray(fraction, np.float64))
     half = HALF_WIDTHS.get(method, 1)
     weights = kernel_weight(method, fraction[:, None] - np.arange(1 - half, half + 1))
-    return weights / weights.sum(axis=1, keepdims=True)
+    total = weights.sum(axis=1, keepdims=True)
+    return weights + (1 - total) / (2 * half) if method in DEGREES else weights / total
 
 
 @cache

@@ -47,6 +47,7 @@ def resample_by_area(
         data=np.zeros((ny, nx), exposure.data.dtype),
         variance=None if exposure.variance is None else np.ones((ny, nx), exposure.data.dtype),
         mask=np.full((ny, nx), MaskBit.NO_DATA, np.uint32),
+        coverage=np.zeros((ny, nx), np.float32),
         psf=None,
         saturation=None,
     )
@@ -89,6 +90,7 @@ def resample_by_area(
         data=(scale * data).astype(part.dtype),
         variance=None if exposure.variance is None else (scale**2 * squares[0]).astype(part.dtype),
         mask=mask,
+        coverage=np.where(lost <= _ROUNDING, 1.0, 1 - lost),
         correlation=exposure.correlation / (min(gain.mean(dtype=float), 1.0) if len(gain) else 1.0),
     )
 
