@@ -163,6 +163,7 @@ def convolve_varying(
     rows: tuple[int, int],
     linear: bool = False,
     constant_square: bool = False,
+    square_margin: int = 0,
 ) -> None: ...
 
 # delta

@@ -3,6 +3,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <tuple>
@@ -31,7 +32,8 @@ void convolve_varying(Plane data, std::optional<Plane> variance, std::optional<P
                       std::tuple<double, double> centre, std::tuple<double, double> scale, OutPlane out,
                       std::optional<OutPlane> out_variance, std::optional<OutPlane> out_lost,
                       std::optional<OutPlane> out_kept, std::int64_t columns,
-                      std::tuple<std::int64_t, std::int64_t> rows, bool linear, bool constant_square) {
+                      std::tuple<std::int64_t, std::int64_t> rows, bool linear, bool constant_square,
+                      int square_margin) {
   const auto [row_start, row_stop] = rows;
   const auto ky = static_cast<std::int64_t>(kernel.shape(1)), kx = static_cast<std::int64_t>(kernel.shape(2));
   const auto height = static_cast<std::int64_t>(out.shape(0)), width = static_cast<std::int64_t>(out.shape(1));
@@ -42,6 +44,7 @@ void convolve_varying(Plane data, std::optional<Plane> variance, std::optional<P
   need(static_cast<std::int64_t>(data.shape(0)) == height + ky - 1 &&
            static_cast<std::int64_t>(data.shape(1)) == width + kx - 1,
        "data must be the output's shape padded by half the kernel on each side");
+  need(0 <= square_margin && 2 * square_margin < std::min(ky, kx), "square_margin must leave a pixel");
   need(0 < columns && columns <= width, "columns outside of the output");
   need(0 <= row_start && row_start <= row_stop && row_stop <= height, "rows outside of the output");
   need(variance.has_value() == out_variance.has_value(), "variance and out_variance go together");
@@ -55,7 +58,7 @@ void convolve_varying(Plane data, std::optional<Plane> variance, std::optional<P
   const skyloom::VaryingKernel varying{kernel.data(),       static_cast<int>(ky), static_cast<int>(kx),
                                        order,               std::get<0>(centre),  std::get<0>(scale),
                                        std::get<1>(centre), std::get<1>(scale),
-                                       linear,              constant_square};
+                                       linear,              constant_square,     square_margin};
   const skyloom::ConvolvePlanes planes{data.data(),
                                        variance ? variance->data() : nullptr,
                                        usable ? usable->data() : nullptr,
@@ -75,6 +78,6 @@ void convolve_varying(Plane data, std::optional<Plane> variance, std::optional<P
 void bind_convolve(nb::module_& m) {
   m.def("convolve_varying", &convolve_varying, "data"_a, "variance"_a.none(), "usable"_a.none(), "kernel"_a, "order"_a,
         "centre"_a, "scale"_a, "out"_a, "out_variance"_a.none(), "out_lost"_a.none(), "out_kept"_a.none(), "columns"_a, "rows"_a,
-        "linear"_a = false, "constant_square"_a = false,
+        "linear"_a = false, "constant_square"_a = false, "square_margin"_a = 0,
         "Convolve some rows with a kernel that is a polynomial of position; see skyloom.convolution.");
 }

@@ -44,7 +44,7 @@ struct Taps {
   std::vector<double> sum;      // [count]
   std::vector<float> by_row;    // [order + 1][count]: sum_j Y^j planes[ij]
   std::vector<float> taylor;    // [order + 1][count]
-  std::vector<float> squared;   // [2][count]: K^2 and its derivative by t
+  std::vector<float> squared;   // [2][those within the margin]: K^2 and its derivative by t
   std::vector<float> absolute;  // [order + 1][count]: |K|, where no tap changes its sign within the block
 
   Taps(int n, int order)
@@ -84,18 +84,26 @@ SKYLOOM_INLINE void expand_terms(double X, int n, const float* __restrict by_row
   if constexpr (K < ORDER) expand_terms<ORDER, K + 1>(X, n, by_row, taylor);
 }
 
+SKYLOOM_INLINE void multiply(int n, float factor, const float* a, const float* b, float* __restrict to) {
+  for (int tap = 0; tap < n; ++tap) to[tap] = factor * a[tap] * b[tap];
+}
+
+// K^2 and, unless it is to be constant, its derivative by t, within the margin.
+SKYLOOM_INLINE void square(const VaryingKernel& kernel, bool constant, Taps& taps) {
+  const int margin = kernel.square_margin, width = kernel.kx - 2 * margin, height = kernel.ky - 2 * margin;
+  for (int v = 0; v < height; ++v) {
+    const float* k0 = taps.taylor.data() + (v + margin) * kernel.kx + margin;
+    float* to = taps.squared.data() + v * width;
+    multiply(width, 1.0f, k0, k0, to);
+    if (!constant) multiply(width, 2.0f, k0, k0 + taps.count, to + width * height);
+  }
+}
+
 // Taylor coefficients about X of K, and of K^2 to first order.
 template <int ORDER>
-SKYLOOM_INLINE void expand_x(double X, Taps& taps) {
-  const int n = taps.count;
-  expand_terms<ORDER, 0>(X, n, taps.by_row.data(), taps.taylor.data());
-  const float* k0 = taps.taylor.data();
-  float* __restrict squared = taps.squared.data();
-  for (int tap = 0; tap < n; ++tap) squared[tap] = k0[tap] * k0[tap];
-  if constexpr (ORDER > 0) {
-    const float* k1 = k0 + n;
-    for (int tap = 0; tap < n; ++tap) squared[n + tap] = 2.0f * k0[tap] * k1[tap];
-  }
+SKYLOOM_INLINE void expand_x(const VaryingKernel& kernel, double X, Taps& taps) {
+  expand_terms<ORDER, 0>(X, taps.count, taps.by_row.data(), taps.taylor.data());
+  square(kernel, ORDER == 0, taps);
 }
 
 // to[tap] = sum_i factor[i] by_row[i][tap]
@@ -111,14 +119,11 @@ SKYLOOM_INLINE void combine_rows(int n, const float* __restrict by_row, const fl
   }
 }
 
-SKYLOOM_INLINE void multiply(int n, float factor, const float* a, const float* b, float* __restrict to) {
-  for (int tap = 0; tap < n; ++tap) to[tap] = factor * a[tap] * b[tap];
-}
-
 // K and K^2 around X as `expand_x` leaves them, but of K only the line that is nearest to it for |t| <= T: powers of t are
 // Chebyshev polynomials, of which the first two are kept: t^2 = T^2 / 2 + .., t^3 = 3/4 T^2 t + .., t^4 = 3/8 T^4 + ...
 template <int ORDER>
-SKYLOOM_INLINE void expand_line(double X, double T, bool constant_square, Taps& taps) {
+SKYLOOM_INLINE void expand_line(const VaryingKernel& kernel, double X, Taps& taps) {
+  const double T = kBlock / 2 / kernel.x_scale;
   const double even[5] = {1.0, 0.0, T * T / 2, 0.0, 0.375 * T * T * T * T}, odd[5] = {0.0, 1.0, 0.0, 0.75 * T * T, 0.0};
   float level[ORDER + 1], slope[ORDER + 1];
   for (int i = 0; i <= ORDER; ++i) {
@@ -134,8 +139,7 @@ SKYLOOM_INLINE void expand_line(double X, double T, bool constant_square, Taps& 
   const int n = taps.count;
   combine_rows<ORDER>(n, taps.by_row.data(), level, taps.taylor.data());
   combine_rows<ORDER>(n, taps.by_row.data(), slope, taps.taylor.data() + n);
-  multiply(n, 1.0f, taps.taylor.data(), taps.taylor.data(), taps.squared.data());
-  if (!constant_square) multiply(n, 2.0f, taps.taylor.data(), taps.taylor.data() + n, taps.squared.data() + n);
+  square(kernel, kernel.constant_square, taps);
 }
 
 // |K| around the middle of a block: that of K, with the signs that its taps have in the middle.
@@ -337,7 +341,7 @@ SKYLOOM_INLINE void convolve_rows(const VaryingKernel& kernel, const ConvolvePla
     if (row_start + r < row_stop) unusable.emplace_back(planes, ky, row_start + r);
     if constexpr (ORDER == 0) {
       collapse_y<0>(kernel, 0.0, taps[r]);
-      expand_x<0>(0.0, taps[r]);
+      expand_x<0>(kernel, 0.0, taps[r]);
     }
   }
   for (std::int64_t y = row_start; y < row_stop; y += kGroup) {
@@ -352,9 +356,9 @@ SKYLOOM_INLINE void convolve_rows(const VaryingKernel& kernel, const ConvolvePla
         const double X = (middle - kernel.x_centre) / kernel.x_scale;
         for (int r = 0; r < count; ++r) {
           if (ORDER > 1 && kernel.linear)
-            expand_line<ORDER>(X, kBlock / 2 / kernel.x_scale, kernel.constant_square, taps[r]);
+            expand_line<ORDER>(kernel, X, taps[r]);
           else
-            expand_x<ORDER>(X, taps[r]);
+            expand_x<ORDER>(kernel, X, taps[r]);
         }
         for (int lane = 0; lane < kBlock; ++lane) t[lane] = static_cast<float>((x + lane - middle) / kernel.x_scale);
       }
@@ -366,12 +370,13 @@ SKYLOOM_INLINE void convolve_rows(const VaryingKernel& kernel, const ConvolvePla
         convolve_block<LANES, ORDER + 1>(planes.data + in, planes.stride, taylor, ky, kx, t, planes.out + out,
                                          planes.width, count, columns);
       if (planes.variance != nullptr) {
-        const float* from = planes.variance + in;
+        const int margin = kernel.square_margin, rows = ky - 2 * margin, wide = kx - 2 * margin;
+        const float* from = planes.variance + in + margin * (planes.stride + 1);
         float* to = planes.out_variance + out;
         if (ORDER == 0 || kernel.constant_square)
-          convolve_block<LANES, 1>(from, planes.stride, squared, ky, kx, t, to, planes.width, count, columns);
+          convolve_block<LANES, 1>(from, planes.stride, squared, rows, wide, t, to, planes.width, count, columns);
         else
-          convolve_block<LANES, 2>(from, planes.stride, squared, ky, kx, t, to, planes.width, count, columns);
+          convolve_block<LANES, 2>(from, planes.stride, squared, rows, wide, t, to, planes.width, count, columns);
       }
       if (planes.usable != nullptr)
         for (int r = 0; r < count; ++r) {

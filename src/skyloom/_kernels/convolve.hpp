@@ -18,6 +18,7 @@ struct VaryingKernel {
   double x_centre, x_scale, y_centre, y_scale;
   bool linear = false;          // within a block, K is taken to be linear in x: what is left out is spread evenly
   bool constant_square = false; // within a block, K^2 is taken to be constant
+  int square_margin = 0;        // K^2 is taken to be 0 in so many rows and columns along each side
 };
 
 // Input planes are padded by half the kernel on each side, `stride` floats a row, 0 where unusable. Output planes have

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.polynomial.hermite import hermvander
 
 from skyloom.exposure import FloatArray
 
@@ -32,7 +34,7 @@ class KernelBasis:
 
     filters: Float64Array
     mix: Float64Array
-    _cache: dict[tuple[int, int], tuple[Float64Array, list[Float64Array], Float64Array]] = field(
+    _cache: dict[tuple[int, int, np.dtype[Any]], tuple[FloatArray, list[FloatArray], FloatArray]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -50,12 +52,13 @@ class KernelBasis:
         raw = self.filters[:, 0, :, None] * self.filters[:, 1, None, :]
         return np.tensordot(self.mix, raw, axes=1)
 
-    def convolve(self, stamp: FloatArray) -> Float64Array:
+    def convolve(self, stamp: FloatArray) -> FloatArray:
         """Convolve one stamp with all functions.
 
         Parameters
         ----------
         stamp : ndarray, shape (ny + 2 half, nx + 2 half)
+            float32 or float64: that is the precision of the sums.
 
         Returns
         -------
@@ -63,31 +66,34 @@ class KernelBasis:
             Only the part that no border touches.
         """
         ny, nx = (side - 2 * self.half for side in stamp.shape)
-        along_x, along_y, mix = self._bands(ny, nx)
-        rows = (stamp.astype(np.float64) @ along_x).reshape(len(stamp), -1, nx)
+        along_x, along_y, mix = self._bands(ny, nx, stamp.dtype.newbyteorder("="))
+        rows = (stamp @ along_x).reshape(len(stamp), -1, nx)
         raw = np.concatenate([bands @ rows[:, k] for k, bands in enumerate(along_y)])
         return (mix @ raw.reshape(mix.shape[1], -1)).reshape(len(mix), ny, nx)
 
-    def _bands(self, ny: int, nx: int) -> tuple[Float64Array, list[Float64Array], Float64Array]:
+    def _bands(self, ny: int, nx: int, dtype: np.dtype[Any]) -> tuple[FloatArray, list[FloatArray], FloatArray]:
         """Return the filters as band matrices for stamps of one size: out[x] = sum_u f[u] in[x - u + half].
 
         Shape (nx + 2 half, n_x nx) for the n_x different filters along x; for each of them, those along y that go with
         it, (m ny, ny + 2 half); and `mix`, its columns in this order.
         """
-        if (ny, nx) not in self._cache:
+        if (ny, nx, dtype) not in self._cache:
             width = 2 * self.half + 1
-            filters, index = np.unique(self.filters[:, 1], axis=0, return_inverse=True)
+            # wings far below all rounding would be denormal numbers, which are slow
+            least = np.finfo(dtype).eps ** 2 * np.abs(self.filters).max(axis=2, keepdims=True)
+            factors = np.where(np.abs(self.filters) > least, self.filters, 0.0)
+            filters, index = np.unique(factors[:, 1], axis=0, return_inverse=True)
             columns = np.lib.stride_tricks.sliding_window_view(np.eye(nx + width - 1), width, axis=1)
             along_x = np.tensordot(columns, filters[:, ::-1], axes=(2, 1)).transpose(0, 2, 1)
             rows = np.lib.stride_tricks.sliding_window_view(np.eye(ny + width - 1), width, axis=1)
-            along_y = np.tensordot(self.filters[:, 0, ::-1], rows, axes=(1, 2)).transpose(0, 2, 1)
+            along_y = np.tensordot(factors[:, 0, ::-1], rows, axes=(1, 2)).transpose(0, 2, 1)
             members = [np.flatnonzero(index.reshape(-1) == k) for k in range(len(filters))]
-            self._cache[ny, nx] = (
-                along_x.reshape(nx + width - 1, -1),
-                [along_y[which].reshape(-1, ny + width - 1) for which in members],
-                self.mix[:, np.concatenate(members)],
+            self._cache[ny, nx, dtype] = (
+                along_x.reshape(nx + width - 1, -1).astype(dtype),
+                [along_y[which].reshape(-1, ny + width - 1).astype(dtype) for which in members],
+                self.mix[:, np.concatenate(members)].astype(dtype),
             )
-        return self._cache[ny, nx]
+        return self._cache[ny, nx, dtype]
 
 
 @dataclass(frozen=True)
@@ -113,17 +119,18 @@ class DeltaBasis:
 
 
 def gaussian_basis(sigmas: tuple[float, ...], orders: tuple[int, ...], half: int) -> KernelBasis:
-    """Build the basis from the widths of the Gaussians (pixels) and the degrees of their polynomials."""
+    """Build the basis from the widths of the Gaussians (pixels) and the degrees of their polynomials.
+
+    The filters are Hermite functions, H_p(u / sigma) G(u): of the same span as u^p G(u) but orthogonal, so that few
+    digits cancel when they are combined.
+    """
     axis = np.arange(-half, half + 1.0)
     filters = []
     for sigma, order in zip(sigmas, orders, strict=True):
         gauss = np.exp(-0.5 * (axis / sigma) ** 2)
         gauss /= gauss.sum()
-        filters += [
-            ((axis / sigma) ** q * gauss, (axis / sigma) ** p * gauss)
-            for p in range(order + 1)
-            for q in range(order + 1 - p)
-        ]
+        hermite = hermvander(axis / sigma, order).T * gauss
+        filters += [(hermite[q], hermite[p]) for p in range(order + 1) for q in range(order + 1 - p)]
     raw_filters = np.array(filters)
     raw = raw_filters[:, 0, :, None] * raw_filters[:, 1, None, :]
     sums = raw.sum(axis=(1, 2))

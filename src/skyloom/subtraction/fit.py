@@ -146,7 +146,7 @@ class KernelFit:
 def load_stamp(images: FitInput, star: Candidate, background_order: int) -> Stamp:
     """Cut one stamp and convolve it with all basis functions."""
     x, y, half, reach = star.x, star.y, images.half, images.half + images.basis.half
-    convolved = images.basis.convolve(cut(images.source.data, x, y, reach))
+    convolved = images.basis.convolve(cut(images.source.data, x, y, reach).astype(np.float64))
     axis = np.arange(-half, half + 1)
     columns, rows = np.broadcast_arrays(x + axis[None, :], y + axis[:, None])
     background = images.monomials(columns, rows, background_order)

@@ -121,32 +121,17 @@ def normal_matrix(model: Model, terms: Float64Array, grams: Float64Array) -> Flo
         Monomials of `model.spatial_order` at each stamp.
     grams : ndarray, shape (n_stamps, m, m)
     """
-    blocks = model.blocks(terms)
-    full: list[list[Float64Array]] = [[] for _ in blocks]
-    for i, (index_i, phi_i) in enumerate(blocks):
-        full[i] += [full[j][i].T for j in range(i)]
-        for index_j, phi_j in blocks[i:]:
-            gram = grams[:, index_i][:, :, index_j].reshape(len(terms), -1)
-            products, place = _monomial_products(phi_i, phi_j, model.spatial_order)
-            block = (products.T @ gram)[place]
-            block = block.reshape(phi_i.shape[1], phi_j.shape[1], len(index_i), len(index_j))
-            full[i].append(block.transpose(2, 0, 3, 1).reshape(len(index_i) * phi_i.shape[1], -1))
-    return np.block(full)
-
-
-def _monomial_products(
-    phi_i: Float64Array, phi_j: Float64Array, order: int
-) -> tuple[Float64Array, npt.NDArray[np.intp]]:
-    """Return the different ones among products of two monomials (n_stamps, n), and which of them each pair has.
-
-    Most come twice or more: X Y = X * Y = Y * X = 1 * XY.
-    """
-    if 1 in (phi_i.shape[1], phi_j.shape[1]):
-        return phi_i * phi_j, np.arange(phi_i.shape[1] * phi_j.shape[1])
-    powers = np.array(exponents(order))
-    sums = (powers[:, None] + powers[None, :]).reshape(-1, 2)
-    _, first, place = np.unique(sums, axis=0, return_index=True, return_inverse=True)
-    return phi_i[:, first // len(powers)] * phi_j[:, first % len(powers)], place.ravel()
+    powers = np.array(exponents(model.spatial_order))
+    pairs = (powers[:, None] + powers[None, :]).reshape(-1, 2)
+    # most products of two monomials come twice or more: X Y = X * Y = Y * X = 1 * XY
+    _, first, place = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    n, m = len(powers), grams.shape[1]
+    products = terms[:, first // n] * terms[:, first % n]
+    sums = (products.T @ grams.reshape(len(terms), -1)).reshape(-1, m, m)
+    full = sums[place.ravel()].reshape(n, n, m, m).transpose(2, 0, 3, 1).reshape(m * n, m * n)
+    kept = np.concatenate([np.add.outer(n * np.array(index), np.arange(phi.shape[1])).ravel()
+                           for index, phi in model.blocks(terms)])  # fmt: skip
+    return full[np.ix_(kept, kept)]
 
 
 def normal_vector(model: Model, terms: Float64Array, moments: Float64Array) -> Float64Array:

@@ -32,9 +32,10 @@ def check_kernel(kernel: SpatialKernel, shape: tuple[int, int]) -> None:
         The kernel cannot be right.
     """
     ny, nx = shape
+    polynomial = kernel.polynomial
     for y in np.linspace(0, ny - 1, _GRID):
         for x in np.linspace(0, nx - 1, _GRID):
-            image = kernel.image_at(x, y)
+            image = polynomial.image_at(x, y)
             total, absolute = float(image.sum()), float(np.abs(image).sum())
             if np.isfinite(absolute) and total > 0 and absolute <= _MOST_RINGING * total:
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,12 +42,12 @@ class Side:
         Less a pedestal; 0 where bad.
     bad : ndarray of bool
     variance : callable
-        (rows, columns) -> variance of that part, float32; both are slices.
+        (rows, columns) -> variance of that part, float32; both are slices, or arrays that broadcast.
     """
 
     data: npt.NDArray[np.float32]
     bad: BoolArray
-    variance: Callable[[slice, slice], Float32Array]
+    variance: Callable[[Any, Any], Float32Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,35 +113,39 @@ class _Fit:
         self.grams, self.moments = np.zeros((count, n, n)), np.zeros((count, n))
         rows = np.arange(count)
         self.take_next(rows)
-        # the first fit, on every other pixel, is only there to find the weights of the second
+        # the first fit, on every fourth pixel, is only there to find the weights of the second
         self.sum_up(rows, 2 if self.weighted else 1)
 
     def take_next(self, rows: npt.NDArray[np.intp]) -> None:
         """Load the next sub-stamp of these stamps."""
         for k in rows:
             self.stars[k], self.waiting[k] = self.waiting[k][0], self.waiting[k][1:]
-        map_bands(self._load, rows)
-
-    def _load(self, k: int) -> None:
-        """Cut one sub-stamp, and convolve it with all functions."""
-        star, half, reach = self.stars[k], self.options.rss, self.options.rss + self.basis.half
-        box, wide = ((slice(star.y - h, star.y + h + 1), slice(star.x - h, star.x + h + 1)) for h in (half, reach))
-        inner = (slice(self.basis.half, -self.basis.half),) * 2
-        planes, n = self.planes[k], len(self.basis)
-        planes[:n] = self.basis.convolve(self.source.data[wide]).reshape(n, -1)
-        x, y = np.arange(star.x - half, star.x + half + 1), np.arange(star.y - half, star.y + half + 1)
-        background = monomials(x[None, :], y[:, None], self.options.bgo, self.region.centre, self.region.scale)
-        planes[n:-1] = background.reshape(len(background), -1)
-        planes[-1] = self.target.data[box].ravel()
-        self.target_variance[k] = self.target.variance(*box).ravel()
-        self.source_variance[k] = self.source.variance(*wide)
+        if not len(rows):
+            return
+        half, reach = self.options.rss, self.options.rss + self.basis.half
+        x, y = (np.array([getattr(self.stars[k], axis) for k in rows]) for axis in "xy")
+        box, wide = (_boxes(x, y, h) for h in (half, reach))
+        inner = (slice(None), *(slice(self.basis.half, -self.basis.half),) * 2)
+        background = monomials(box[1], box[0], self.options.bgo, self.region.centre, self.region.scale)
+        n = len(self.basis)
+        self.planes[rows, n:-1] = background.reshape(len(background), len(rows), -1).transpose(1, 0, 2)
+        self.planes[rows, -1] = self.target.data[box].reshape(len(rows), -1)
+        self.target_variance[rows] = self.target.variance(*box).reshape(len(rows), -1)
+        variance = self.source.variance(*wide)
+        self.source_variance[rows] = variance
         # before there is a kernel, the source's noise is taken as it is
-        self.convolved_variance[k], self.gain[k] = self.source_variance[k][inner].ravel(), 1.0
+        self.convolved_variance[rows], self.gain[rows] = variance[inner].reshape(len(rows), -1), 1.0
         if self.weighted:  # the middle half of the kernel holds nearly all of its weight
-            touched = dilate(self.source.bad[wide], (self.basis.half + 1) // 2)[inner]
-            self.usable[k] = ~(touched | self.target.bad[box]).ravel()
-        self.good[k] = self.usable[k]
-        self.signal[k] = 0
+            near = (self.basis.half + 1) // 2
+            touched = np.array([dilate(bad, near) for bad in self.source.bad[wide]])[inner]
+            self.usable[rows] = ~(touched | self.target.bad[box]).reshape(len(rows), -1)
+        self.good[rows], self.signal[rows] = self.usable[rows], 0
+        stamps = self.source.data[wide]
+
+        def convolve(number: int) -> None:
+            self.planes[rows[number], :n] = self.basis.convolve(stamps[number]).reshape(n, -1)
+
+        map_bands(convolve, range(len(rows)))
 
     @property
     def variance(self) -> Float32Array:
@@ -254,6 +259,12 @@ class _Fit:
         needed, left = len(exponents(max(self.options.ko, self.options.bgo))), int(self.alive.sum())
         if left < needed:
             raise too_few(self.region, left, len(self.alive) - left, needed)
+
+
+def _boxes(x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], half: int) -> tuple[Any, Any]:
+    """Return the index of the boxes around (x, y): rows (n, side, 1) and columns (n, 1, side)."""
+    axis = np.arange(-half, half + 1)
+    return (y[:, None] + axis)[:, :, None], (x[:, None] + axis)[:, None, :]
 
 
 def too_few(region: Region, found: int, rejected: int, needed: int) -> TooFewStampsError:

@@ -78,8 +78,11 @@ class Plane:
     sky_variance: float
     name: str = field(default="image")
 
-    def variance(self, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
-        """Return the variance of a part: noise^2, or |data| / gain + (read noise / gain)^2 as in HOTPANTS."""
+    def variance(self, rows: Any, columns: Any) -> npt.NDArray[np.float32]:
+        """Return the variance of a part (slices, or arrays that broadcast).
+
+        It is noise^2, or |data| / gain + (read noise / gain)^2 as in HOTPANTS.
+        """
         if self.noise is not None:
             variance = self.noise[rows, columns].astype(np.float32)
             np.square(variance, out=variance)

@@ -22,6 +22,7 @@ _MODE_SHARE = 0.1  # the mode is the middle of the shortest interval with this s
 _QUARTILES = 1.35  # distance of the quartiles of a Gaussian, in standard deviations
 _FIRST = 300  # bright pixels of a stamp that are looked at first
 _LEAST_USABLE = 0.5  # share of a sub-stamp
+_NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
 
 
 @dataclass(frozen=True)
@@ -220,17 +221,17 @@ def _peaks(data: npt.NDArray[np.float32], good: BoolArray, floor: float, upper: 
     """Yield pixels (x, y) above the floor that none of their eight neighbours exceeds, brightest first."""
     ny, nx = data.shape
     pixels = np.flatnonzero(data > floor)
-    order = np.argsort(-data.ravel()[pixels], kind="stable")
+    values = data.ravel()[pixels]
+    fit = (values < upper) & good.ravel()[pixels]
+    pixels = pixels[fit]
+    order = np.argsort(-values[fit], kind="stable")
     for some in (order[:_FIRST], order[_FIRST:]):  # the brightest are enough, as a rule
         y, x = np.divmod(pixels[some], nx)
-        value = data[y, x]
-        top = (value < upper) & good[y, x]
-        for dy in (-1, 0, 1):
-            row = np.minimum(np.maximum(y + dy, 0), ny - 1)
-            for dx in (-1, 0, 1):
-                if (dy, dx) != (0, 0):
-                    top &= data[row, np.minimum(np.maximum(x + dx, 0), nx - 1)] <= value
-        yield from zip(x[top].tolist(), y[top].tolist(), strict=True)
+        for dy, dx in _NEIGHBOURS:
+            row, column = np.minimum(np.maximum(y + dy, 0), ny - 1), np.minimum(np.maximum(x + dx, 0), nx - 1)
+            top = data[row, column] <= data[y, x]
+            y, x = y[top], x[top]
+        yield from zip(x.tolist(), y.tolist(), strict=True)
 
 
 def _add(
