@@ -24,7 +24,7 @@ struct DeltaGrid {
 
 // out[ij][a][a'] += sum_p weight(p) X^i Y^j R(p - a) R(p - a') over the rows [start, stop), for a' <= a (what is in the
 // other triangle is left undefined). X^i Y^j are taken at the middles of cells of cell x cell pixels, the first of which begins at
-// (0, start): the matrix is that of a kernel that varies in small steps. Sums run in float32 over up to 128 pixels, then in
+// (0, start): the matrix is that of a kernel that varies in small steps. Sums run in float32 within a cell, then in
 // float64. Pixels of weight 0 cost nothing.
 void delta_gram(const DeltaGrid& grid, const float* padded, const float* weight, int cell, std::int64_t start,
                 std::int64_t stop, double* out);

@@ -18,13 +18,20 @@ struct Lanes {
   typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
 };
 
+// Pixels are taken in segments, whose windows are stored in panels: blocks of rows (weighted) and of columns of the outer
+// product, pixel by pixel, so that what is read lies side by side.
+template <int LANES>
+struct Shape {
+  static constexpr int kRows = LANES == 16 ? 8 : 4;  // accumulators for the 32 (or 16) registers that there are
+  static constexpr int kColumns = 3 * LANES;
+};
+
 // out[r][c] += sum over pixels of left[pixel][r] right[pixel][c], for ROWS values of r and VECS * LANES of c.
 template <int LANES, int ROWS, int VECS>
-SKYLOOM_INLINE void outer_products(const float* left, const float* right, int width, int pixels, double* out,
-                                   std::int64_t out_stride) {
+SKYLOOM_INLINE void outer_products(const float* left, const float* right, int pixels, float* out, int out_stride) {
   using Vec = typename Lanes<LANES>::Vec;
   Vec sums[ROWS][VECS] = {};
-  for (int pixel = 0; pixel < pixels; ++pixel, left += width, right += width) {
+  for (int pixel = 0; pixel < pixels; ++pixel, left += Shape<LANES>::kRows, right += Shape<LANES>::kColumns) {
     Vec columns[VECS];
     for (int v = 0; v < VECS; ++v) std::memcpy(&columns[v], right + v * LANES, sizeof columns[v]);
     for (int r = 0; r < ROWS; ++r)
@@ -32,34 +39,23 @@ SKYLOOM_INLINE void outer_products(const float* left, const float* right, int wi
   }
   for (int r = 0; r < ROWS; ++r)
     for (int v = 0; v < VECS; ++v) {
-      const Vec sum = sums[r][v];  // a copy, so that `sums` need not lie in memory
-      float values[LANES];
-      std::memcpy(values, &sum, sizeof sum);
-      double* to = out + r * out_stride + v * LANES;
-      for (int lane = 0; lane < LANES; ++lane) to[lane] += values[lane];
+      Vec total;
+      std::memcpy(&total, out + r * out_stride + v * LANES, sizeof total);
+      total += sums[r][v];
+      std::memcpy(out + r * out_stride + v * LANES, &total, sizeof total);
     }
 }
 
+// The same for as many vectors as there are up to the diagonal, three at most.
 template <int LANES, int ROWS>
-SKYLOOM_INLINE void outer_rows(const float* left, const float* right, int width, int pixels, int row, double* out) {
-  double* to = out + static_cast<std::int64_t>(row) * width;
-  const int vectors = (row + ROWS - 1) / LANES + 1;  // up to the diagonal
-  int v = 0;
-  for (; v + 3 <= vectors; v += 3)
-    outer_products<LANES, ROWS, 3>(left + row, right + v * LANES, width, pixels, to + v * LANES, width);
-  if (vectors - v == 2)
-    outer_products<LANES, ROWS, 2>(left + row, right + v * LANES, width, pixels, to + v * LANES, width);
-  else if (vectors - v == 1)
-    outer_products<LANES, ROWS, 1>(left + row, right + v * LANES, width, pixels, to + v * LANES, width);
-}
-
-// The lower triangle of out[width][width] += left^T right. An odd kernel has 8 m + 1 taps: rows in eights, and one.
-template <int LANES>
-SKYLOOM_INLINE void lower_triangle(const float* left, const float* right, int width, int taps, int pixels, double* out) {
-  constexpr int kRows = LANES == 16 ? 8 : 4;  // accumulators for the 32 (or 16) registers that there are
-  int row = 0;
-  for (; row + kRows <= taps; row += kRows) outer_rows<LANES, kRows>(left, right, width, pixels, row, out);
-  for (; row < taps; ++row) outer_rows<LANES, 1>(left, right, width, pixels, row, out);
+SKYLOOM_INLINE void outer_panel(const float* left, const float* right, int pixels, int vectors, float* out,
+                                int out_stride) {
+  if (vectors >= 3)
+    outer_products<LANES, ROWS, 3>(left, right, pixels, out, out_stride);
+  else if (vectors == 2)
+    outer_products<LANES, ROWS, 2>(left, right, pixels, out, out_stride);
+  else
+    outer_products<LANES, ROWS, 1>(left, right, pixels, out, out_stride);
 }
 
 // Memory that begins at a cache line, so that no register is loaded from two of them.
@@ -75,67 +71,116 @@ struct Aligned {
   }
 };
 
-// The windows of some pixels, one after the other, each of `width` floats.
+template <int LANES>
 struct Windows {
-  int width;
+  static constexpr int kRows = Shape<LANES>::kRows, kColumns = Shape<LANES>::kColumns;
+  int taps, row_panels, column_panels;
   int pixels = 0;
-  Aligned plain, weighted;  // [pixel][width]
+  Aligned window, left, right;  // [tap], [panel][pixel][row], [panel][pixel][column]
 
-  explicit Windows(int n) : width(n), plain(kSegment * n), weighted(kSegment * n) {}
+  explicit Windows(int n)
+      : taps(n),
+        row_panels((n + kRows - 1) / kRows),
+        column_panels((n + kColumns - 1) / kColumns),
+        window(std::max(column_panels * kColumns, row_panels * kRows) + LANES),
+        left(row_panels * kSegment * kRows),
+        right(column_panels * kSegment * kColumns) {}
+
+  int stride() const { return column_panels * kColumns; }  // of a row of the outer product
 };
 
-SKYLOOM_INLINE void add_window(const DeltaGrid& grid, const float* corner, float weight, Windows& windows) {
-  float* plain = windows.plain.data + windows.pixels * windows.width;
-  float* weighted = windows.weighted.data + windows.pixels * windows.width;
-  for (int v = 0; v < grid.ky; ++v)
-    std::memcpy(plain + v * grid.kx, corner + v * grid.stride(), grid.kx * sizeof(float));
-  for (int tap = 0; tap < windows.width; ++tap) weighted[tap] = weight * plain[tap];
+template <int LANES>
+SKYLOOM_INLINE void add_window(const DeltaGrid& grid, const float* corner, std::int64_t stride, float weight,
+                               Windows<LANES>& windows) {
+  constexpr int kRows = Shape<LANES>::kRows, kColumns = Shape<LANES>::kColumns;
+  float* window = windows.window.data;
+  for (int v = 0; v < grid.ky; ++v)  // in whole registers: the next row comes over what is too much
+    for (int u = 0; u < grid.kx; u += LANES)
+      std::memcpy(window + v * grid.kx + u, corner + v * stride + u, LANES * sizeof(float));
+  float* right = windows.right.data + windows.pixels * kColumns;
+  for (int panel = 0; panel < windows.column_panels; ++panel, right += kSegment * kColumns)
+    std::memcpy(right, window + panel * kColumns, kColumns * sizeof(float));
+  float* left = windows.left.data + windows.pixels * kRows;
+  for (int panel = 0; panel < windows.row_panels; ++panel, left += kSegment * kRows)
+    for (int r = 0; r < kRows; ++r) left[r] = weight * window[panel * kRows + r];
   ++windows.pixels;
 }
 
+// The lower triangle of out += left^T right. An odd square kernel has 8 m + 1 taps: rows in eights, and one.
 template <int LANES>
-SKYLOOM_INLINE void empty(const DeltaGrid& grid, Windows& windows, double* cell_sums) {
-  lower_triangle<LANES>(windows.weighted.data, windows.plain.data, windows.width, grid.taps(), windows.pixels, cell_sums);
+SKYLOOM_INLINE void empty(Windows<LANES>& windows, float* out) {
+  constexpr int kRows = Shape<LANES>::kRows, kColumns = Shape<LANES>::kColumns;
+  const int stride = windows.stride();
+  for (int first = 0; first < windows.taps; first += kColumns) {
+    const float* right = windows.right.data + first * kSegment;
+    int row = first / kRows * kRows;
+    for (; row + kRows <= windows.taps; row += kRows)
+      outer_panel<LANES, kRows>(windows.left.data + row * kSegment, right, windows.pixels,
+                                (row + kRows - 1 - first) / LANES + 1, out + row * stride + first, stride);
+    for (int r = 0; row + r < windows.taps; ++r)
+      outer_panel<LANES, 1>(windows.left.data + row * kSegment + r, right, windows.pixels,
+                            (row + r - first) / LANES + 1, out + (row + r) * stride + first, stride);
+  }
   windows.pixels = 0;
 }
 
-// out[ij] += X^i Y^j cell_sums, and cell_sums = 0
-SKYLOOM_INLINE void add_cell(const DeltaGrid& grid, double X, double Y, int width, double* cell_sums, double* out) {
-  const std::int64_t n = grid.taps();
-  double x_power = 1.0;
-  for (int i = 0; i <= grid.order; ++i, x_power *= X) {
-    double power = x_power;
-    for (int j = 0; j <= grid.order - i; ++j, power *= Y, out += n * n)
-      for (std::int64_t r = 0; r < n; ++r)
-        for (std::int64_t c = 0; c <= r; ++c) out[r * n + c] += power * cell_sums[r * width + c];
+// out[ij] += sum over cells of X^i Y^j sums[cell], for a row of cells
+SKYLOOM_INLINE void add_cells(const DeltaGrid& grid, const std::vector<double>& X, double Y, int stride,
+                              const float* sums, double* out) {
+  const std::int64_t n = grid.taps(), count = X.size();
+  std::vector<double> total(n), power(count);
+  for (std::int64_t r = 0; r < n; ++r) {
+    std::fill(power.begin(), power.end(), 1.0);
+    double* to = out + r * n;
+    for (int i = 0; i <= grid.order; ++i) {
+      std::fill(total.begin(), total.begin() + r + 1, 0.0);
+      for (std::int64_t cell = 0; cell < count; ++cell) {
+        const float* from = sums + (cell * n + r) * stride;
+        for (std::int64_t c = 0; c <= r; ++c) total[c] += power[cell] * from[c];
+        power[cell] *= X[cell];
+      }
+      double y_power = 1.0;
+      for (int j = 0; j <= grid.order - i; ++j, y_power *= Y, to += n * n)
+        for (std::int64_t c = 0; c <= r; ++c) to[c] += y_power * total[c];
+    }
   }
-  std::fill(cell_sums, cell_sums + n * width, 0.0);
 }
 
 template <int LANES>
 SKYLOOM_INLINE void gram_rows_body(const DeltaGrid& grid, const float* padded, const float* weight, int cell,
                                    std::int64_t start, std::int64_t stop, double* out) {
-  const int width = (grid.taps() + 15) / 16 * 16;
-  Windows windows(width);
-  std::vector<double> cell_sums(static_cast<std::int64_t>(grid.taps()) * width);
-  for (std::int64_t top = start; top < stop; top += cell)
+  Windows<LANES> windows(grid.taps());
+  const std::int64_t size = static_cast<std::int64_t>(grid.taps()) * windows.stride();
+  Aligned sums(((grid.nx + cell - 1) / cell) * size);  // [cell of the row][tap][stride]
+  std::vector<double> X;
+  const std::int64_t room = cell + grid.kx - 1 + LANES;  // a row of the pixels that a cell needs, and a register
+  std::vector<float> pixels((cell + grid.ky - 1) * room);
+  for (std::int64_t top = start; top < stop; top += cell) {
+    const std::int64_t bottom = std::min(top + cell, stop);
+    X.clear();
     for (std::int64_t left = 0; left < grid.nx; left += cell) {
-      const std::int64_t bottom = std::min(top + cell, stop), right = std::min(left + cell, grid.nx);
+      const std::int64_t right = std::min(left + cell, grid.nx);
+      float* cell_sums = sums.data + static_cast<std::int64_t>(X.size()) * size;
+      for (std::int64_t y = top; y < bottom + grid.ky - 1; ++y)
+        std::memcpy(pixels.data() + (y - top) * room, padded + y * grid.stride() + left,
+                    (right - left + grid.kx - 1) * sizeof(float));
       bool any = false;
       for (std::int64_t y = top; y < bottom; ++y)
         for (std::int64_t x = left; x < right; ++x) {
           const float w = weight[y * grid.nx + x];
           if (w == 0.0f) continue;
+          if (!any) std::fill(cell_sums, cell_sums + size, 0.0f);
           any = true;
-          add_window(grid, padded + y * grid.stride() + x, w, windows);
-          if (windows.pixels == kSegment) empty<LANES>(grid, windows, cell_sums.data());
+          add_window(grid, pixels.data() + (y - top) * room + x - left, room, w, windows);
+          if (windows.pixels == kSegment) empty(windows, cell_sums);
         }
       if (!any) continue;
-      if (windows.pixels > 0) empty<LANES>(grid, windows, cell_sums.data());
-      const double x = 0.5 * (left + right - 1), y = 0.5 * (top + bottom - 1);
-      add_cell(grid, (x - grid.x_centre) / grid.x_scale, (y - grid.y_centre) / grid.y_scale, width, cell_sums.data(),
-               out);
+      if (windows.pixels > 0) empty(windows, cell_sums);
+      X.push_back((0.5 * (left + right - 1) - grid.x_centre) / grid.x_scale);
     }
+    const double Y = (0.5 * (top + bottom - 1) - grid.y_centre) / grid.y_scale;
+    if (!X.empty()) add_cells(grid, X, Y, windows.stride(), sums.data, out);
+  }
 }
 
 SKYLOOM_DISPATCH_LANES(void, gram_rows,

@@ -8,7 +8,7 @@
 namespace skyloom {
 namespace {
 
-constexpr int kChunk = 32;  // columns that are worked on at once
+constexpr int kChunk = 64;  // columns that are worked on at once
 
 // A register of an instruction set that holds LANES floats, filled with T.
 template <int LANES, class T>
@@ -150,9 +150,11 @@ SKYLOOM_INLINE void correlate(const T* weights, const T* image, std::int64_t nx,
   }
   for (int k = 0; k < ROWS; ++k)
     for (int t = 0; t < TAPS; ++t) {
-      const Vec total = partial[k][t];
-      double value = 0.0;
-      for (int lane = 0; lane < kCount; ++lane) value += total[lane];
+      T lanes[kCount];
+      std::memcpy(lanes, &partial[k][t], sizeof lanes);
+      for (int half = kCount / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+      double value = lanes[0];
       for (std::int64_t rest = x; rest < nx; ++rest)
         value += static_cast<double>(weights[k * nx + rest]) * image[rest + t];
       sums[k * n + t] += value;

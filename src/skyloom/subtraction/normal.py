@@ -152,7 +152,7 @@ class Factored:
         scaled = matrix / self._scale[:, None] / self._scale[None, :]
         self._cholesky: Any = None
         try:
-            factor = scipy.linalg.cho_factor(scaled, lower=False)
+            factor = scipy.linalg.cho_factor(scaled, lower=False, check_finite=False)
         except np.linalg.LinAlgError:
             pass
         else:
@@ -167,7 +167,7 @@ class Factored:
         """Return the solution for one right-hand side."""
         scaled = vector / self._scale
         if self._cholesky is not None:
-            return scipy.linalg.cho_solve(self._cholesky, scaled) / self._scale
+            return scipy.linalg.cho_solve(self._cholesky, scaled, check_finite=False) / self._scale
         return (self._half_inverse @ (self._half_inverse.T @ scaled)) / self._scale
 
 

@@ -37,8 +37,9 @@ from skyloom.convolution import exponents
 
 Float64Array = npt.NDArray[np.float64]
 
-_BANDS = 16  # of rows, each of which has a matrix of its own until they are added up
-_CELLS, _LARGE, _CELLS_OF_LARGE = 64, 100, 16  # along the longer side of an image; for kernels of more taps than 100
+# along the longer side of an image; for kernels of more taps than 100
+_CELLS, _LARGE, _CELLS_OF_LARGE = 64, 100, 16
+_BANDS, _BANDS_OF_LARGE = 16, 4  # of rows, each of which has a matrix of its own until they are added up
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,8 @@ class Design:
         n, order = model.taps, 2 * model.kernel_order
         # each cell costs a pass over all polynomials' matrices, which for large kernels is more than its pixels do
         cell = max(4, -(-max(self.shape) // (_CELLS if n <= _LARGE else _CELLS_OF_LARGE)))
-        rows_of_band = cell * max(1, -(-self.shape[0] // (_BANDS * cell)))
+        bands = _BANDS if n <= _LARGE else _BANDS_OF_LARGE
+        rows_of_band = cell * max(1, -(-self.shape[0] // (bands * cell)))
 
         def band(rows: tuple[int, int]) -> Float64Array:
             out = np.zeros((len(exponents(order)), n, n))

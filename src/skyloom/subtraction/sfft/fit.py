@@ -21,9 +21,9 @@ log = logging.getLogger("skyloom.subtraction.sfft")
 
 # of the statistical errors: as accurate as weights, and the choice of pixels, need the fit to be
 _BEFORE_WEIGHING = 3.0
-_WHILE_CLIPPING = 0.1
+_WHILE_CLIPPING = 1.0
 _IN_THE_END = 3e-8
-_AS_GOOD = 5e-5  # a choice of pixels that differs by this part is none
+_AS_GOOD = 3e-4  # a choice of pixels that differs by this part is none
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class FitOptions:
         Sum the matrix anew after each clipping; the result is the same.
     log : callable, optional
         Is told how it goes.
+    accuracy : float
+        How near to the minimum the unknowns are brought, in units of their statistical errors, of all taken together.
     """
 
     model: DeltaModel
@@ -49,6 +51,7 @@ class FitOptions:
     max_iter: int = 5
     rebuild: bool = False
     log: Callable[[str], None] | None = None
+    accuracy: float = _IN_THE_END
 
     def __post_init__(self) -> None:
         if self.sigma_clip is not None and not self.sigma_clip >= 0:
@@ -153,7 +156,7 @@ class _Fitter:
             self.solver.correction = self.design.noise_product(
                 self.solver.x, self.weight, self.planes.template_variance
             )
-        self.solver.refine(_IN_THE_END)
+        self.solver.refine(self.options.accuracy)
         return DeltaFit(self.design, self.solver.x, self.solver.residual, self.weight > 0, self.n_iter)
 
     def need_enough(self, used: BoolArray) -> None:

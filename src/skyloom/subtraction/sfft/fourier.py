@@ -15,11 +15,15 @@ The kernel's sum is a constant of the field (`constant_ratio`) or varies like th
 delta_a - delta_0 for a != 0 (zero sum) and delta_0, only the coefficients of the latter are bound to the constant
 function.
 
-Weights would break the correlations. Pixels that are not to count are therefore *replaced* by the model of the step
-before: the expectation-maximisation algorithm for missing data (Dempster, Laird & Rubin 1977), whose fixed point is
-the least-squares solution over the other pixels. A step of it is one of the Richardson iteration with the matrix of
-all pixels, here sped up by conjugate directions. The border of w pixels counts as missing too, which makes the
-periodic boundary harmless.
+Weights would break the correlations, and so do pixels that are not to count: masked ones, those whose kernel reaches a
+masked one, and a border of w pixels, without which the periodic boundary would matter. Hu et al. replace them in both
+images, and solve once. Here the equations of the pixels that count are solved exactly, by conjugate gradients whose
+products A x and A^T u are made of transforms, too, and take the other pixels out; the matrix of images that fall to 0
+smoothly towards holes guides them (as preconditioner: Golub & Van Loan, Matrix Computations, algorithm 11.5.1). The
+fall is that of the square of the share of target pixels in a window of the kernel's size: with a sharper edge, or none,
+the rims of saturated stars, which hardly any target pixel sees, would rule the matrix. Where these rims rule the target
+pixels' equations too, no such guide is good; after some steps the matrix is then summed directly over the target
+pixels, with a kernel that is constant within cells (as in `skyloom.subtraction.sfft.design`), and takes over.
 
 All arrays are of one namespace, NumPy's or CuPy's; the code is the same.
 """
@@ -40,8 +44,9 @@ from skyloom.subtraction.sfft.planes import reach
 Float64Array = npt.NDArray[np.float64]
 Backend = Literal["auto", "cpu", "gpu"]
 
-_MOST_STEPS = 300
-_ACCURACY = 1e-6  # of the statistical errors
+_STEPS_BY_TRANSFORMS, _MOST_STEPS = 60, 200
+_CELLS = 16  # along the longer side, where the matrix is summed directly
+_ACCURACY = 1e-4  # of the statistical errors
 _ROUNDING = 1e-26
 
 
@@ -200,14 +205,14 @@ def subtract_fourier(
             f"Too few good pixels: the kernel of {side[0]} pixels reaches a bad one from everywhere."
         )
     levels = [float(xp.median(plane[target])) for plane in (science, template)]
-    system = _System(xp.where(good, template - levels[1], 0.0), options, xp, fft)
+    system = _System(xp.where(good, template - levels[1], 0.0), target, options, xp, fft)
     if int(target.sum()) <= system.size:
         raise TooFewPixelsError(
             f"Too few good pixels: {int(target.sum())} may be used and the model has {system.size} unknowns. Give a "
             "smaller "
             "kernel or fewer terms."
         )
-    x, steps = system.solve(xp.where(target, science - levels[0], 0.0), target)
+    x, steps = system.solve(xp.where(target, science - levels[0], 0.0))
     model = system.model(x)
     image = xp.where(xp.isfinite(science), science - levels[0] - model, 0.0)
     return FourierFit(image, model + levels[0], *system.parts(x), options, steps)
@@ -216,7 +221,7 @@ def subtract_fourier(
 class _System:
     """The normal equations for one template."""
 
-    def __init__(self, template: Any, options: FourierOptions, xp: Any, fft: Any) -> None:
+    def __init__(self, template: Any, target: Any, options: FourierOptions, xp: Any, fft: Any) -> None:
         self.xp: Any = xp
         self.fft, self.options = fft, options
         self.shape: tuple[int, int] = template.shape
@@ -229,18 +234,34 @@ class _System:
         self.taps = axis.size**2
         # shifts of a template's image: dy of the tap (dy, dx), row by row
         self.dy, self.dx = (xp.asarray(a.ravel()) for a in np.meshgrid(axis, axis, indexing="ij"))
-        self.transforms = [self._forward(self._term(self.kernel_axes, s) * template) for s in range(self.n_terms)]
-        self.mix = xp.asarray(_mix(self.n_terms, self.taps, options))
-        self.size = self.mix.shape[1] + self.n_flat
-        matrix = self._matrix()
+        self.transforms = self._transforms(template)
+        ratio = options.kernel.constant()[:, None] if options.constant_ratio else np.eye(self.n_terms)
+        self.ratio = xp.asarray(ratio)  # terms of the functions with which the kernel's sum varies
+        self.n_kernel = ratio.shape[1] + self.n_terms * (self.taps - 1)
+        self.size = self.n_kernel + self.n_flat
+        self.template, self.target = template, target
+        matrix = self._matrix(template, self._taper(target))
         unit = float(xp.mean(xp.diagonal(matrix)[: -self.n_flat]))
         if not unit > 0:
             raise SubtractionError("The template has no structure where it may be used; no kernel can be fitted.")
-        n = self.mix.shape[1]
         self.ridge = options.ridge * unit
+        self._guide_by(matrix)
+
+    def _guide_by(self, matrix: Any) -> None:
+        xp, n = self.xp, self.n_kernel
         matrix[xp.arange(n), xp.arange(n)] += self.ridge
         self.scale = 1 / xp.sqrt(xp.diagonal(matrix))
         self.inverse = xp.linalg.inv(matrix * self.scale[:, None] * self.scale[None, :])
+
+    def _transforms(self, template: Any) -> list[Any]:
+        return [self._forward(self._term(self.kernel_axes, s) * template) for s in range(self.n_terms)]
+
+    def _taper(self, target: Any) -> Any:
+        """Return the square of the share of a pixel's window that is target: smooth, and 0 in holes."""
+        box = self.xp.zeros(self.shape)
+        ny, nx = self.shape
+        box[self.dy % ny, self.dx % nx] = 1 / self.taps
+        return self._back(self._forward(target * 1.0) * self._forward(box)) ** 2
 
     def _term(self, axes: tuple[Any, ...], s: int) -> Any:
         return axes[1][s][:, None] * axes[0][s][None, :]
@@ -251,54 +272,107 @@ class _System:
     def _back(self, transform: Any) -> Any:
         return self.fft.irfft2(transform, s=self.shape)
 
-    def _matrix(self) -> Any:
+    def _matrix(self, template: Any, taper: Any) -> Any:
+        """Return A^T A of the tapered images, a guide to that of the target pixels."""
         xp, n = self.xp, self.taps
         ny, nx = self.shape
+        tapered = self._transforms(taper * template)
         raw = xp.empty((self.n_terms * n, self.n_terms * n))
         lag_y, lag_x = (d[None, :] - d[:, None] for d in (self.dy, self.dx))
         for s in range(self.n_terms):
             for t in range(s, self.n_terms):
                 # sum_p I_s(p - a) I_t(p - a') = sum_p I_s(p) I_t(p - (a' - a))
-                correlation = self._back(self.transforms[s] * xp.conj(self.transforms[t]))
+                correlation = self._back(tapered[s] * xp.conj(tapered[t]))
                 block = correlation[lag_y % ny, lag_x % nx]
                 raw[s * n : (s + 1) * n, t * n : (t + 1) * n] = block
                 raw[t * n : (t + 1) * n, s * n : (s + 1) * n] = block.T
-        flat = [self._term(self.flat_axes, q) for q in range(self.n_flat)]
-        cross = xp.stack([self._kernel_products(image) for image in flat], axis=1)
-        corner = (self.flat_axes[1] @ self.flat_axes[1].T) * (self.flat_axes[0] @ self.flat_axes[0].T)
-        cross = self.mix.T @ cross
-        return xp.concatenate(
-            [xp.concatenate([self.mix.T @ raw @ self.mix, cross], axis=1), xp.concatenate([cross.T, corner], axis=1)]
-        )
+        flat = [taper * self._term(self.flat_axes, q) for q in range(self.n_flat)]
+        cross = xp.stack([self._kernel_products(image, tapered) for image in flat], axis=1)
+        return self._whole(raw, cross, xp.stack([self._flat_products(taper * image) for image in flat], axis=1))
 
-    def _kernel_products(self, image: Any) -> Any:
-        """Return sum_p I_s(p - a) u(p) for all s and a."""
+    def _direct_matrix(self) -> Any:
+        """Return A^T A of the target pixels, summed directly, the kernel being constant within cells."""
+        xp, n = self.xp, self.taps
+        ny, nx = self.shape
+        cell = max(8, -(-max(ny, nx) // _CELLS))
+        terms, grams = [], []
+        cross: Any = 0.0
+        corner: Any = 0.0
+        for top in range(0, ny, cell):
+            for left in range(0, nx, cell):
+                y, x = xp.nonzero(self.target[top : top + cell, left : left + cell])
+                if y.size == 0:
+                    continue
+                y, x = y + top, x + left
+                windows = self.template[(y[:, None] - self.dy) % ny, (x[:, None] - self.dx) % nx]
+                flat = self.flat_axes[1][:, y] * self.flat_axes[0][:, x]
+                middle = min(top + cell // 2, ny - 1), min(left + cell // 2, nx - 1)
+                terms.append(self.kernel_axes[1][:, middle[0]] * self.kernel_axes[0][:, middle[1]])
+                grams.append((windows.T @ windows).ravel())
+                products = windows.T @ flat.T
+                cross = cross + terms[-1][:, None, None] * products[None]
+                corner = corner + flat @ flat.T
+        of_cells, sums = xp.stack(terms), xp.stack(grams)
+        raw = xp.empty((self.n_terms * n, self.n_terms * n))
+        for s in range(self.n_terms):
+            for t in range(s, self.n_terms):
+                block = ((of_cells[:, s] * of_cells[:, t]) @ sums).reshape(n, n)
+                raw[s * n : (s + 1) * n, t * n : (t + 1) * n] = block
+                raw[t * n : (t + 1) * n, s * n : (s + 1) * n] = block
+        return self._whole(raw, cross.reshape(self.n_terms * n, -1), corner)
+
+    def _whole(self, raw: Any, cross: Any, corner: Any) -> Any:
+        """Return the matrix, given products of shifts with shifts, of shifts with the background, and of the latter."""
+        kernel, cross = self._contract(self._contract(raw).T), self._contract(cross)
+        xp = self.xp
+        return xp.concatenate([xp.concatenate([kernel, cross], axis=1), xp.concatenate([cross.T, corner], axis=1)])
+
+    def _kernel_products(self, image: Any, transforms: list[Any]) -> Any:
+        """Return sum_p I_s(p - a) u(p) for all s and a, given F I_s."""
         ny, nx = self.shape
         transform = self._forward(image)
-        parts = [self._back(transform * self.xp.conj(one))[self.dy % ny, self.dx % nx] for one in self.transforms]
+        parts = [self._back(transform * self.xp.conj(one))[self.dy % ny, self.dx % nx] for one in transforms]
         return self.xp.concatenate(parts)
+
+    def _flat_products(self, image: Any) -> Any:
+        return self.xp.stack([(self.flat_axes[1][q] @ image) @ self.flat_axes[0][q] for q in range(self.n_flat)])
 
     def project(self, image: Any) -> Any:
         """Return A^T u for an image u, with zeros where pixels are missing."""
-        flat = self.xp.stack([(self.flat_axes[1][q] @ image) @ self.flat_axes[0][q] for q in range(self.n_flat)])
-        return self.xp.concatenate([self.mix.T @ self._kernel_products(image), flat])
+        kernel = self._contract(self._kernel_products(image, self.transforms)[:, None])[:, 0]
+        return self.xp.concatenate([kernel, self._flat_products(image)])
 
     def step(self, gradient: Any) -> Any:
-        """Return the step to the minimum that would be right if no pixel were missing."""
+        """Return the step to the minimum that would be right if the guide were exact."""
         return self.scale * (self.inverse @ (self.scale * gradient))
 
-    def solve(self, image: Any, target: Any) -> tuple[Any, int]:
+    def solve(self, image: Any) -> tuple[Any, int]:
         """Return the least-squares solution over the target pixels, and the number of steps to it."""
-        x = self.xp.zeros(self.size)
-        residual = image.copy()
+        x, steps, done = self._descend(image, self.xp.zeros(self.size), _STEPS_BY_TRANSFORMS)
+        if not done:
+            self._guide_by(self._direct_matrix())
+            x, more, done = self._descend(image, x, _MOST_STEPS)
+            steps += more
+        if not done:
+            raise SubtractionError(
+                f"The fit has not converged after {steps} steps: too many pixels are missing for so many unknowns. "
+                "Give a smaller kernel or fewer terms."
+            )
+        return x, steps
+
+    def _descend(self, image: Any, x: Any, most: int) -> tuple[Any, int, bool]:
+        """Return x after steps of conjugate gradients, their number, and whether that is the solution."""
+        xp, target = self.xp, self.target
+        residual = image - xp.where(target, self.model(x), 0.0)
         r = self.project(residual)
+        r[: -self.n_flat] -= self.ridge * x[: -self.n_flat]
         direction = z = self.step(r)
         left = first = float(r @ z)
-        for count in range(_MOST_STEPS):
-            if left <= max(_ACCURACY**2 * float(self.xp.mean(residual[target] ** 2)), _ROUNDING * first):
-                return x, count
-            change = self.xp.where(target, self.model(direction), 0.0)
-            length = left / float(self.xp.sum(change**2) + self.ridge * self.xp.sum(direction[: -self.n_flat] ** 2))
+        for count in range(most):
+            if left <= max(_ACCURACY**2 * float(xp.mean(residual[target] ** 2)), _ROUNDING * first):
+                return x, count, True
+            change = xp.where(target, self.model(direction), 0.0)
+            length = left / float(xp.sum(change**2) + self.ridge * xp.sum(direction[: -self.n_flat] ** 2))
             x = x + length * direction
             residual = residual - length * change
             r = self.project(residual)
@@ -306,17 +380,28 @@ class _System:
             z = self.step(r)
             previous, left = left, float(r @ z)
             direction = z + (left / previous) * direction
-        raise SubtractionError(
-            f"The fit has not converged after {_MOST_STEPS} steps: too many pixels are missing for so many unknowns. "
-            "Give a "
-            "smaller kernel or fewer terms."
-        )
+        return x, most, False
 
     def parts(self, x: Any) -> tuple[Any, Any]:
         """Return the kernels and the coefficients of the background."""
         side = 2 * self.options.half + 1
-        n = self.mix.shape[1]
-        return (self.mix @ x[:n]).reshape(self.n_terms, side, side), x[n:]
+        n = self.ratio.shape[1]
+        rest = x[n : self.n_kernel].reshape(self.n_terms, -1)
+        middle = self.taps // 2
+        peak = self.ratio @ x[:n] - rest.sum(axis=1)
+        kernels = self.xp.concatenate([rest[:, :middle], peak[:, None], rest[:, middle:]], axis=1)
+        return kernels.reshape(self.n_terms, side, side), x[self.n_kernel :]
+
+    def _contract(self, products: Any) -> Any:
+        """Return products with the functions of the kernel's sum and with delta_a - delta_0, given those with delta_a.
+
+        Of each column: shapes (terms * taps, n) and (n_kernel, n). The transpose of what `parts` does.
+        """
+        products = products.reshape(self.n_terms, self.taps, -1)
+        middle = self.taps // 2
+        peak = products[:, middle]
+        rest = self.xp.concatenate([products[:, :middle], products[:, middle + 1 :]], axis=1) - peak[:, None]
+        return self.xp.concatenate([self.ratio.T @ peak, rest.reshape(-1, products.shape[2])])
 
     def model(self, x: Any) -> Any:
         """Return the model image."""
@@ -329,17 +414,6 @@ class _System:
             total = total + transform * self._forward(self.xp.roll(padded, (-half, -half), (0, 1)))
         flat = (self.flat_axes[1] * background[:, None]).T @ self.flat_axes[0]
         return self._back(total) + flat
-
-
-def _mix(n_terms: int, taps: int, options: FourierOptions) -> Float64Array:
-    """Return the columns delta_a - delta_0 of each term, and those that make the kernel's sum."""
-    middle = taps // 2
-    zero_sum = np.delete(np.eye(taps), middle, axis=1)
-    zero_sum[middle] = -1
-    blocks = np.kron(np.eye(n_terms), zero_sum)
-    peak = np.eye(taps)[:, middle]
-    ratio = options.kernel.constant()[:, None] if options.constant_ratio else np.eye(n_terms)
-    return np.hstack([np.kron(ratio, peak[:, None]), blocks])
 
 
 def _unit(pixels: npt.NDArray[Any], size: int) -> Float64Array:

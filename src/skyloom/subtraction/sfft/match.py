@@ -28,6 +28,7 @@ _CELLS, _PER_CELL = 8, 5
 _FLUX_PENALTY = 1e3
 _SMOOTH = 7  # pixels, over which both images are averaged to compare their fluxes
 _TAP, _VARIATION = 0.3, 0.1
+_ACCURACY = 0.1  # of the statistical errors of all unknowns together
 
 
 def match_sfft(
@@ -63,7 +64,8 @@ def match_sfft(
     )
     precision = _prior(model, planes, fwhm)
     penalties = Penalties(options.flux_order, _FLUX_PENALTY, options.ridge, precision)
-    fit = fit_delta(planes, FitOptions(model, penalties, options.sigma_clip, options.max_iterations))
+    limits = options.sigma_clip, options.max_iterations
+    fit = fit_delta(planes, FitOptions(model, penalties, *limits, accuracy=_ACCURACY))
     kernel = SpatialKernel(
         DeltaBasis(half), fit.kernel.reshape(len(fit.kernel), -1).T, fit.design.centre, fit.design.scale
     )

@@ -58,25 +58,44 @@ class Penalties:
     ridge: float
     precision: Float64Array | None = None
 
-    def matrix(self, model: DeltaModel, normal: Float64Array) -> Float64Array:
+    def of(self, model: DeltaModel, normal: Float64Array) -> Penalty:
         """Return P for the normal matrix A^T W A."""
         n = model.n_kernel
         unit = float(np.median(np.diagonal(normal)[:n]))
         if not unit > 0:
             raise SubtractionError(
-                "The template has no structure where it may be used (all its pixels are alike), so that no kernel "
-                "can be "
-                "fitted. Check the template and the masks."
+                "The template has no structure where it may be used (all its pixels are alike), so that no kernel can "
+                "be fitted. Check the template and the masks."
             )
-        penalty = np.zeros_like(normal)
-        penalty[np.arange(n), np.arange(n)] = self.ridge * unit
+        diagonal = np.zeros(model.size)
+        diagonal[:n] = self.ridge * unit
         if self.precision is not None:
-            penalty[np.arange(n), np.arange(n)] += self.precision
-        for t, (i, j) in enumerate(exponents(model.kernel_order)):
-            if i + j > self.flux_order:
-                block = slice(t * model.taps, (t + 1) * model.taps)
-                penalty[block, block] += self.flux * unit
-        return penalty
+            diagonal[:n] += self.precision
+        terms = [t for t, (i, j) in enumerate(exponents(model.kernel_order)) if i + j > self.flux_order]
+        return Penalty(diagonal, self.flux * unit, [slice(t * model.taps, (t + 1) * model.taps) for t in terms])
+
+
+@dataclass(frozen=True, eq=False)
+class Penalty:
+    """The matrix P: a diagonal, and `flux` everywhere in some diagonal blocks."""
+
+    diagonal: Float64Array
+    flux: float
+    blocks: list[slice]
+
+    def __matmul__(self, x: Float64Array) -> Float64Array:
+        """Return P x."""
+        product = self.diagonal * x
+        for block in self.blocks:
+            product[block] += self.flux * x[block].sum()
+        return product
+
+    def added_to(self, matrix: Float64Array) -> Float64Array:
+        """Return the matrix, P added in place."""
+        matrix[np.diag_indices_from(matrix)] += self.diagonal
+        for block in self.blocks:
+            matrix[block, block] += self.flux
+        return matrix
 
 
 class Solver:
@@ -109,7 +128,7 @@ class Solver:
     def start(self, weight: npt.NDArray[np.float32]) -> None:
         """Take weights, their matrix and the unit of the penalties that belongs to it."""
         matrix = self._design.matrix(weight)
-        self._penalty = self._penalties.matrix(self._design.model, matrix)
+        self._penalty = self._penalties.of(self._design.model, matrix)
         self._set(weight, matrix)
 
     def go_on(self, weight: npt.NDArray[np.float32], *, rebuild: bool = False) -> None:
@@ -132,7 +151,7 @@ class Solver:
         self._weight = weight
         self._used = max(int(np.count_nonzero(weight)), 1)
         if matrix is not None:
-            self._preconditioner = Factored(matrix + self._penalty)
+            self._preconditioner = Factored(self._penalty.added_to(matrix))
             self._largest = 0.0
 
     def solve(self, tolerance: float) -> None:
