@@ -130,6 +130,19 @@ def test_candidates_are_transient_variable_or_moving():
     assert len(table) <= 5  # both sides of the one that moved, and one by chance
 
 
+@pytest.mark.parametrize("method", ["auto", "zogy"])
+def test_stars_at_the_border_of_the_overlap_do_no_harm(method):
+    """Half of the template is missing: circles and annuli around stars there have no pixel in it."""
+    science, template = scene(appeared=[(79, 79)], seed=8)
+    mask = np.zeros(template.shape, np.uint32)
+    mask[:, 128:] = MaskBit.NO_DATA
+    options = DifferenceOptions(method=method, align="none")
+    result = skyloom.difference(science, template.replace(mask=mask), options=options)
+    table = skyloom.detect(result)
+    assert np.hypot(table["x"] - 79, table["y"] - 79).min() < 1
+    assert (table["x"] < 128).all()
+
+
 def test_single_hot_pixels_of_either_image_are_too_sharp(result):
     """A pixel that leaves 15 sigma in the difference looks like the filters, not like a star."""
     psf = result.psf

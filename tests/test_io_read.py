@@ -374,6 +374,27 @@ def test_saturation_is_guessed_only_where_the_converter_ran_full(tmp_path):
     counts[0, 0] = 65535
     assert pile_up_level(counts) is None
     assert pile_up_level(np.full((9, 9), np.nan)) is None
+    assert pile_up_level(np.full((9, 9), 1000.0)) is None
+    assert pile_up_level(RNG.poisson(2.0, (64, 64))) is None
+    assert pile_up_level(np.minimum(RNG.poisson(0.5, (300, 300)), 3)) is None
+
+
+def test_saturation_is_seen_at_any_level_and_in_floating_point():
+    y, x = np.mgrid[:80, :90]
+    stars = sum(
+        a * np.exp(-((x - i) ** 2 + (y - j) ** 2) / 8) for i, j, a in ((20, 30, 3e4), (60, 50, 2e4), (50, 10, 500))
+    )
+    data = (stars + RNG.normal(100, 5, stars.shape)).astype(np.float32)
+    assert pile_up_level(data) is None
+    clipped = np.minimum(data, 8000.5)
+    assert pile_up_level(clipped) == 8000.5
+    exposure = read(clipped)
+    assert exposure.saturation == 8000.5
+    np.testing.assert_array_equal(exposure.mask == MaskBit.SATURATED, data >= 8000.5)
+    clipped[0, 0] = np.nan
+    assert pile_up_level(clipped) == 8000.5
+    assert read(data).saturation is None
+    assert read(clipped, saturation=9000.0).saturation == 9000.0
 
 
 @given(hnp.arrays(np.float32, (4, 5), elements=st.floats(width=32)), st.booleans())

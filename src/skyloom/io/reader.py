@@ -24,6 +24,10 @@ from skyloom.io.wcs import wcs_from_asdf_extension, wcs_from_header
 
 logger = logging.getLogger("skyloom.io")
 
+PILED_PIXELS = 8
+"""Fewer pixels of one value are no plateau."""
+PILED_RANGE = 0.05
+PILED_ABOVE_SKY = 50.0
 ROLES = ("error", "variance", "inverse_variance", "quality")
 OTHER_PLANES = {
     "WHT",
@@ -141,7 +145,8 @@ def _fields_of_array(source: Any) -> dict[str, Any]:
         data = source if isinstance(source, np.ma.MaskedArray) else np.asarray(getattr(source, "value", source))
     except (TypeError, ValueError) as error:
         raise InputError(f"A {type(source).__name__} cannot be read as an image: {error}.") from error
-    return {"data": data, "unit": unit_text(unit), "name": "array"}
+    level = pile_up_level(np.ma.getdata(data)) if data.ndim == 2 else None
+    return {"data": data, "unit": unit_text(unit), "name": "array", "saturation": level}
 
 
 def _fields_of_path(path: Path, ext: Any, verify: bool) -> dict[str, Any]:
@@ -336,19 +341,27 @@ def _extra_mask(mask: Any, exposure: Exposure, verify: bool) -> npt.NDArray[np.u
 
 
 def pile_up_level(data: npt.NDArray[Any]) -> float | None:
-    """Return the level where an analogue-to-digital converter ran full, if the pixel values show it.
+    """Return the level where the detector or its converter ran full, if the pixel values show it.
 
-    16-bit data that stop at one value between 65000 and 65535, which more pixels have than all the 500 values below
-    it, and at least 5, are saturated there. Anything less is no evidence: None.
+    Data that stop at one value, which at least 8 pixels have and more than all the values in the 5 % of the range from
+    the sky to it just below, are saturated there: the pixels of stars have any value, and few the highest. The level
+    must lie 50 deviations of the sky above it: images of a few counts stop at one value, too. Anything less is no
+    evidence: None.
     """
     if data.dtype.kind not in "iuf" or not data.size:
         return None
-    top = float(np.max(data, initial=0, where=np.isfinite(data) if data.dtype.kind == "f" else True))
-    if not (65000 <= top <= 65535 and top == round(top)):
+    values = data[np.isfinite(data)] if data.dtype.kind == "f" else data
+    if not values.size:
         return None
-    at_top = int(np.count_nonzero(data == top))
-    below = int(np.count_nonzero((data >= top - 500) & (data < top)))
-    return top if at_top >= 5 and at_top > below else None
+    top = float(values.max())
+    at_top = int(np.count_nonzero(values == top))
+    if at_top < PILED_PIXELS:
+        return None
+    sample = values.ravel()[:: max(1, values.size // 100_000)].astype(np.float64)
+    sky = float(np.median(sample))
+    noise = max(1.4826 * float(np.median(np.abs(sample - sky))), 1.0 if data.dtype.kind != "f" else 0.0)
+    below = int(np.count_nonzero((values >= top - PILED_RANGE * (top - sky)) & (values < top)))
+    return top if at_top > below and top - sky > PILED_ABOVE_SKY * noise else None
 
 
 def _integers(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:

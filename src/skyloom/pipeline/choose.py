@@ -106,9 +106,12 @@ def compare(science: Exposure, template: Exposure, sources: Any, fwhm: float) ->
     x, y = (np.ascontiguousarray(np.asarray(sources[name], float)[brightest]) for name in "xy")
     fluxes, radii, noises = [], [], []
     for image in (science, template):
-        data, bad = np.ascontiguousarray(np.where(image.usable, image.data, 0)), ~image.usable
-        level = np.median(data[image.usable])
-        flux, _, flag = sep.sum_circle(data, x, y, 1.5 * fwhm, mask=bad, bkgann=(3 * fwhm, 5 * fwhm))
+        bad = ~image.usable
+        level = np.median(image.data[image.usable])
+        # filled, so that a star at the border of the overlap has an annulus; it does not count if its circle is cut
+        data = np.ascontiguousarray(np.where(bad, level, image.data))
+        flux, _, _ = sep.sum_circle(data, x, y, 1.5 * fwhm, bkgann=(3 * fwhm, 5 * fwhm))
+        _, _, flag = sep.sum_circle(data, x, y, 1.5 * fwhm, mask=bad)
         radius, _ = sep.flux_radius(data - level, x, y, np.full(x.size, 2.5 * fwhm), 0.5, mask=bad)
         good = (flux > 0) & (radius > 0) & ((flag & sep.APER_HASMASKED) == 0)
         fluxes.append(np.where(good, flux, np.nan))

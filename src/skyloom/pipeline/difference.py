@@ -17,6 +17,7 @@ from skyloom.exposure import Exposure, FloatArray
 from skyloom.pipeline.align import Alignment, align, bring_onto_grid
 from skyloom.pipeline.frames import each_usable
 from skyloom.pipeline.methods import options_types, subtract_by
+from skyloom.pipeline.smooth import subtract_without_sky
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -60,6 +61,9 @@ class DifferenceOptions:
         Passed on to `skyloom.resampling.resample`.
     detection_threshold : float
         Threshold, in units of the noise, for the sources used in registration and matching.
+    smooth_background : bool
+        Take off what the polynomial of the differential background has left of the sky (haloes, reflections), if it is
+        significant. It follows structure of more than ten FWHM: say False to look for changes as wide as that.
     """
 
     method: str = "auto"
@@ -68,6 +72,7 @@ class DifferenceOptions:
     subtraction: AlardLuptonOptions | SfftOptions | ZogyOptions | None = None
     interpolation: str = "auto"
     detection_threshold: float = 5.0
+    smooth_background: bool = True
 
     def __post_init__(self) -> None:
         for what, allowed in (("method", METHODS), ("align", ("stars", "wcs", "none"))):
@@ -300,7 +305,8 @@ def difference(
     with clock.stage("choosing the method"):
         method, reason = choose_method(options, science, aligned, psf, sources)
     with clock.stage("subtracting and scoring"):
-        result, scored, psf = subtract_by(options.options_of(method), science, aligned, psf=psf, sources=sources)
+        subtract = subtract_without_sky if options.smooth_background else subtract_by
+        result, scored, psf = subtract(options.options_of(method), science, aligned, psf=psf, sources=sources)
     diagnostics = {"method": method} | diagnose(result, scored, psf, alignments)
     diagnostics["timings"] = clock.seconds
     return Difference(

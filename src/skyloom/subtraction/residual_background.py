@@ -1,0 +1,216 @@
+"""The smooth background that polynomials leave in a difference: haloes of the Moon, reflections, fringes.
+
+The sky of the difference is averaged in boxes, and the averages are smoothed by penalised least squares: a Whittaker
+smoother with second differences in both directions (Eilers 2003, Analytical Chemistry 75, 3631), which bends no plane
+at the borders, with weights and the strength of the penalty from generalised cross-validation as Garcia (2010,
+Computational Statistics & Data Analysis 54, 1167) has it. If the smooth surface does not tell more than a constant
+does, there is nothing to be taken off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage, stats
+from scipy.interpolate import RectBivariateSpline
+
+from skyloom.background import MAD_TO_SIGMA
+from skyloom.exposure import BoolArray, FloatArray
+from skyloom.subtraction.basis import Float64Array
+
+SMALLEST_BOX = 16
+"""Pixels; fewer have no average worth the name once the sources are left out."""
+BOX_IN_FWHM = 5.0
+"""Boxes of so many FWHM do not see single stars, and the noise of two neighbours is independent."""
+MOST_BOXES = 64
+"""Along the longer side."""
+FEWEST_BOXES = 4
+"""Along the shorter side; a smaller image has no room for structure that a polynomial cannot follow."""
+FEWEST_PIXELS = 40
+"""Of the sky in a box that counts."""
+CLIP = 3.0
+"""Standard deviations beyond which a pixel of a box is not sky."""
+MOST_STEPS = 50
+"""Of the fixed point; two or three are enough unless many boxes are empty."""
+CHANCE = 1e-6
+"""Probability that white noise passes for structure."""
+EXPONENTS = np.arange(-4.0, 8.1, 0.5)
+"""Of the strength of the penalty: from following every box to a constant."""
+STEEP = 0.1
+"""Part of what the surface changes by from box to box that it may be off by: a box is odd only beyond that."""
+ROBUST_STEPS = 4
+"""Of reweighting: boxes on what has truly changed must not pull the surface."""
+
+
+@dataclass(frozen=True, eq=False)
+class SmoothSurface:
+    """Values on a grid of boxes, smoothed.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (my, mx)
+        The surface at the centres of the boxes.
+    degrees_of_freedom : float
+        Trace of the smoother: how many numbers the surface follows.
+    significance : float
+        Probability of so good a fit to white noise about a constant.
+    """
+
+    values: Float64Array
+    degrees_of_freedom: float
+    significance: float
+
+
+def residual_background(
+    image: FloatArray, variance: FloatArray, usable: BoolArray, *, fwhm: float
+) -> npt.NDArray[np.float32] | None:
+    """Return what is left of the sky in a difference; None if that is nothing but noise.
+
+    Parameters
+    ----------
+    image, variance : ndarray, shape (ny, nx)
+        A difference, and its variance, photon noise of the sources included: pixels with more variance than the sky
+        about them do not count.
+    usable : ndarray of bool
+        Pixels that may be used.
+    fwhm : float
+        Of the stars, in pixels.
+
+    Returns
+    -------
+    ndarray of float32, shape (ny, nx), or None
+    """
+    shape = image.shape
+    box = max(SMALLEST_BOX, int(np.ceil(BOX_IN_FWHM * fwhm)), -(-max(shape) // MOST_BOXES))
+    counts = [n // box for n in shape]
+    if min(counts) < FEWEST_BOXES:
+        return None
+    rows, columns = (np.linspace(0, n, m + 1).round().astype(int) for n, m in zip(shape, counts, strict=True))
+    means, weights = _box_means(image, variance, usable, rows, columns)
+    if (weights > 0).mean() < 0.25:
+        return None
+    surface = smooth_surface(means, weights)
+    if surface.significance > CHANCE:
+        return None
+    return _interpolate(surface.values, rows, columns, shape)
+
+
+def _box_means(
+    image: Any, variance: Any, usable: BoolArray, rows: Any, columns: Any
+) -> tuple[Float64Array, Float64Array]:
+    """Return the clipped mean of the sky in each box, and its weight: pixels over variance; 0 where there is no sky."""
+    means = np.zeros((rows.size - 1, columns.size - 1))
+    weights = np.zeros_like(means)
+    for i in range(rows.size - 1):
+        for j in range(columns.size - 1):
+            part = np.s_[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
+            noise = variance[part][usable[part]]
+            if noise.size < FEWEST_PIXELS:
+                continue
+            sky = noise <= 1.3 * np.median(noise)
+            values = image[part][usable[part]][sky].astype(np.float64)
+            centre = np.median(values)
+            spread = MAD_TO_SIGMA * np.median(np.abs(values - centre))
+            kept = np.abs(values - centre) <= CLIP * spread
+            if kept.sum() >= FEWEST_PIXELS:
+                means[i, j] = values[kept].mean()
+                weights[i, j] = kept.sum() / noise[sky].mean()
+    return means, weights
+
+
+def smooth_surface(values: Float64Array, weights: Float64Array) -> SmoothSurface:
+    """Smooth values on a regular grid: minimise sum w (y - z)^2 + s (|D_y z|^2 + |D_x z|^2), D second differences.
+
+    The penalty is diagonal in the products of the eigenvectors of the two matrices D'D, as Garcia's is in cosines.
+
+    Parameters
+    ----------
+    values, weights : ndarray of float64, shape (my, mx)
+        Weights are relative; where one is 0, the value does not count and is filled by its neighbours.
+
+    Returns
+    -------
+    SmoothSurface
+    """
+    base = weights / weights.max()
+    counted = base > 0
+    penalty = _Penalty.on(values.shape)
+    surface, strength = np.where(counted, values, np.average(values, weights=base)), 1.0
+    steepness = ndimage.maximum_filter(surface, 3) - ndimage.minimum_filter(surface, 3)
+    robust = np.ones_like(base)
+    for _ in range(ROBUST_STEPS):
+        surface, strength = _weighted_smooth(values, base * robust, penalty, surface)
+        residuals = np.where(counted, (values - surface) * np.sqrt(base), 0)
+        centred = residuals[counted] - np.median(residuals[counted])
+        spread = MAD_TO_SIGMA * np.median(np.abs(centred))
+        u = np.abs(residuals) / np.maximum(4.685 * (spread + STEEP * steepness), np.finfo(np.float64).tiny)
+        robust = np.where(u < 1, (1 - u**2) ** 2, 0)  # bisquare, eq. 26
+    shrink = 1 / (1 + strength * penalty.eigenvalues)
+    used = base * robust
+    n = float((used > 0).sum())
+    freedom = float(shrink.sum() * counted.mean())
+    left = float((used * (values - surface) ** 2).sum())
+    constant = float((used * (values - np.average(values, weights=used)) ** 2).sum())
+    extra, rest = max(freedom - 1, 1e-3), max(n - freedom, 1.0)
+    gain = max(constant - left, 0)
+    chance = float(stats.f.sf((gain / extra) / (left / rest), extra, rest)) if left > 0 else float(gain == 0)
+    return SmoothSurface(surface, freedom, chance)
+
+
+@dataclass(frozen=True, eq=False)
+class _Penalty:
+    """Eigenvectors (columns) of D'D along each axis, and the eigenvalues of the sum of both."""
+
+    rows: Float64Array
+    columns: Float64Array
+    eigenvalues: Float64Array
+
+    @classmethod
+    def on(cls, shape: tuple[int, ...]) -> _Penalty:
+        """Return the penalty on a grid."""
+        (first, rows), (second, columns) = (np.linalg.eigh((d := np.diff(np.eye(n), 2, axis=0)).T @ d) for n in shape)
+        return cls(rows, columns, np.clip(first[:, None] + second, 0, None))
+
+    def forward(self, plane: Float64Array) -> Float64Array:
+        return self.rows.T @ plane @ self.columns
+
+    def back(self, plane: Float64Array) -> Float64Array:
+        return self.rows @ plane @ self.columns.T
+
+
+def _weighted_smooth(
+    values: Float64Array, weights: Float64Array, penalty: _Penalty, start: Float64Array
+) -> tuple[Float64Array, float]:
+    """Return the smooth surface and the strength of its penalty: the fixed point of Garcia's eq. 14, s by eq. 16."""
+    n = float((weights > 0).sum())
+    surface, strength = start, 1.0
+    for _ in range(MOST_STEPS):
+        target = penalty.forward(weights * (values - surface) + surface)
+
+        def score(exponent: float, target: Float64Array = target) -> float:
+            shrink = 1 / (1 + 10**exponent * penalty.eigenvalues)
+            residuals = values - penalty.back(shrink * target)
+            return float((weights * residuals**2).sum() / n / (1 - shrink.mean()) ** 2)
+
+        # the score may have several minima: one for each scale on which there is structure
+        strength = 10 ** min(EXPONENTS, key=score)
+        after = penalty.back(target / (1 + strength * penalty.eigenvalues))
+        change = np.abs(after - surface).max()
+        surface = after
+        if change <= 1e-4 * np.abs(surface - surface.mean()).max():
+            break
+    return surface, strength
+
+
+def _interpolate(values: Float64Array, rows: Any, columns: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Return the surface in every pixel, by bicubic interpolation; linear beyond the centres of the outermost boxes."""
+    centres = [
+        np.pad((edges[1:] + edges[:-1] - 1) / 2, 1, mode="reflect", reflect_type="odd") for edges in (rows, columns)
+    ]
+    padded = np.pad(values, 1, mode="reflect", reflect_type="odd")
+    spline = RectBivariateSpline(*centres, padded, s=0)
+    plane: Float64Array = spline(np.arange(shape[0]), np.arange(shape[1]))
+    return plane.astype(np.float32)

@@ -1,0 +1,141 @@
+"""The smooth background that polynomials leave in a difference."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+import skyloom
+from simulate import simulate_pair
+from skyloom.background import MAD_TO_SIGMA
+from skyloom.pipeline import DifferenceOptions
+from skyloom.subtraction.residual_background import _Penalty, _weighted_smooth, residual_background, smooth_surface
+
+SHAPE = (300, 340)
+Y, X = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
+HALO = 300 * np.exp(-((X + 30) ** 2 + Y**2) / (2 * 110**2))
+
+
+def found_in(image, *, variance=25.0, usable=None):
+    usable = np.ones(image.shape, bool) if usable is None else usable
+    return residual_background(image, np.full(image.shape, variance), usable, fwhm=3.5)
+
+
+@pytest.mark.parametrize("blur", [0.0, 1.5])
+def test_noise_has_no_background(blur):
+    for seed in range(15):
+        noise = np.random.default_rng(seed).normal(0, 5, SHAPE)
+        assert found_in(gaussian_filter(noise, blur) if blur else noise) is None
+
+
+def test_halo_is_followed_to_the_noise_of_the_boxes():
+    image = HALO + np.random.default_rng(1).normal(0, 5, SHAPE)
+    off = found_in(image) - HALO
+    # a box of 18 x 18 pixels has a mean to 5 / 18 = 0.28; the corner is extrapolated by half a box, where the second
+    # derivative, 300 / 110^2, makes it 1 off, and what boxes average over is as much
+    assert np.abs(off[20:-20, 20:-20]).max() < 4 * 0.28 + 1
+    assert np.std(off) < 0.4
+
+
+def test_masked_pixels_do_not_count():
+    rng = np.random.default_rng(2)
+    image = HALO + rng.normal(0, 5, SHAPE)
+    usable = rng.random(SHAPE) > 0.2
+    usable[100:180, 50:120] = False  # whole boxes, to be filled by their neighbours
+    expected = found_in(image, usable=usable)
+    image[~usable] = np.nan
+    found = found_in(image, usable=usable)
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(found - HALO)[100:180, 50:120].max() < 0.1 * np.ptp(HALO[100:180, 50:120])
+
+
+def test_what_has_changed_is_no_background():
+    """One box far off its neighbours, the residual of a saturated star, say, does not pull the surface."""
+    image = 0.2 * HALO + np.random.default_rng(3).normal(0, 5, SHAPE)
+    plain = found_in(image)
+    image[144:162, 144:162] += 40
+    assert np.abs(found_in(image) - plain).max() < 2  # of 40; the box is left out, its neighbours tell
+
+
+def test_star_like_sources_are_not_followed():
+    image = np.random.default_rng(4).normal(0, 5, SHAPE)
+    for x, y in np.random.default_rng(5).uniform(10, 290, (40, 2)):
+        image += 300 * np.exp(-((X - x) ** 2 + (Y - y) ** 2) / (2 * 1.5**2))
+    assert found_in(image) is None
+
+
+def test_nothing_to_go_by():
+    image = HALO.copy()
+    assert found_in(image[:40]) is None
+    assert found_in(image, usable=np.zeros(SHAPE, bool)) is None
+    assert found_in(np.zeros(SHAPE)) is None
+
+
+@st.composite
+def boxes(draw):
+    my, mx = draw(st.integers(4, 12)), draw(st.integers(4, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    y, x = np.mgrid[:my, :mx]
+    values = np.sin(x / 2) + y / 3 + rng.normal(0, draw(st.floats(1e-2, 10)), (my, mx))
+    weights = np.where(rng.random((my, mx)) < draw(st.floats(0, 0.3)), 0, rng.uniform(0.5, 1, (my, mx)))
+    weights[0, 0] = 1
+    return values, weights
+
+
+@settings(max_examples=100, deadline=None)
+@given(boxes=boxes())
+def test_surface_solves_its_normal_equations(boxes):
+    """Against the dense solution of (W + s P) z = W y."""
+    values, weights = boxes
+    found, strength = _weighted_smooth(values, weights, _Penalty.on(values.shape), np.zeros_like(values))
+    d_rows, d_columns = (np.diff(np.eye(n), 2, axis=0) for n in values.shape)
+    penalty = np.kron(d_rows.T @ d_rows, np.eye(values.shape[1])) + np.kron(
+        np.eye(values.shape[0]), d_columns.T @ d_columns
+    )
+    left = np.diag(weights.ravel()) + strength * penalty
+    expected = np.linalg.lstsq(left, (weights * values).ravel())[0].reshape(values.shape)
+    # the fixed point is left when a step is below 1e-4 of the surface; where boxes are empty, it creeps
+    size = np.abs(expected - expected.mean()).max() + np.abs(values).max()
+    assert np.abs(found - expected)[weights > 0].max() < 0.02 * size
+
+
+@settings(max_examples=40, deadline=None)
+@given(boxes=boxes(), scale=st.floats(1e-6, 1e6))
+def test_surface_scales_with_its_values(boxes, scale):
+    values, weights = boxes
+    expected, found = smooth_surface(values, weights), smooth_surface(scale * values, 3 * weights)
+    np.testing.assert_allclose(found.values, scale * expected.values, atol=1e-7 * scale * np.abs(values).max())
+    assert found.significance == pytest.approx(expected.significance, rel=1e-4, abs=1e-12)
+
+
+def test_planes_are_left_alone():
+    """The penalty of second differences does not bend them, nor their borders."""
+    y, x = np.mgrid[:8, :9]
+    plane = 3 + 2.0 * x - y + 0.1 * x * y
+    surface = smooth_surface(plane, np.ones((8, 9)))
+    np.testing.assert_allclose(surface.values, plane, atol=1e-6)
+    assert surface.significance < 1e-20
+
+
+@pytest.mark.parametrize("method", ["alard-lupton", "sfft"])
+def test_difference_without_a_halo(method):
+    pair = simulate_pair(22, 320, n_stars=80, n_transients=6)
+    y, x = np.mgrid[:320, :320]
+    halo = 400 * np.exp(-((x + 20) ** 2 + y**2) / (2 * 80**2))
+    science = dataclasses.replace(pair.science, data=(pair.science.data + halo).astype(np.float32))
+    widths = {}
+    for smooth in (True, False):
+        options = DifferenceOptions(method=method, smooth_background=smooth)
+        result = skyloom.difference(science, pair.template, options=options)
+        usable = result.subtraction.usable
+        score = result.score.significance[usable]
+        widths[smooth] = MAD_TO_SIGMA * np.median(np.abs(score - np.median(score)))
+        left = (result.science.data - result.matched - result.image)[usable]
+        assert np.abs(left).max() < 0.02  # float32 at 1e5 ADU; noise 15
+    assert widths[True] < 1.25  # halo of 400 in 12 boxes of 20 pixels: curvature within a box remains
+    assert widths[False] > 2 * widths[True]
