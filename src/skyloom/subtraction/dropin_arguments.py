@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
-from skyloom.errors import InputError, ShapeError
+from skyloom.errors import InputError, ReadError, ShapeError
 from skyloom.exposure import BoolArray
 
 Log = Callable[..., Any]
@@ -30,11 +31,16 @@ def real_plane(plane: Any, what: str, shape: tuple[int, ...] | None = None) -> n
 
     Raises
     ------
-    InputError, ShapeError
-        It is something else, or has another shape.
+    InputError, ShapeError, ReadError
+        It is something else, has another shape, or is a path to no FITS image.
     """
     if isinstance(plane, str | Path):
-        plane = fits.getdata(plane)
+        try:
+            plane = fits.getdata(plane)
+        except (OSError, IndexError, KeyError) as error:
+            raise ReadError(
+                f"{what[0].upper() + what[1:]} is {str(plane)!r}, which is no FITS image: {error}."
+            ) from error
     array = np.asarray(plane)
     if array.dtype.kind not in "fiub":
         raise InputError(f"{what[0].upper() + what[1:]} is of type {array.dtype}; real numbers are needed.")
@@ -68,7 +74,7 @@ def error_plane(err: Any, shape: tuple[int, ...], what: str) -> npt.NDArray[np.f
     return real_plane(err, what, shape).astype(np.float64)
 
 
-def check_gain(gain: float | None, what: str) -> None:
+def check_gain(gain: Any, what: str) -> None:
     """Raise InputError for a gain that is no finite number above 0."""
-    if gain is not None and not (np.isfinite(gain) and gain > 0):
+    if gain is not None and not (isinstance(gain, Real) and 0 < float(gain) < np.inf):
         raise InputError(f"{what} is {gain!r}; a finite number above 0 is needed.", gain=gain)
