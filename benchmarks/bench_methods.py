@@ -19,6 +19,8 @@ themselves. Columns of the table, for each pair and method:
   change     S/N of the known change
   depth      median error of a PSF flux in the background, relative to Alard & Lupton
   CPU        seconds of `skyloom.difference`
+
+Simulated scenes: means over the seeds and, where it matters, +- their standard deviation.
 """
 
 from __future__ import annotations
@@ -290,17 +292,24 @@ def draw(pair, planes, folder):
 
 def show(name, results, choices):
     print(f"\n{name}  (auto: {choices[0][0]}: {choices[0][1]})")
-    reference = [rows["alard-lupton"]["error"] for rows in results if "alard-lupton" in rows]
     for method in dict.fromkeys(method for one in results for method in one):
-        rows = [one[method] for one in results if method in one]
-        if not rows:
-            continue
+        both_known = [one for one in results if method in one and "alard-lupton" in one]
+        rows, reference = [one[method] for one in results if method in one], None
+        if len(both_known) == len(rows):
+            reference = [one["alard-lupton"]["error"] for one in both_known]
         mean = {key: np.mean([row[key] for row in rows], axis=0) for key in rows[0]}
-        depth = mean["error"] / np.mean(reference) if reference else np.nan
+        depth = [row["error"] / one for row, one in zip(rows, reference, strict=True)] if reference else [np.nan]
+
+        def both(values, digits):
+            """Return the mean of the pairs and, if there are several, their standard deviation."""
+            scatter = f" +- {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+            return f"{np.mean(values):.{digits}f}{scatter}"
+
         print(
-            f"  {method:22s} z stars {mean['z'][0]:.2f} ({mean['z'][1]:.2f})  S stars {mean['s'][0]:.2f} "
-            f"({mean['s'][1]:.2f})  S sky {mean['sky']:.3f}  peaks {mean['peaks'][0]:.1f} / {mean['peaks'][1]:.1f}  "
-            f"real {mean['real']:.1f}  change {mean['change']:.1f}  depth {depth:.3f}  CPU {mean['cpu']:.2f} s",
+            f"  {method:22s} z stars {both([row['z'][0] for row in rows], 2)} ({mean['z'][1]:.2f})  S stars "
+            f"{mean['s'][0]:.2f} ({mean['s'][1]:.2f})  S sky {both([row['sky'] for row in rows], 3)}  peaks "
+            f"{mean['peaks'][0]:.1f} / {mean['peaks'][1]:.1f}  real {mean['real']:.1f}  change "
+            f"{both([row['change'] for row in rows], 1)}  depth {both(depth, 3)}  CPU {mean['cpu']:.2f} s",
             flush=True,
         )
 

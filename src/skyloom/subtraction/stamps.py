@@ -178,25 +178,25 @@ def measure_fwhm(planes: Planes, stars: list[Candidate], half: int) -> float:
     which is iterated (Bernstein & Jarvis 2002, AJ 123, 583, section 3).
     """
     axis = np.arange(-half, half + 1.0)
-    r2 = axis[None, :] ** 2 + axis[:, None] ** 2
-    widths = []
-    for star in stars:
-        box = cut(planes.data, star.x, star.y, half).astype(np.float64)
-        usable = cut(planes.usable, star.x, star.y, half)
-        ring = usable & (r2 > (0.7 * half) ** 2)
-        signal = np.where(usable, box - np.median(box[ring]) if ring.any() else box, 0.0)
-        s2 = (0.25 * half) ** 2
-        for _ in range(50):
-            weight = np.exp(-r2 / (2 * s2)) * signal
-            cx, cy = (weight * axis[None, :]).sum() / weight.sum(), (weight * axis[:, None]).sum() / weight.sum()
-            new = (weight * r2).sum() / weight.sum() - cx * cx - cy * cy
-            if not (np.isfinite(new) and 0.05 < new < half**2):
-                s2 = np.nan
-                break
-            if abs(new - s2) < 1e-3 * s2:
-                break
-            s2 = new
-        widths.append(np.sqrt(8 * np.log(2) * s2))
+    r2 = (axis[None, :] ** 2 + axis[:, None] ** 2).ravel()
+    # sums over a box of the signal and its moments are products with these columns
+    moments = np.stack([np.ones(r2.size), np.tile(axis, axis.size), np.repeat(axis, axis.size), r2], axis=1)
+    signals = np.stack([_signal(planes, star, half, r2) for star in stars])
+    widths2 = np.full(len(stars), (0.25 * half) ** 2)
+    moving = np.arange(len(stars))
+    for _ in range(50):
+        s2 = widths2[moving]
+        total, x, y, square = (signals[moving] * np.exp(-r2 / (2 * s2[:, None])) @ moments).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            new = square / total - (x / total) ** 2 - (y / total) ** 2
+        good = np.isfinite(new) & (new > 0.05) & (new < half**2)
+        still = good & (np.abs(new - s2) >= 1e-3 * s2)
+        widths2[moving[~good]] = np.nan
+        widths2[moving[still]] = new[still]
+        moving = moving[still]
+        if moving.size == 0:
+            break
+    widths = np.sqrt(8 * np.log(2) * widths2)
     if not np.isfinite(widths).any():
         raise TooFewStampsError(
             f"None of {len(widths)} sources has a measurable width; give science_fwhm and "
@@ -204,6 +204,14 @@ def measure_fwhm(planes: Planes, stars: list[Candidate], half: int) -> float:
             n_sources=len(widths),
         )
     return float(np.nanmedian(widths))
+
+
+def _signal(planes: Planes, star: Candidate, half: int, r2: Float64Array) -> Float64Array:
+    """Return the pixels of a star's box above the median of its outer part, 0 where unusable."""
+    box = cut(planes.data, star.x, star.y, half).astype(np.float64).ravel()
+    usable = cut(planes.usable, star.x, star.y, half).ravel()
+    ring = usable & (r2 > (0.7 * half) ** 2)
+    return np.where(usable, box - np.median(box[ring]) if ring.any() else box, 0.0)
 
 
 def dilate(mask: BoolArray, half: int) -> BoolArray:
