@@ -173,7 +173,8 @@ def test_a_field_of_stars_leaves_noise(pair, known):
     y, x = np.indices(pair.science.shape)
     near = np.zeros_like(far)
     for xs, ys, flux in pair.stars.iterrows("x", "y", "flux"):
-        near |= ((x - xs) ** 2 + (y - ys) ** 2 < 25) & (flux > 2e4)
+        # the some 20 stars that measure the PSF lie inside: at the border it is extrapolated
+        near |= ((x - xs) ** 2 + (y - ys) ** 2 < 25) & (flux > 2e4) & (25 < xs < 359) & (25 < ys < 359)
     for xs, ys in pair.transients.iterrows("x", "y"):
         near &= (x - xs) ** 2 + (y - ys) ** 2 > 225
     assert np.mean(np.abs(found.significance[near & found.usable]) > 5) < 0.01

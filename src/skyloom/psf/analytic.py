@@ -38,17 +38,21 @@ class Profile:
         return (1 + 4 * (2 ** (1 / self.beta) - 1) * r2 / self.fwhm**2) ** -self.beta
 
 
-def fit_profile(stamp: Stamp, weight: Stamp, fwhm: float, *, gaussian: bool = False) -> Profile:
+def fit_profile(
+    stamp: Stamp, weight: Stamp, start: float | Profile, *, gaussian: bool = False, level: bool = True
+) -> Profile:
     """Fit a profile, its flux, its centre and a constant background to a stamp, by weighted least squares.
 
     Parameters
     ----------
     stamp, weight : ndarray, shape (n, n), n odd
         Data with the source near the middle, and the inverse variance of each pixel (0: not used).
-    fwhm : float
-        First guess, pixels.
+    start : float or Profile
+        First guess; of the FWHM, in pixels, or of all.
     gaussian : bool
         Fit a Gaussian instead of a Moffat profile.
+    level : bool
+        Whether there may be a background. It takes part of the wings for itself where these are noisy.
 
     Returns
     -------
@@ -56,7 +60,8 @@ def fit_profile(stamp: Stamp, weight: Stamp, fwhm: float, *, gaussian: bool = Fa
     """
     half = stamp.shape[0] // 2
     axis = np.arange(-half, half + 1.0)
-    root = np.sqrt(weight)
+    root = np.sqrt(weight / weight.max())
+    data = (stamp * root).ravel()
 
     def shape_of(p: npt.NDArray[np.float64]) -> Profile:
         # log-widths keep the FWHM positive, tanh keeps the ellipticity below 0.7
@@ -66,12 +71,14 @@ def fit_profile(stamp: Stamp, weight: Stamp, fwhm: float, *, gaussian: bool = Fa
     def residual(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         values = shape_of(p).values(axis[None, :] - p[1], axis[:, None] - p[2])
         # flux and background are linear: solved for at every step (variable projection)
-        basis = np.stack([(values * root).ravel(), root.ravel()], axis=1)
-        solution = np.linalg.lstsq(basis, (stamp * root).ravel(), rcond=None)[0]
-        return basis @ solution - (stamp * root).ravel()
+        basis = np.stack([(values * root).ravel(), root.ravel()][: 1 + level])
+        return np.linalg.solve(basis @ basis.T, basis @ data) @ basis - data
 
-    start = np.array([np.log(fwhm), 0.0, 0.0, 0.0, 0.0] + ([] if gaussian else [np.log(2.0)]))
-    low = np.array([np.log(0.5), -2.0, -2.0, -2.0, -2.0, -3.0][: start.size])
-    high = np.array([np.log(4.0 * half), 2.0, 2.0, 2.0, 2.0, 3.0][: start.size])
-    result = least_squares(residual, np.clip(start, low + 1e-6, high - 1e-6), bounds=(low, high), x_scale=0.1)
+    if not isinstance(start, Profile):
+        start = Profile(start, 3.1)
+    shape = [float(np.arctanh(e / 0.7)) for e in (start.e1, start.e2)]
+    first = np.array([np.log(start.fwhm), 0.0, 0.0, *shape] + ([] if gaussian else [np.log(start.beta - 1.1)]))
+    low = np.array([np.log(0.5), -2.0, -2.0, -2.0, -2.0, -3.0][: first.size])
+    high = np.array([np.log(4.0 * half), 2.0, 2.0, 2.0, 2.0, 3.0][: first.size])
+    result = least_squares(residual, np.clip(first, low + 1e-6, high - 1e-6), bounds=(low, high), x_scale=0.1)
     return shape_of(result.x)

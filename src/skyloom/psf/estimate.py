@@ -16,7 +16,7 @@ from skyloom.errors import InputError, NoUsableDataError, TooFewSourcesError
 from skyloom.exposure import Exposure
 from skyloom.noise import with_variance
 from skyloom.psf.analytic import Profile, fit_profile
-from skyloom.psf.fit import StarStamps, fit_basis, residuals
+from skyloom.psf.fit import StarStamps, fit_basis, refined_profile, residuals
 from skyloom.psf.model import PsfModel, polynomial_terms, stamp_fwhm
 from skyloom.psf.shift import shift_matrices
 from skyloom.psf.stars import SourceField, choose_stars
@@ -30,10 +30,17 @@ MIN_STARS = {0: 3, 1: 12, 2: 30}
 MAX_STARS = 160
 SYSTEMATIC = 0.02
 """Error of the model relative to itself that the weights allow for, so that one bright star does not rule the fit."""
+LEVEL_PRIOR = 0.1
+"""How well the mean background is known, in units of the noise of a pixel."""
+NOISY_SNR = (2.0, 20.0)
+"""Pixels of stars whose residuals are noise, in units of that noise."""
+OF_COUNTS = 0.8
+"""Variances whose slope with the residuals is so large a part of that with the model are those of the counts."""
 PASSES = 4
 FOLDS = 4
 JUDGES = 100
-"""So many stars, the best of all parts of the image, decide about the order."""
+JUDGED_RADIUS = 2.0
+"""So many stars, the best of all parts of the image, decide about the order, with so many FWHM around them."""
 
 
 def estimate_psf(
@@ -159,6 +166,7 @@ def _pixel_model(
         needed = MIN_STARS[0 if order == "auto" else order]
         if stars.x.size < needed:
             raise _too_few(name, field, needed, left=stars.x.size)
+        profile = refined_profile(stars, profile)
         if passage == 1:  # the first PSF made by stars has cleaned the stamps: now the order can be judged
             chosen = _choose_order(stars, profile, shape) if order == "auto" else order
         terms = polynomial_terms(stars.x, stars.y, chosen, shape)
@@ -250,9 +258,8 @@ def _choose_order(stars: StarStamps, profile: Profile, shape: tuple[int, int]) -
     position are free) worse, by more than two standard errors: the priors keep a needless term small, while a
     missing one is a systematic error of all fluxes in a part of the image.
     """
+    stars = stars.select(slice(JUDGES)).trimmed(int(np.ceil(JUDGED_RADIUS * profile.fwhm)))
     core = _core(stars.data.shape[-1] // 2, profile.fwhm)
-    if stars.x.size > JUDGES:
-        stars = stars.select(np.arange(JUDGES))
     best, best_chi2 = 0, None
     for order, least in MIN_STARS.items():
         if stars.x.size < least:
@@ -330,15 +337,15 @@ class _Work:
             field.fwhm,
         )
 
-    def offset(self, i: int) -> tuple[float, float]:
-        """Return the offset of source i from the middle pixel of its stamp."""
-        return self.x[i] - round(self.x0[i]), self.y[i] - round(self.y0[i])
+    def offset(self, index: Any) -> tuple[Array, Array]:
+        """Return the offsets of sources from the middle pixels of their stamps."""
+        return self.x[index] - np.round(self.x0[index]), self.y[index] - np.round(self.y0[index])
 
     def stack(self) -> tuple[Array, Array]:
         """Return the median of the stars, registered and scaled to unit core flux, and the weight of its pixels."""
         core = _core(self.half, self.fwhm)
         rows, columns = (index[: self.n_stars] for index in self._pixels())
-        dx, dy = np.array([self.offset(i) for i in range(self.n_stars)]).T
+        dx, dy = self.offset(slice(self.n_stars))
         side = 2 * self.half + 1
         back_y, back_x = shift_matrices(side, -dy), shift_matrices(side, -dx)
         cube = back_y @ self.image[rows, columns] @ back_x.transpose(0, 2, 1)
@@ -361,18 +368,17 @@ class _Work:
         shapes = models[:n]
         light = self.flux[:n, None, None] * shapes
         data = residual[rows, columns] + light
-        weight = _soft_weight(self.weight[rows, columns], light)
+        weight = _soft_weight(_model_weight(self.weight[rows, columns], light, residual[rows, columns]), light)
         flux, level = _flux_and_level(data, weight, shapes)
-        data -= level[:, None, None]
         # pixels far off the model, outside of the core: neighbours that nobody found, cosmic rays
         far = ~_core(self.half, self.fwhm)
-        deviation = (data - flux[:, None, None] * shapes) ** 2 * weight
+        deviation = (data - flux[:, None, None] * shapes - level[:, None, None]) ** 2 * weight
         weight[(deviation > 25) & far] = 0
-        again, level = _flux_and_level(data, weight, shapes)
-        data -= level[:, None, None]
+        flux, level = _flux_and_level(data, weight, shapes)
+        data -= _background(level, flux, weight)[:, None, None]
         pad = self.half + 2
-        dx, dy = np.array([self.offset(i) for i in range(n)]).T
-        return StarStamps(data, weight, again, dx, dy, self.x[:n] - pad, self.y[:n] - pad)
+        dx, dy = self.offset(slice(n))
+        return StarStamps(data, weight, flux, dx, dy, self.x[:n] - pad, self.y[:n] - pad)
 
     def subtract(self, psf: PsfModel, rounds: int = 2) -> tuple[Array, Array]:
         """Fit flux and position of each source on what the others leave, the brightest first.
@@ -391,8 +397,9 @@ class _Work:
         models = self._models(psf, np.arange(self.x.size))
         residual = self.image.copy()
         rows, columns = self._pixels()
-        np.subtract.at(residual, (rows, columns), self.flux[:, None, None] * models)
         groups = self._groups()
+        for group in groups:
+            residual[rows[group], columns[group]] -= self.flux[group, None, None] * models[group]
         for _ in range(rounds):
             for group in groups:
                 at = rows[group], columns[group]
@@ -410,13 +417,12 @@ class _Work:
     def _models(self, psf: PsfModel, index: npt.NDArray[np.intp]) -> Array:
         """Return the PSF at some sources, where they are in their stamps, shape (n, 2 half + 1, 2 half + 1)."""
         pad = self.half + 2
-        offsets = np.array([self.offset(i) for i in index]).reshape(-1, 2)
-        return psf.stamps_at(self.x[index] - pad, self.y[index] - pad, offsets[:, 0], offsets[:, 1])
+        return psf.stamps_at(self.x[index] - pad, self.y[index] - pad, *self.offset(index))
 
     def _pixels(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Return the rows and columns of all stamps in the padded image, shapes (n, side, 1) and (n, 1, side)."""
         axis = np.arange(-self.half, self.half + 1)
-        ix, iy = (np.array([round(value) for value in at], np.intp) for at in (self.x0, self.y0))
+        ix, iy = (np.round(at).astype(np.intp) for at in (self.x0, self.y0))
         return (iy[:, None] + axis)[:, :, None], (ix[:, None] + axis)[:, None, :]
 
     def _groups(self) -> list[npt.NDArray[np.intp]]:
@@ -449,6 +455,27 @@ class _Work:
         return flux, steps, good
 
 
+def _model_weight(weight: Array, model: Array, residual: Array) -> Array:
+    """Return weights that do not follow the noise of the data.
+
+    Where the photon noise was taken from the counts themselves, a pixel that happens to be high has a large variance:
+    the mean is drawn down by about one electron per pixel. Of the variances v = v_0 + a model + b residual, b is
+    a = 1 / gain if they are those of the counts, and b residual is taken out; it is less if they come from elsewhere.
+    """
+    snr = model * np.sqrt(weight)
+    sky = 1 / np.quantile(weight, 0.8, axis=(1, 2), keepdims=True)
+    variance = 1 / np.where(weight > 0, weight, np.inf)
+    noisy = (snr > NOISY_SNR[0]) & (snr < NOISY_SNR[1])  # residuals of brighter pixels are errors of the model
+    if not noisy.any():
+        return weight
+    columns = np.stack([model, residual, variance - sky])[:, noisy] * np.sqrt(weight[noisy])
+    a, b = np.linalg.lstsq(columns[:2].T, columns[2], rcond=None)[0]
+    if not b > OF_COUNTS * a > 0:
+        return weight
+    corrected = np.where(snr > NOISY_SNR[0], np.maximum(variance - b * residual, sky), variance)
+    return np.divide(1, corrected, out=np.zeros_like(weight), where=weight > 0)
+
+
 def _soft_weight(weight: Array, model: Array) -> Array:
     """Return the inverse variance with an error of the model in proportion to the model."""
     return weight / (1 + weight * (SYSTEMATIC * model) ** 2)
@@ -461,3 +488,21 @@ def _flux_and_level(data: Array, weight: Array, model: Array) -> tuple[Array, Ar
     p, q = (weight * data * model).sum(axes), (weight * data).sum(axes)
     determinant = np.maximum(a * c - b * b, np.finfo(float).tiny)
     return (c * p - b * q) / determinant, (a * q - b * p) / determinant
+
+
+def _background(level: Array, flux: Array, weight: Array) -> Array:
+    """Return the stars' levels without what is in proportion to their fluxes: that is light of the star.
+
+    A constant per stamp cannot be told from wings that the model lacks, except that wings grow with the flux:
+    level = a + b flux, where stars that lie off count less (weights of a Cauchy distribution).
+    """
+    columns = np.stack([np.ones_like(flux), flux / np.abs(flux).max(initial=1e-300)], axis=1)
+    information = importance = weight.sum(axis=(1, 2))
+    prior = np.diag([float(np.median(weight)) / LEVEL_PRIOR**2, 0.0])  # should all stars be of one flux
+    for _ in range(5):
+        weighted = columns * importance[:, None]
+        line = np.linalg.lstsq(weighted.T @ columns + prior, weighted.T @ level, rcond=None)[0]
+        off = level - columns @ line
+        scale = max(2 * MAD_TO_SIGMA * float(np.median(np.abs(off))), np.finfo(float).tiny)
+        importance = information / (1 + (off / scale) ** 2)
+    return level - line[1] * columns[:, 1]

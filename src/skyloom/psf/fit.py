@@ -7,7 +7,7 @@ field is made of smooth modes B_m, because a few hundred noisy stars cannot tell
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from numpy.polynomial.hermite_e import hermeval
 from scipy.linalg import cho_factor, cho_solve
 from scipy.ndimage import maximum_filter
 
-from skyloom.psf.analytic import Profile
+from skyloom.psf.analytic import Profile, fit_profile
 from skyloom.psf.shift import shift_matrices
 
 Array = npt.NDArray[np.float64]
@@ -52,9 +52,15 @@ class StarStamps:
     x: Array
     y: Array
 
-    def select(self, index: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> StarStamps:
+    def select(self, index: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | slice) -> StarStamps:
         """Return some of the stars."""
         return StarStamps(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def trimmed(self, half: int) -> StarStamps:
+        """Return the stars with no more than `half` pixels on each side."""
+        cut = max(0, self.data.shape[-1] // 2 - half)
+        inner = slice(cut, self.data.shape[-1] - cut)
+        return replace(self, data=self.data[:, inner, inner], weight=self.weight[:, inner, inner])
 
 
 class _StarModel:
@@ -90,6 +96,20 @@ def variation_modes(half: int, fwhm: float) -> Array:
         functions = [hermeval(t, np.eye(degree + 1)[i]) * np.exp(-(t**2) / 2) for i in range(degree + 1)]
         modes += [np.outer(functions[j], functions[i - j]) for i in range(degree + 1) for j in range(i + 1)]
     return np.stack([mode / np.abs(mode).max() for mode in modes])
+
+
+def refined_profile(stars: StarStamps, profile: Profile) -> Profile:
+    """Fit the analytic profile again to the weighted mean of the stars, whose background is known by now.
+
+    The mean star is ``m + sum_s M_s^T w_s (D_s - M_s m) / sum_s f_s**2 w_s``: the profile m, corrected by what the
+    stars have beyond it, moved back to the middle.
+    """
+    start = profile.stamp(stars.data.shape[-1] // 2)
+    model = _StarModel(stars, np.ones((stars.x.size, 1)))
+    weight = np.tensordot(stars.flux**2, stars.weight, 1)
+    beyond = model.adjoint(stars.weight * (stars.data - model.forward(start[None])))[0]
+    mean = start + np.divide(beyond, weight, out=np.zeros_like(weight), where=weight > 0)
+    return fit_profile(mean, weight, profile, level=False)
 
 
 def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int = 12) -> Array:

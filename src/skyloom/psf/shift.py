@@ -1,19 +1,23 @@
-"""Sub-pixel shifts of small images by Lanczos interpolation."""
+"""Sub-pixel shifts of small images."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.special import i0
 
-LANCZOS_ORDER = 5
-"""Shifts a pixel-integrated Moffat of FWHM >= 2.6 pixels to 0.3 % of its peak; the support stays small."""
+REACH = 8
+KAISER_BETA = 8.0
+"""With both, a pixel-integrated Moffat of FWHM 2.6, 3 and 4 pixels is shifted to 6e-4, 3e-4 and 1e-4 of its peak."""
 
 
 def shift_matrices(size: int, shifts: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return the matrices S with ``(S f)(u) = f(u - d)`` for each shift d, by Lanczos interpolation.
+    """Return the matrices S with ``(S f)(u) = f(u - d)`` for each shift d, by windowed sinc interpolation.
 
-    The interpolation weights are ``L(u - d - v)``, L(t) = sinc(t) sinc(t / a) for abs(t) < a = 5, divided by their
-    sum so that a constant stays one. What lies outside of the `size` samples counts as 0.
+    The interpolation weights are ``L(u - d - v)``, ``L(t) = sinc(t) I0(beta sqrt(1 - (t / a)**2)) / I0(beta)`` for
+    abs(t) < a = 8 (the window of Kaiser 1974), divided by their sum so that a constant stays one. What lies outside of
+    the `size` samples counts as 0.
 
     Parameters
     ----------
@@ -27,15 +31,19 @@ def shift_matrices(size: int, shifts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     matrices : ndarray, shape (N, size, size), float64
     """
     shifts = np.atleast_1d(np.asarray(shifts, float))[:, None]
-    taps = np.arange(-LANCZOS_ORDER, LANCZOS_ORDER + 2.0)
-    total = _lanczos(taps - (shifts - np.floor(shifts))).sum(axis=-1, keepdims=True)
-    weights = _lanczos(np.arange(1.0 - size, size) - shifts) / total  # for all differences u - v
-    index = np.arange(size)
-    return weights[:, index[:, None] - index[None, :] + size - 1]
+    whole = np.floor(shifts)
+    taps = np.arange(-REACH, REACH + 2)
+    values = _windowed_sinc(taps - (shifts - whole))
+    values /= values.sum(axis=-1, keepdims=True)
+    weights = np.zeros((len(shifts), 2 * size - 1))  # for all differences u - v
+    star, tap = np.nonzero(np.abs(taps + whole) < size)
+    weights[star, (taps + whole).astype(np.intp)[star, tap] + size - 1] = values[star, tap]
+    return np.ascontiguousarray(sliding_window_view(weights, size, axis=1)[:, :, ::-1])
 
 
-def _lanczos(t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.sinc(t) * np.sinc(t / LANCZOS_ORDER) * (np.abs(t) < LANCZOS_ORDER)
+def _windowed_sinc(t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    window = i0(KAISER_BETA * np.sqrt(np.maximum(1 - (t / REACH) ** 2, 0))) / i0(KAISER_BETA)
+    return np.asarray(np.sinc(t) * window * (np.abs(t) < REACH))
 
 
 def shift_stamp(stamp: npt.NDArray[np.float64], dx: float, dy: float) -> npt.NDArray[np.float64]:
