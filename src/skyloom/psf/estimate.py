@@ -30,8 +30,8 @@ MIN_STARS = {0: 3, 1: 12, 2: 30}
 MAX_STARS = 160
 SYSTEMATIC = 0.02
 """Error of the model relative to itself that the weights allow for, so that one bright star does not rule the fit."""
-LEVEL_PRIOR = 0.1
-"""How well the mean background is known, in units of the noise of a pixel."""
+RING = 1.5
+"""Outer radius, in half sizes of the stamps, of the ring where the background of a star is measured."""
 NOISY_SNR = (2.0, 20.0)
 """Pixels of stars whose residuals are noise, in units of that noise."""
 OF_COUNTS = 0.8
@@ -322,7 +322,7 @@ class _Work:
         near[field.stars] = False
         index = np.concatenate([field.stars, np.flatnonzero(near)])
         weight = np.where(usable, 1 / np.where(usable, variance, 1), 0).astype(image.dtype, copy=False)
-        pad = half + 2
+        pad = int(RING * half) + 2
         x, y = field.x[index] + pad, field.y[index] + pad
         return cls(
             np.pad(np.where(usable, image, 0), pad),
@@ -369,16 +369,30 @@ class _Work:
         light = self.flux[:n, None, None] * shapes
         data = residual[rows, columns] + light
         weight = _soft_weight(_model_weight(self.weight[rows, columns], light, residual[rows, columns]), light)
-        flux, level = _flux_and_level(data, weight, shapes)
+        data -= self._levels(residual)[:, None, None]
+        flux = _flux(data, weight, shapes)
         # pixels far off the model, outside of the core: neighbours that nobody found, cosmic rays
         far = ~_core(self.half, self.fwhm)
-        deviation = (data - flux[:, None, None] * shapes - level[:, None, None]) ** 2 * weight
+        deviation = (data - flux[:, None, None] * shapes) ** 2 * weight
         weight[(deviation > 25) & far] = 0
-        flux, level = _flux_and_level(data, weight, shapes)
-        data -= _background(level, flux, weight)[:, None, None]
-        pad = self.half + 2
+        flux = _flux(data, weight, shapes)
+        pad = int(RING * self.half) + 2
         dx, dy = self.offset(slice(n))
         return StarStamps(data, weight, flux, dx, dy, self.x[:n] - pad, self.y[:n] - pad)
+
+    def _levels(self, residual: npt.NDArray[Any]) -> Array:
+        """Return the local background of the stars: the median, without sources, of a ring around their stamps.
+
+        Inside of the stamps it cannot be told from wings that the model lacks.
+        """
+        reach = int(RING * self.half)
+        axis = np.arange(-reach, reach + 1)
+        radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
+        dy, dx = (step - reach for step in np.nonzero((radius2 > self.half**2) & (radius2 <= reach**2)))
+        ix, iy = (np.round(at[: self.n_stars]).astype(np.intp)[:, None] for at in (self.x0, self.y0))
+        values = np.where(self.weight[iy + dy, ix + dx] > 0, residual[iy + dy, ix + dx], np.nan)
+        values[np.isnan(values).all(axis=1)] = 0
+        return np.asarray(np.nanmedian(values, axis=1), float)
 
     def subtract(self, psf: PsfModel, rounds: int = 2) -> tuple[Array, Array]:
         """Fit flux and position of each source on what the others leave, the brightest first.
@@ -416,7 +430,7 @@ class _Work:
 
     def _models(self, psf: PsfModel, index: npt.NDArray[np.intp]) -> Array:
         """Return the PSF at some sources, where they are in their stamps, shape (n, 2 half + 1, 2 half + 1)."""
-        pad = self.half + 2
+        pad = int(RING * self.half) + 2
         return psf.stamps_at(self.x[index] - pad, self.y[index] - pad, *self.offset(index))
 
     def _pixels(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -481,28 +495,6 @@ def _soft_weight(weight: Array, model: Array) -> Array:
     return weight / (1 + weight * (SYSTEMATIC * model) ** 2)
 
 
-def _flux_and_level(data: Array, weight: Array, model: Array) -> tuple[Array, Array]:
-    """Fit flux and a constant level to each stamp."""
-    axes = (1, 2)
-    a, b, c = ((weight * m).sum(axes) for m in (model**2, model, np.ones_like(model)))
-    p, q = (weight * data * model).sum(axes), (weight * data).sum(axes)
-    determinant = np.maximum(a * c - b * b, np.finfo(float).tiny)
-    return (c * p - b * q) / determinant, (a * q - b * p) / determinant
-
-
-def _background(level: Array, flux: Array, weight: Array) -> Array:
-    """Return the stars' levels without what is in proportion to their fluxes: that is light of the star.
-
-    A constant per stamp cannot be told from wings that the model lacks, except that wings grow with the flux:
-    level = a + b flux, where stars that lie off count less (weights of a Cauchy distribution).
-    """
-    columns = np.stack([np.ones_like(flux), flux / np.abs(flux).max(initial=1e-300)], axis=1)
-    information = importance = weight.sum(axis=(1, 2))
-    prior = np.diag([float(np.median(weight)) / LEVEL_PRIOR**2, 0.0])  # should all stars be of one flux
-    for _ in range(5):
-        weighted = columns * importance[:, None]
-        line = np.linalg.lstsq(weighted.T @ columns + prior, weighted.T @ level, rcond=None)[0]
-        off = level - columns @ line
-        scale = max(2 * MAD_TO_SIGMA * float(np.median(np.abs(off))), np.finfo(float).tiny)
-        importance = information / (1 + (off / scale) ** 2)
-    return level - line[1] * columns[:, 1]
+def _flux(data: Array, weight: Array, model: Array) -> Array:
+    """Fit the flux of each stamp."""
+    return np.asarray((weight * data * model).sum((1, 2)) / np.maximum((weight * model**2).sum((1, 2)), 1e-300))
