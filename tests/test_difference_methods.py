@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 
 import skyloom
 from simulate import TEMPLATE, simulate_pair
@@ -14,7 +15,7 @@ from skyloom.cli import main
 from skyloom.errors import InputError, ReadError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.pipeline import DifferenceOptions
-from skyloom.pipeline.choose import choose_method, compare
+from skyloom.pipeline.choose import choose_method, compare, ellipticity
 from skyloom.pipeline.store import read_difference
 from skyloom.psf import ArrayPsf, estimate_psf
 from skyloom.psf.analytic import Profile
@@ -231,6 +232,9 @@ def test_the_images_choose_the_method():
     noisy = simulate_pair(24, 320, template=shallow, **options)
     method, reason = chosen(noisy.science, noisy.template)
     assert (method, "noisier" in reason) == ("zogy", True)
+    trailed = simulate_pair(24, 320, template=dataclasses.replace(TEMPLATE, shear=(0.3, -0.1)), **options)
+    method, reason = chosen(trailed.science, trailed.template)
+    assert (method, "elongation" in reason) == ("zogy", True)
     few = simulate_pair(24, 256, n_stars=8, n_transients=0)
     method, reason = chosen(few.science, few.template)
     assert (method, "good stars" in reason) == ("sfft", True)
@@ -241,6 +245,24 @@ def test_the_images_choose_the_method():
         "sfft",
         "as asked for",
     )
+
+
+@pytest.mark.parametrize(("ratio", "angle"), [(1.0, 0.0), (1.4, 0.0), (2.0, 0.5), (1.7, 2.2)])
+def test_ellipticity_of_gaussian_stars(ratio, angle):
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:200, :210].astype(float)
+    data = rng.normal(100.0, 1.0, x.shape)
+    sources = Table({"x": rng.uniform(-5, 215, 30), "y": rng.uniform(-5, 205, 30), "flux": np.full(30, 1e4)})
+    for star in sources:
+        along = (x - star["x"]) * np.cos(angle) + (y - star["y"]) * np.sin(angle)
+        across = (y - star["y"]) * np.cos(angle) - (x - star["x"]) * np.sin(angle)
+        data += 300 * np.exp(-(along**2 / ratio**2 + across**2) / (2 * 1.6**2))
+    found = ellipticity(Exposure(data, np.ones(data.shape)), sources, 3.8)
+    e = (ratio**2 - 1) / (ratio**2 + 1)
+    # the median of 25 stars, some of which touch
+    np.testing.assert_allclose(found, [e * np.cos(2 * angle), e * np.sin(2 * angle)], atol=0.03)
+    bad = Exposure(data, np.ones(data.shape), np.full(data.shape, MaskBit.BAD, np.uint32))
+    assert not ellipticity(bad.replace(mask=np.where(x + y < 1, 0, bad.mask)), sources, 3.8).any()
 
 
 def test_widths_and_noise_are_compared_on_one_flux_scale():

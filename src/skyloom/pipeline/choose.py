@@ -8,6 +8,8 @@ The rule follows from what the three methods do on the same pairs (docs/methods.
   them, leaves least. SFFT.
 - Crowded fields, where point spread functions and backgrounds are measured badly, and saturated stars, whose wings
   reach beyond the PSF: stamps around stars. Alard & Lupton.
+- Stars that are elongated otherwise in one image than in the other (`TRAILED`): no sum of round Gaussians is a kernel
+  between them. The proper subtraction, which measures both PSFs; SFFT in crowded fields and with saturated stars.
 - Either image is the sharper one along some axis (the seeing differs by less than `ALIKE`), so that a kernel has to
   sharpen; or the sharper image is much the noisier one (`NOISIER`), and a kernel would spread its noise: the proper
   subtraction, which does neither. Not with a deep template (less than `DEEP` of the noise): its noise is nothing.
@@ -19,6 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import sep
 
 from skyloom.exposure import Exposure, MaskBit
@@ -33,6 +36,8 @@ CROWDED = 0.25
 ALIKE = 1.2
 NOISIER = 1.5
 DEEP = 0.5
+TRAILED = 0.3
+"""Difference of the ellipticities (a^2 - b^2) / (a^2 + b^2), as vectors: axes of 1.36 beside round stars."""
 SHARED = 0.5
 """Correlation coefficient of the noise of both images."""
 _SKY_STEP = 5.0  # median absolute differences: 3.4 standard deviations
@@ -69,11 +74,16 @@ def choose_method(
         return "sfft", f"only {n_stars} good stars: a kernel fitted to all pixels takes what else there is"
     near = len(sources) * np.pi * (1.5 * fwhm) ** 2
     crowding = min(1.0, near / max(int(np.count_nonzero(science.usable)), 1))
+    trailed = float(np.hypot(*(ellipticity(science, sources, fwhm) - ellipticity(template, sources, fwhm))))
+    kernel = "sfft" if trailed > TRAILED else "alard-lupton"
+    shape = f"stars of different elongation ({trailed:.2f}) and " if trailed > TRAILED else ""
     if crowding > CROWDED:
-        return "alard-lupton", f"a crowded field, {crowding:.0%} of it within 1.5 FWHM of sources"
+        return kernel, f"{shape}a crowded field, {crowding:.0%} of it within 1.5 FWHM of sources"
     saturated = sum(int(np.count_nonzero(image.mask & np.uint32(MaskBit.SATURATED))) for image in (science, template))
     if saturated:
-        return "alard-lupton", f"{saturated} saturated pixels, around which a proper difference rings"
+        return kernel, f"{shape}{saturated} saturated pixels, around which a proper difference rings"
+    if shape:
+        return "zogy", f"stars of different elongation ({trailed:.2f}), which no sum of round Gaussians matches"
     width, noise = compare(science, template, sources, fwhm)
     if noise < DEEP:
         return "alard-lupton", f"a deep template, of {noise:.2f} times the noise of the science image"
@@ -94,6 +104,35 @@ def shared_noise(science: Exposure, template: Exposure) -> float:
     if np.count_nonzero(sky) < _FEWEST_STEPS:
         return 0.0
     return float(np.corrcoef(steps[0][sky], steps[1][sky])[0, 1])
+
+
+def ellipticity(image: Exposure, sources: Any, fwhm: float) -> npt.NDArray[np.float64]:
+    """Return the median ellipticity of the brightest stars, (e1, e2) = (C_xx - C_yy, 2 C_xy) / (C_xx + C_yy).
+
+    C are the second moments of a star: those in a round Gaussian window with the matrix W are Q^-1 = C^-1 + W^-1 of a
+    Gaussian star. Stars beside unusable pixels do not count; without any, the answer is round.
+    """
+    half = int(np.ceil(2 * fwhm))
+    offset = np.arange(-half, half + 1)
+    window = (1.5 * fwhm / 2.3548) ** 2
+    brightest = np.argsort(-np.asarray(sources["flux"]), kind="stable")[:BRIGHT]
+    level = np.median(image.data[image.usable])
+    found = []
+    for x, y in zip(*(np.asarray(sources[name], float)[brightest] for name in "xy"), strict=True):
+        i, j = round(y), round(x)
+        part = np.s_[i - half : i + half + 1, j - half : j + half + 1]
+        if min(i, j) < half or image.data[part].shape != (offset.size,) * 2 or not image.usable[part].all():
+            continue
+        dy, dx = offset[:, None] + i - y, offset[None, :] + j - x
+        light = np.exp(-(dx**2 + dy**2) / (2 * window)) * (image.data[part] - level)
+        moments = np.array([[(dx**2 * light).sum(), (dx * dy * light).sum()], [0, (dy**2 * light).sum()]])
+        moments = (moments + np.triu(moments, 1).T) / light.sum()
+        if not (np.linalg.det(moments) > 0 and 0 < np.trace(moments) < 1.8 * window):
+            continue
+        star = np.linalg.inv(np.linalg.inv(moments) - np.eye(2) / window)
+        if np.trace(star) > 0 and np.linalg.det(star) > 0:
+            found.append(np.array([star[0, 0] - star[1, 1], 2 * star[0, 1]]) / np.trace(star))
+    return np.median(found, axis=0) if found else np.zeros(2)
 
 
 def compare(science: Exposure, template: Exposure, sources: Any, fwhm: float) -> tuple[float, float]:
