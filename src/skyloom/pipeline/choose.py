@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FEW_STARS = 15
 CROWDED = 0.25
-"""Part of the field within 1.5 FWHM of a source."""
+"""Circles of 1.5 FWHM around the sources, as part of the field."""
 ALIKE = 1.2
 NOISIER = 1.5
 DEEP = 0.5
@@ -84,7 +84,10 @@ def choose_method(
         return kernel, f"{shape}{saturated} saturated pixels, around which a proper difference rings"
     if shape:
         return "zogy", f"stars of different elongation ({trailed:.2f}), which no sum of round Gaussians matches"
-    width, noise = compare(science, template, sources, fwhm)
+    compared = compare(science, template, sources, fwhm)
+    if compared is None:
+        return "alard-lupton", "no star can be measured in both images to compare them"
+    width, noise = compared
     if noise < DEEP:
         return "alard-lupton", f"a deep template, of {noise:.2f} times the noise of the science image"
     if 1 / ALIKE < width < ALIKE:
@@ -135,8 +138,8 @@ def ellipticity(image: Exposure, sources: Any, fwhm: float) -> npt.NDArray[np.fl
     return np.median(found, axis=0) if found else np.zeros(2)
 
 
-def compare(science: Exposure, template: Exposure, sources: Any, fwhm: float) -> tuple[float, float]:
-    """Return width and noise of the template relative to the science image, on the same stars.
+def compare(science: Exposure, template: Exposure, sources: Any, fwhm: float) -> tuple[float, float] | None:
+    """Return width and noise of the template relative to the science image, on the same stars; None without such stars.
 
     The width is that of the half-light radii, whose ratio lies somewhat nearer to 1 than that of the FWHMs; the noise
     that of the background, on one flux scale.
@@ -159,6 +162,6 @@ def compare(science: Exposure, template: Exposure, sources: Any, fwhm: float) ->
         noises.append(float(np.sqrt(np.median(image.variance[image.usable]) * image.correlation)))
     known = np.isfinite(fluxes[0]) & np.isfinite(fluxes[1])
     if not known.any():
-        return np.inf, 0.0
+        return None
     ratio = float(np.median(fluxes[0][known] / fluxes[1][known]))
     return float(np.median(radii[1][known] / radii[0][known])), ratio * noises[1] / noises[0]

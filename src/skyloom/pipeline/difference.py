@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -290,11 +290,11 @@ def difference(
     with clock.stage("measuring noise"):
         sciences = each_usable(sciences, with_variance, "Science frame")
         templates = each_usable(templates, with_variance)
-    science = sciences[0]
+    grid = science = sciences[0]
     if len(sciences) > 1:
         with clock.stage("registering and resampling the template"):
-            sciences, alignments = _aligned(science, sciences, options)
-            science = bring_onto_grid(science, sciences, alignments, options.interpolation, proper=proper)
+            sciences, of_sciences = _aligned(grid, sciences, options)
+            science = bring_onto_grid(grid, sciences, of_sciences, options.interpolation, proper=proper)
     with clock.stage("finding sources"):
         sources = detect_sources(science, threshold=options.detection_threshold)
     with clock.stage("registering and resampling the template"):
@@ -304,6 +304,13 @@ def difference(
         psf = science.psf if isinstance(science.psf, Psf) else estimate_psf(science, sources)
     with clock.stage("choosing the method"):
         method, reason = choose_method(options, science, aligned, psf, sources)
+    if method == "zogy" and not proper:  # frames were averaged before it was known
+        with clock.stage("registering and resampling the template"):
+            if len(sciences) > 1:
+                science = bring_onto_grid(grid, sciences, of_sciences, options.interpolation, proper=True)
+                psf = cast(Psf, science.psf)
+            if len(templates) > 1:
+                aligned = bring_onto_grid(science, templates, alignments, options.interpolation, proper=True)
     with clock.stage("subtracting and scoring"):
         subtract = subtract_without_sky if options.smooth_background else subtract_by
         result, scored, psf = subtract(options.options_of(method), science, aligned, psf=psf, sources=sources)

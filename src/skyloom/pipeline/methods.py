@@ -59,10 +59,10 @@ def subtract_by(
     proper = subtract_zogy(
         science, template, options, psf_science=psf, psf_template=known, sources=sources, moving=True
     )
-    return _as_subtraction(proper, science, template), _as_score(proper), proper.psf
+    return _as_subtraction(proper, science), _as_score(proper), proper.psf
 
 
-def _as_subtraction(found: ZogyResult, science: Exposure, template: Exposure) -> Subtraction:
+def _as_subtraction(found: ZogyResult, science: Exposure) -> Subtraction:
     """Return a proper difference in the form that differences of all methods have."""
     from skyloom.subtraction import Subtraction
     from skyloom.subtraction.alard_lupton import noise_statistics
@@ -83,8 +83,6 @@ def _as_subtraction(found: ZogyResult, science: Exposure, template: Exposure) ->
         background=np.zeros_like(found.image),
         convolved="both",
         stamps=stars,
-        correlation_science=science.correlation,
-        correlation_template=template.correlation,
     )
     result.statistics.update(noise_statistics(result))
     result.statistics.update(

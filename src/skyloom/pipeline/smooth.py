@@ -43,14 +43,15 @@ def subtract_without_sky(
     centre = ((n - 1) / 2 for n in reversed(science.shape))
     fwhm = stamp_fwhm(psf.stamp(*centre))
     sky: FloatArray | None = None
-    for round_ in range(MOST_ROUNDS + 1):
+    for rounds_left in reversed(range(MOST_ROUNDS)):
         cleaned = science if sky is None else dataclasses.replace(science, data=science.data - sky)
         result, scored, psf_difference = subtract_by(options, cleaned, template, psf=psf, sources=sources)
         left = residual_background(result.image, result.variance, result.usable, fwhm=fwhm)
         size = _in_noise(left, result)
-        if left is None or size < MATTERS or round_ == MOST_ROUNDS:
+        proper = isinstance(options, ZogyOptions)
+        if left is None or size < MATTERS or (proper and not rounds_left):
             break
-        if size < DISTURBS and not isinstance(options, ZogyOptions):
+        if not proper and (size < DISTURBS or not rounds_left):
             result = _with_background(result, left, off_image=True)
             scored = score(result, psf)
             break
