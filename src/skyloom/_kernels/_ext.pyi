@@ -98,6 +98,7 @@ def drizzle_separable(
     tile_edge: int,
     row_hits: npt.NDArray[np.int32],
     queue: npt.NDArray[np.int64],
+    part: int,
 ) -> None: ...
 def drizzle_square(
     footprint: DrizzleFootprint,
@@ -106,6 +107,7 @@ def drizzle_square(
     tile_edge: int,
     row_hits: npt.NDArray[np.int32],
     queue: npt.NDArray[np.int64],
+    part: int,
 ) -> None: ...
 
 # covariance of drizzled pixels

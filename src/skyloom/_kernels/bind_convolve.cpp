@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <optional>
-#include <stdexcept>
 #include <tuple>
 
+#include "bind_checks.hpp"
 #include "convolve.hpp"
 
 namespace nb = nanobind;
@@ -18,10 +18,6 @@ namespace {
 using Plane = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using OutPlane = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Planes = nb::ndarray<const double, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-
-void need(bool condition, const char* message) {
-  if (!condition) throw std::invalid_argument(message);
-}
 
 template <class A, class B>
 void need_same(const A& a, const B& b, const char* message) {

@@ -5,8 +5,8 @@
 
 #include <array>
 #include <optional>
-#include <stdexcept>
 
+#include "bind_planes.hpp"
 #include "drizzle_covariance.hpp"
 
 namespace nb = nanobind;
@@ -15,15 +15,9 @@ using namespace skyloom::drizzle;
 
 namespace {
 
-using ReadPlane = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
-using Map = nb::ndarray<const double, nb::ndim<3>, nb::device::cpu>;
 using Bounds = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Counts = nb::ndarray<int64_t, nb::shape<2, kSpans>, nb::c_contig, nb::device::cpu>;
 using Sums = nb::ndarray<double, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
-
-void need(bool condition, const char* message) {
-  if (!condition) throw std::invalid_argument(message);
-}
 
 // The arrays stay alive as long as this object: Python hands it to every thread.
 struct BoundImage : SpreadImage {
@@ -31,12 +25,8 @@ struct BoundImage : SpreadImage {
   std::optional<ReadPlane> planes[3];
 };
 
-Plane plane_of(const std::optional<ReadPlane>& a, size_t ny, size_t nx) {
-  if (!a) return {};
-  need(a->shape(0) == ny && a->shape(1) == nx, "the planes of an image differ in shape");
-  const bool is_double = a->dtype() == nb::dtype<double>();
-  need(is_double || a->dtype() == nb::dtype<float>(), "float32 or float64 planes are needed");
-  return {const_cast<void*>(static_cast<const void*>(a->data())), a->stride(0), a->stride(1), is_double};
+Plane plane_if(const std::optional<ReadPlane>& a, size_t ny, size_t nx) {
+  return a ? plane_of(*a, ny, nx) : Plane{};
 }
 
 void make_image(BoundImage* self, Map pixmap, std::array<int64_t, 4> window, std::optional<ReadPlane> data,
@@ -53,9 +43,9 @@ void make_image(BoundImage* self, Map pixmap, std::array<int64_t, 4> window, std
   self->window = w;
   self->half = pixfrac / 2;
   if (kernel > 0) self->kernel = Kernel(Shape(kernel - 1), pixfrac, ratio, normalised);
-  self->data = plane_of(data, ny, nx);
-  self->weight = plane_of(weight, ny, nx);
-  self->variance = plane_of(variance, ny, nx);
+  self->data = plane_if(data, ny, nx);
+  self->weight = plane_if(weight, ny, nx);
+  self->variance = plane_if(variance, ny, nx);
   self->weight_scale = weight_scale;
   self->pixmap = std::move(pixmap);
   self->planes[0] = std::move(data);

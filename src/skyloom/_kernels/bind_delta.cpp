@@ -2,9 +2,9 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
 
-#include <stdexcept>
 #include <tuple>
 
+#include "bind_checks.hpp"
 #include "delta.hpp"
 
 namespace nb = nanobind;
@@ -21,10 +21,6 @@ using Flat = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Pair = std::tuple<double, double>;
 using Kernel = std::tuple<int, int>;
 using Rows = std::tuple<std::int64_t, std::int64_t>;
-
-void need(bool condition, const char* message) {
-  if (!condition) throw std::invalid_argument(message);
-}
 
 template <class A, class B>
 skyloom::DeltaGrid grid_of(const A& padded, const B& image, Kernel kernel, int order, Pair centre, Pair scale,

@@ -9,9 +9,9 @@
 #include <array>
 #include <iterator>
 #include <optional>
-#include <stdexcept>
 #include <string_view>
 
+#include "bind_planes.hpp"
 #include "drizzle_separable.hpp"
 #include "drizzle_square.hpp"
 
@@ -21,26 +21,12 @@ using namespace skyloom::drizzle;
 
 namespace {
 
-using ReadPlane = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
 using WritePlane = nb::ndarray<nb::ndim<2>, nb::device::cpu>;
 using ReadBits = nb::ndarray<const uint32_t, nb::ndim<2>, nb::device::cpu>;
 using WriteBits = nb::ndarray<uint32_t, nb::ndim<2>, nb::device::cpu>;
 using Context = nb::ndarray<int32_t, nb::ndim<2>, nb::device::cpu>;
-using Map = nb::ndarray<const double, nb::ndim<3>, nb::device::cpu>;
 using Queue = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Counts = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-void need(bool condition, const char* message) {
-  if (!condition) throw std::invalid_argument(message);
-}
-
-template <class Array>
-Plane plane_of(const Array& a, size_t ny, size_t nx) {
-  need(a.shape(0) == ny && a.shape(1) == nx, "the planes of a drizzle differ in shape");
-  const bool is_double = a.dtype() == nb::dtype<double>();
-  need(is_double || a.dtype() == nb::dtype<float>(), "float32 or float64 planes are needed");
-  return {const_cast<void*>(static_cast<const void*>(a.data())), a.stride(0), a.stride(1), is_double};
-}
 
 template <class T, class Array>
 IntPlane<T> bits_of(Array& a, size_t ny, size_t nx) {
@@ -263,23 +249,24 @@ void make_output(BoundOutput* self, WritePlane mean, WritePlane weight, WritePla
 }
 
 void check(const BoundFootprint& footprint, const BoundInput& input, const BoundOutput& output, int64_t tile_edge,
-           const Counts& row_hits, const Queue& queue) {
+           const Counts& row_hits, const Queue& queue, int64_t part) {
   need(input.ny == footprint.map.ny && input.nx == footprint.map.nx, "the image and its pixel map differ in shape");
   need(output.ny == footprint.frame_ny && output.nx == footprint.frame_nx, "the footprint is of another frame");
   need(input.squares.size() == output.squares.size(), "as many square planes are needed as go in");
   need(input.errors.size() == output.errors.size() && input.roots.size() == output.roots.size(),
        "as many planes of errors are needed as go in");
   need((input.dq.data == nullptr) == (output.dq.data == nullptr), "dq planes must be given on both sides");
-  need(int64_t(row_hits.shape(0)) == footprint.rows() && queue.shape(0) == 1, "a counter has the wrong size");
+  need(int64_t(row_hits.shape(0)) == footprint.rows(), "a counter has the wrong size");
+  need(part >= 0 && part < int64_t(queue.shape(0)), "the queue has no such part");
   need(tile_edge >= 16, "tiles must be at least 16 cells wide");
 }
 
 void square(const BoundFootprint& footprint, const BoundInput& input, const BoundOutput& output, int64_t tile_edge,
-            Counts row_hits, Queue queue) {
-  check(footprint, input, output, tile_edge, row_hits, queue);
-  std::atomic_ref<int64_t> next(*queue.data());
+            Counts row_hits, Queue queue, int64_t part) {
+  check(footprint, input, output, tile_edge, row_hits, queue, part);
+  const TileQueue tiles{queue.data(), int64_t(queue.shape(0)), part};
   nb::gil_scoped_release release;
-  drizzle_square(footprint, input, output, tile_edge, row_hits.data(), next);
+  drizzle_square(footprint, input, output, tile_edge, row_hits.data(), tiles);
 }
 
 // The square kernel, and behind it the others in the order of Shape.
@@ -294,13 +281,13 @@ void make_kernel(Kernel* self, std::string_view name, double pixfrac, double sca
 }
 
 void separable(const Kernel& kernel, const BoundFootprint& footprint, const BoundInput& input, const BoundOutput& output,
-               int64_t tile_edge, Counts row_hits, Queue queue) {
-  check(footprint, input, output, tile_edge, row_hits, queue);
+               int64_t tile_edge, Counts row_hits, Queue queue, int64_t part) {
+  check(footprint, input, output, tile_edge, row_hits, queue, part);
   need(footprint.half == 0 && footprint.margin >= kernel.reach, "the footprint is of another kernel");
   need(kernel.taps < (1 << 24), "drops are too wide");
-  std::atomic_ref<int64_t> next(*queue.data());
+  const TileQueue tiles{queue.data(), int64_t(queue.shape(0)), part};
   nb::gil_scoped_release release;
-  drizzle_separable(kernel, footprint, input, output, tile_edge, row_hits.data(), next);
+  drizzle_separable(kernel, footprint, input, output, tile_edge, row_hits.data(), tiles);
 }
 
 }  // namespace
@@ -334,7 +321,7 @@ void bind_drizzle(nb::module_& m) {
       .def("__init__", &make_kernel, "name"_a, nb::kw_only(), "pixfrac"_a, "scale_ratio"_a, "normalised"_a)
       .def_ro("reach", &Kernel::reach, "Cells with their centre farther than this, plus 1/2, get nothing.");
   m.def("drizzle_separable", &separable, "kernel"_a, "footprint"_a, "image"_a, "output"_a, "tile_edge"_a, "row_hits"_a,
-        "queue"_a, "Drizzle, with a separable kernel, the output tiles that the queue hands out.");
+        "queue"_a, "part"_a, "Drizzle, with a separable kernel, the output tiles that the queue hands out.");
   m.def("drizzle_square", &square, "footprint"_a, "image"_a, "output"_a, "tile_edge"_a, "row_hits"_a, "queue"_a,
-        "Drizzle, with the square kernel, the output tiles that the queue hands out.");
+        "part"_a, "Drizzle, with the square kernel, the output tiles that the queue hands out.");
 }

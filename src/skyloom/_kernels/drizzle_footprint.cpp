@@ -92,7 +92,11 @@ TileSize Footprint::tile_size(int64_t edge) const {
     height += reach.y1 - reach.y0;
   }
   const double stretch = std::clamp(std::sqrt(width / height), 0.25, 4.0);
-  return {std::max<int64_t>(16, int64_t(double(edge) * stretch)), std::max<int64_t>(16, int64_t(double(edge) / stretch))};
+  const double cells = double(edge) * double(edge), across = double(edge) * stretch;
+  const int64_t unit = across < kBatch ? 16 : kBatch;
+  int64_t nx = std::max<int64_t>(1, std::llround(across / double(unit))) * unit;
+  if (nx % 256 == 0) nx += unit;  // cells one above the other would lie 4096 bytes apart: the processor takes them for the same
+  return {nx, std::max<int64_t>(16, int64_t(cells / double(nx)))};
 }
 
 Reach Footprint::whole() const {

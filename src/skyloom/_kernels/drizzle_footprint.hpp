@@ -47,8 +47,8 @@ struct Footprint {
   void find(int64_t block);
   // All cells that the image may reach, once every row of blocks is known.
   Reach whole() const;
-  // Tiles of about edge x edge cells. Batches across the border of two tiles are worked on twice: the fewer, the more a
-  // tile is shaped like a batch.
+  // Tiles of about edge x edge cells, and of whole pieces of kBatch (small ones: 16) along x. Batches across the border of
+  // two tiles are worked on twice: the fewer, the more a tile is shaped like a batch.
   TileSize tile_size(int64_t edge) const;
 
  private:

@@ -76,12 +76,31 @@ SKYLOOM_INLINE void place_body(const Drops& d, Corners& c, Placement& p) {
   for (int k = 0; k < kBatch; ++k) p.valid[k] = p.area[k] != 0.0;
 }
 
-SKYLOOM_INLINE bool place_turned_body(const Drops& d, TurnedDrops& t, Placement& p) {
+// How far each of the drops is from the cells [x0, x1) x [y0, y1), or less if it reaches them; the least of each register.
+SKYLOOM_INLINE void find_gaps_body(const Drops& d, double x0, double x1, double y0, double y1, double* __restrict gaps) {
   const double *px0 = d.x[0], *px1 = d.x[1], *px2 = d.x[2], *px3 = d.x[3];
   const double *py0 = d.y[0], *py1 = d.y[1], *py2 = d.y[2], *py3 = d.y[3];
-  int32_t improper = 0;
+  for (int g = 0; g < kBatch; g += Lanes::kWidth) {
+    double least = kFarCorner;
+    for (int k = g; k < g + Lanes::kWidth; ++k) {
+      const double low_x = smaller(smaller(px0[k], px1[k]), smaller(px2[k], px3[k]));
+      const double low_y = smaller(smaller(py0[k], py1[k]), smaller(py2[k], py3[k]));
+      const double high_x = larger(larger(px0[k], px1[k]), larger(px2[k], px3[k]));
+      const double high_y = larger(larger(py0[k], py1[k]), larger(py2[k], py3[k]));
+      least = smaller(least, larger(larger(low_x - x1, x0 - high_x), larger(low_y - y1, y0 - high_y)));
+    }
+    gaps[g / Lanes::kWidth] = least;
+  }
+}
+
+// Steps along the edges of drops in turned order (in rx, ry), their areas and cells. Negative if any drop is improper.
+SKYLOOM_INLINE double step_turned(const Drops& d, int first, TurnedDrops& t, Placement& p) {
+  const double *px0 = d.x[0], *px1 = d.x[1], *px2 = d.x[2], *px3 = d.x[3];
+  const double *py0 = d.y[0], *py1 = d.y[1], *py2 = d.y[2], *py3 = d.y[3];
+  double worst = 0;
+  alignas(64) double width[Lanes::kWidth], height[Lanes::kWidth];
 #pragma GCC ivdep
-  for (int k = 0; k < kBatch; ++k) {
+  for (int k = first; k < first + Lanes::kWidth; ++k) {
     const double x0 = px0[k], x1 = px1[k], x2 = px2[k], x3 = px3[k];
     const double y0 = py0[k], y1 = py1[k], y2 = py2[k], y3 = py3[k];
     const double fx = std::floor(without_noise(x3)), fy = std::floor(without_noise(y0));
@@ -91,16 +110,44 @@ SKYLOOM_INLINE bool place_turned_body(const Drops& d, TurnedDrops& t, Placement&
     const double least_x = smaller(smaller(dx0, dx1), smaller(dx2, dx3));
     const double least_y = smaller(smaller(dy0, dy1), smaller(dy2, dy3));
     const double room = smaller(smaller(x3, y0) + kFarCorner, kFarCorner - larger(x1, y2));
-    improper += !(smaller(smaller(least_x, least_y), smaller(area - kAreaNoise, room)) >= 0);
+    worst = smaller(worst, smaller(smaller(least_x, least_y), smaller(area - kAreaNoise, room)));
+    t.rx[0][k] = dy0 + kTiny;
+    t.ry[0][k] = dx0 + kTiny;
+    t.rx[1][k] = dy1 + kTiny;
+    t.ry[1][k] = dx1 + kTiny;
+    t.rx[2][k] = dy2 + kTiny;
+    t.ry[2][k] = dx2 + kTiny;
+    t.rx[3][k] = dy3 + kTiny;
+    t.ry[3][k] = dx3 + kTiny;
     const double far_x = std::ceil(x1) - fx, far_y = std::ceil(y2) - fy;
-    const double gx0 = dx0 + kTiny, gx1 = dx1 + kTiny, gx2 = dx2 + kTiny, gx3 = dx3 + kTiny;
-    const double gy0 = dy0 + kTiny, gy1 = dy1 + kTiny, gy2 = dy2 + kTiny, gy3 = dy3 + kTiny;
-    const double p0 = gx0 * gy0, p1 = gx1 * gy1, p2 = gx2 * gy2, p3 = gx3 * gy3;
-    const double low = p0 * p1, high = p2 * p3, both = low * high;
-    const double inverse = 1.0 / (both * area);
-    t.inverse_area[k] = inverse * both;
     t.span[k] = larger(far_x, far_y);
-    const double with_area = inverse * area;
+    t.line_x[k] = fx + 1;
+    t.line_y[k] = fy + 1;
+    p.area[k] = area;
+    width[k - first] = far_x;
+    height[k - first] = far_y;
+  }
+#pragma GCC ivdep
+  for (int k = first; k < first + Lanes::kWidth; ++k) {  // by itself: it takes registers of another size
+    p.x[k] = int32_t(t.line_x[k]) - 1;
+    p.y[k] = int32_t(t.line_y[k]) - 1;
+    p.width[k] = int32_t(width[k - first]);
+    p.height[k] = int32_t(height[k - first]);
+    p.valid[k] = 1;
+  }
+  return worst;
+}
+
+// Divide by the steps along the four edges, and by the area, with one division.
+SKYLOOM_INLINE void invert_steps(int first, const double* __restrict areas, TurnedDrops& __restrict t) {
+#pragma GCC ivdep
+  for (int k = first; k < first + Lanes::kWidth; ++k) {
+    const double gy0 = t.rx[0][k], gy1 = t.rx[1][k], gy2 = t.rx[2][k], gy3 = t.rx[3][k];
+    const double gx0 = t.ry[0][k], gx1 = t.ry[1][k], gx2 = t.ry[2][k], gx3 = t.ry[3][k];
+    const double p0 = gx0 * gy0, p1 = gx1 * gy1, p2 = gx2 * gy2, p3 = gx3 * gy3;
+    const double low = p0 * p1, high = p2 * p3, both = low * high, area = areas[k];
+    const double inverse = 1.0 / (both * area), with_area = inverse * area;
+    t.inverse_area[k] = inverse * both;
     const double inverse_low = with_area * high, inverse_high = with_area * low;
     const double i0 = inverse_low * p1, i1 = inverse_low * p0, i2 = inverse_high * p3, i3 = inverse_high * p2;
     t.rx[0][k] = i0 * gy0;
@@ -111,16 +158,16 @@ SKYLOOM_INLINE bool place_turned_body(const Drops& d, TurnedDrops& t, Placement&
     t.ry[2][k] = i2 * gx2;
     t.rx[3][k] = i3 * gy3;
     t.ry[3][k] = i3 * gx3;
-    t.line_x[k] = fx + 1;
-    t.line_y[k] = fy + 1;
-    p.area[k] = area;
-    p.x[k] = int32_t(fx);
-    p.y[k] = int32_t(fy);
-    p.valid[k] = 1;
-    p.width[k] = int32_t(far_x);
-    p.height[k] = int32_t(far_y);
   }
-  return improper == 0;
+}
+
+SKYLOOM_INLINE bool place_turned_body(const Drops& d, Lanes lanes, TurnedDrops& t, Placement& p) {
+  for (int k = 0; k < kBatch; ++k) p.valid[k] = 0;
+  double worst = 0;
+  for (int k = lanes.begin; k < lanes.end; k += Lanes::kWidth) worst = smaller(worst, step_turned(d, k, t, p));
+  if (worst < 0) return false;
+  for (int k = lanes.begin; k < lanes.end; k += Lanes::kWidth) invert_steps(k, p.area, t);
+  return true;
 }
 
 // The parts of an edge that goes up, to the right or to the left, by |dx| and dy. Its lower end lies u left of the line
@@ -188,12 +235,12 @@ SKYLOOM_INLINE void store_shares(const double* in_x, const double* in_y, const d
 }
 
 template <int N>
-SKYLOOM_INLINE void share_turned_in(const Drops& d, const TurnedDrops& t, double (*__restrict share)[kBatch]) {
+SKYLOOM_INLINE void share_turned_in(const Drops& d, int first, const TurnedDrops& t, double (*__restrict share)[kBatch]) {
   constexpr int M = N - 1;
   const double *px0 = d.x[0], *px1 = d.x[1], *px2 = d.x[2], *px3 = d.x[3];
   const double *py0 = d.y[0], *py1 = d.y[1], *py2 = d.y[2], *py3 = d.y[3];
 #pragma GCC ivdep
-  for (int k = 0; k < kBatch; ++k) {
+  for (int k = first; k < first + Lanes::kWidth; ++k) {
     const double gx = t.line_x[k], gy = t.line_y[k];
     const double u0 = gx - px0[k], u1 = gx - px1[k], u2 = gx - px2[k], u3 = gx - px3[k];
     const double v0 = gy - py0[k], v1 = gy - py1[k], v2 = gy - py2[k], v3 = gy - py3[k];
@@ -214,12 +261,17 @@ SKYLOOM_INLINE void share_turned_in(const Drops& d, const TurnedDrops& t, double
   }
 }
 
-SKYLOOM_INLINE void share_turned_body(int n, const Drops& d, const TurnedDrops& t, double (*share)[kBatch]) {
+template <int N>
+SKYLOOM_INLINE void share_lanes(const Drops& d, Lanes lanes, const TurnedDrops& t, double (*share)[kBatch]) {
+  for (int k = lanes.begin; k < lanes.end; k += Lanes::kWidth) share_turned_in<N>(d, k, t, share);
+}
+
+SKYLOOM_INLINE void share_turned_body(int n, const Drops& d, Lanes lanes, const TurnedDrops& t, double (*share)[kBatch]) {
   switch (n) {
-    case 2: share_turned_in<2>(d, t, share); break;
-    case 3: share_turned_in<3>(d, t, share); break;
-    case 4: share_turned_in<4>(d, t, share); break;
-    default: share_turned_in<5>(d, t, share); break;
+    case 2: share_lanes<2>(d, lanes, t, share); break;
+    case 3: share_lanes<3>(d, lanes, t, share); break;
+    case 4: share_lanes<4>(d, lanes, t, share); break;
+    default: share_lanes<5>(d, lanes, t, share); break;
   }
 }
 
@@ -300,7 +352,21 @@ SKYLOOM_INLINE void areas_in_row_body(const double cx[4], const double cy[4], do
   }
 }
 
+SKYLOOM_DISPATCH(void, find_gaps, (const Drops& d, double x0, double x1, double y0, double y1, double* gaps),
+                 (d, x0, x1, y0, y1, gaps))
+
 }  // namespace
+
+Lanes lanes_near(const Drops& d, double x0, double x1, double y0, double y1) {
+  constexpr double kSlack = 1e-6;  // more than the noise of corners that are taken to be on a line
+  constexpr int kRegisters = kBatch / Lanes::kWidth;
+  double gaps[kRegisters];
+  find_gaps(d, x0, x1, y0, y1, gaps);
+  int first = 0, stop = kRegisters;
+  while (first < stop && gaps[first] > kSlack) ++first;
+  while (stop > first && gaps[stop - 1] > kSlack) --stop;
+  return {first * Lanes::kWidth, stop * Lanes::kWidth};
+}
 
 void put_in_turned_order(Drops& d) {
   double x[4], y[4];
@@ -317,9 +383,10 @@ void put_in_turned_order(Drops& d) {
 }
 
 SKYLOOM_DISPATCH(void, place, (const Drops& d, Corners& c, Placement& p), (d, c, p))
-SKYLOOM_DISPATCH(bool, place_turned, (const Drops& d, TurnedDrops& t, Placement& p), (d, t, p))
-SKYLOOM_DISPATCH(void, share_turned, (int n, const Drops& d, const TurnedDrops& t, double (*share)[kBatch]),
-                 (n, d, t, share))
+SKYLOOM_DISPATCH(bool, place_turned, (const Drops& d, Lanes lanes, TurnedDrops& t, Placement& p), (d, lanes, t, p))
+SKYLOOM_DISPATCH(void, share_turned,
+                 (int n, const Drops& d, Lanes lanes, const TurnedDrops& t, double (*share)[kBatch]),
+                 (n, d, lanes, t, share))
 SKYLOOM_DISPATCH(void, overlap_shares,
                  (int n, const Corners& c, const double* area, double share[][kBatch]), (n, c, area, share))
 SKYLOOM_DISPATCH(void, areas_in_row, (const double cx[4], const double cy[4], double y, int n, double* below),

@@ -18,6 +18,15 @@ constexpr int kMaxSpan = 5;  // the widest drop, in cells, of the vectorised pat
 // Areas below this are rounding errors of the sums above, for corners within kMaxSpan cells.
 constexpr double kAreaNoise = 2e-14;
 
+// Some of the drops of a batch, side by side: [begin, end), whole registers.
+struct Lanes {
+  static constexpr int kWidth = 8;
+  int begin = 0, end = kBatch;
+};
+
+// The fewest lanes with all drops of a batch that may reach the cells [x0, x1) x [y0, y1). All of them are finite.
+Lanes lanes_near(const Drops& d, double x0, double x1, double y0, double y1);
+
 // What a batch of drops is to the output grid.
 struct Placement {
   alignas(64) double area[kBatch];                // signed; 0 where there is no proper quadrilateral
@@ -41,13 +50,13 @@ struct TurnedDrops {
   alignas(64) double line_x[kBatch], line_y[kBatch];  // behind its first cells
 };
 
-// The same for drops in turned order. False if any of them has no area, or edges in other directions: then nothing in t
-// and p can be used.
-bool place_turned(const Drops& d, TurnedDrops& t, Placement& p);
+// The same for some drops in turned order; the others are not valid. False if any of them has no area, or edges in other
+// directions: then nothing in t and p can be used.
+bool place_turned(const Drops& d, Lanes lanes, TurnedDrops& t, Placement& p);
 
 // share[j * n + i][k]: the fraction of drop k in cell (i, j) of the n x n cells from its first; exactly 0 where it
 // does not reach. n is 2 ... kMaxSpan. All shares of drops that span more cells are 0.
-void share_turned(int n, const Drops& d, const TurnedDrops& t, double (*share)[kBatch]);
+void share_turned(int n, const Drops& d, Lanes lanes, const TurnedDrops& t, double (*share)[kBatch]);
 
 // The same for drops of any shape, which may not span more cells.
 void overlap_shares(int n, const Corners& relative, const double* area, double share[][kBatch]);

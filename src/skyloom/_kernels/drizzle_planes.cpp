@@ -387,8 +387,8 @@ SKYLOOM_INLINE void merge_tile_body(const Tile& tile, bool reached, const Output
 SKYLOOM_DISPATCH(void, merge_tile, (const Tile& tile, bool reached, const Output& out), (tile, reached, out))
 
 TileMemory::TileMemory(int64_t nx, int64_t ny, Pairs pairs, bool with_dq, int margin, bool with_positive)
-    : margin_(margin) {
-  const size_t cells = size_t(nx + 2 * margin) * size_t(ny + 2 * margin);
+    : margin_((margin + 3) / 4 * 4) {
+  const size_t cells = size_t(nx + 2 * margin_) * size_t(ny + 2 * margin_);
   sums_.resize(cells * 2 * size_t(pairs.all) + 8);
   if (with_dq) dq_.resize(cells);
   if (with_positive) positive_.resize(cells + 16);
@@ -403,7 +403,8 @@ Tile& TileMemory::reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny) {
   tile_.stride = nx + 2 * margin_;
   const int64_t cells = tile_.stride * (ny + 2 * margin_), first = margin_ * tile_.stride + margin_;
   tile_.plane = 2 * cells;
-  tile_.sums = sums_.data() + 2 * first;
+  const auto address = reinterpret_cast<uintptr_t>(sums_.data());
+  tile_.sums = sums_.data() + (64 - address % 64) % 64 / sizeof(double) + 2 * first;
   if (!dq_.empty()) tile_.dq = dq_.data() + first;
   if (!positive_.empty()) tile_.positive = positive_.data() + first;
   return tile_;

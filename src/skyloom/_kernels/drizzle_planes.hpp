@@ -85,7 +85,7 @@ struct Tile {
   int64_t stride;       // cells in a row, with margins
   int linear, pairs;    // planes of pairs in proportion to shares; all of them
   int64_t plane;        // numbers in one of them
-  double* sums;         // cell (y0, x0) of the first
+  double* sums;         // cell (y0, x0) of the first; its rows begin at cache lines if nx is a multiple of 4
   uint32_t* dq;         // null if not wanted
   uint8_t* positive;    // 1 where a part of the sum of weights is above 0; complete only where the sum is below 0.
                         // Null if no share is negative, or no context is wanted
@@ -108,7 +108,7 @@ class TileMemory {
   std::vector<double> sums_;
   std::vector<uint32_t> dq_;
   std::vector<uint8_t> positive_;
-  const int64_t margin_;
+  const int64_t margin_;  // a multiple of 4
   Tile tile_;
 };
 

@@ -1,6 +1,7 @@
 #include "drizzle_separable.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -420,11 +421,11 @@ class SeparableWorker {
 }  // namespace
 
 void drizzle_separable(const Kernel& kernel, const Footprint& footprint, const Input& input, const Output& output,
-                       int64_t tile_edge, int32_t* row_hits, std::atomic_ref<int64_t> next_tile) {
+                       int64_t tile_edge, int32_t* row_hits, const TileQueue& queue) {
   const TileSize size = footprint.tile_size(tile_edge);
   const int64_t tiles = ((output.nx + size.nx - 1) / size.nx) * ((output.ny + size.ny - 1) / size.ny);
   SeparableWorker worker(kernel, footprint, input, output, size, row_hits);
-  for (int64_t t = next_tile.fetch_add(1); t < tiles; t = next_tile.fetch_add(1)) worker.drizzle_tile(t);
+  queue.for_each(tiles, [&](int64_t tile) { worker.drizzle_tile(tile); });
 }
 
 }  // namespace skyloom::drizzle

@@ -1,6 +1,7 @@
 #include "drizzle_square.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -178,7 +179,7 @@ class SquareWorker {
   std::unique_ptr<Queue> waiting_[kMaxSpan + 1];    // by span
   Corners relative_;
   TurnedDrops turned_, queued_turned_;
-  Placement place_, queued_place_;                  // of the batch at hand, and of a queue that is worked on
+  Placement place_{}, queued_place_{};              // of the batch at hand, and of a queue that is worked on
   alignas(64) double share_[kMaxSpan * kMaxSpan][kBatch];
   uint8_t lost_[kBatch];
   alignas(64) int32_t usable_[kBatch];              // 1 if the pixel has a weight
@@ -233,8 +234,8 @@ void SquareWorker::flush(int span) {
   Queue& q = *waiting_[span];
   if (q.count == 0) return;
   const Drops drops = pointers(q.corners);
-  if (place_turned(drops, queued_turned_, queued_place_)) {
-    share_turned(span, drops, queued_turned_, share_);
+  if (place_turned(drops, Lanes{}, queued_turned_, queued_place_)) {
+    share_turned(span, drops, Lanes{}, queued_turned_, share_);
   } else {
     place(drops, relative_, queued_place_);
     overlap_shares(span, relative_, queued_place_.area, share_);
@@ -247,10 +248,19 @@ void SquareWorker::flush(int span) {
 void SquareWorker::drizzle_batch(RowWindow& window, int64_t j, int64_t i0, int n, bool inside) {
   Drops drops;
   const bool regular = window.drops(j, drops, lost_);
+  Lanes lanes;
+  if (regular && !inside) {
+    const double x0 = double(tile_->x0), y0 = double(tile_->y0);
+    lanes = lanes_near(drops, x0, x0 + double(tile_->nx), y0, y0 + double(tile_->ny));
+    if (lanes.begin == lanes.end) return;
+  }
   put_in_turned_order(drops);
   load_batch(input_, j, i0, n, now_.values, usable_, now_.dq);
-  const bool turned = regular && place_turned(drops, turned_, place_);
-  if (!turned) place(drops, relative_, place_);
+  const bool turned = regular && place_turned(drops, lanes, turned_, place_);
+  if (!turned) {
+    place(drops, relative_, place_);
+    lanes = {};
+  }
   if (!regular)
     for (int k = 0; k < n; ++k)
       if (lost_[k]) place_.valid[k] = 0;
@@ -262,9 +272,9 @@ void SquareWorker::drizzle_batch(RowWindow& window, int64_t j, int64_t i0, int n
   int dense = 2;
   while (dense <= kMaxSpan && 4 * std::popcount(sorted.within[dense]) < 3 * total) ++dense;
   uint64_t rest = all;
-  if (dense <= kMaxSpan && total >= kBatch * 5 / 8) {
+  if (dense <= kMaxSpan && total >= (lanes.end - lanes.begin) * 5 / 8) {
     if (turned) {  // shares of drops that are too wide are 0: they do not break the runs of the others
-      share_turned(dense, drops, turned_, share_);
+      share_turned(dense, drops, lanes, turned_, share_);
       scatter(dense, share_, now_, sorted.within[dense == 2 ? kMaxSpan : dense], *tile_);
     } else {
       overlap_shares(dense, relative_, place_.area, share_);
@@ -304,11 +314,11 @@ void SquareWorker::drizzle_tile(int64_t index) {
 }  // namespace
 
 void drizzle_square(const Footprint& footprint, const Input& input, const Output& output, int64_t tile_edge,
-                    int32_t* row_hits, std::atomic_ref<int64_t> next_tile) {
+                    int32_t* row_hits, const TileQueue& queue) {
   const TileSize size = footprint.tile_size(tile_edge);
   const int64_t tiles = ((output.nx + size.nx - 1) / size.nx) * ((output.ny + size.ny - 1) / size.ny);
   SquareWorker worker(footprint, input, output, size);
-  for (int64_t t = next_tile.fetch_add(1); t < tiles; t = next_tile.fetch_add(1)) worker.drizzle_tile(t);
+  queue.for_each(tiles, [&](int64_t tile) { worker.drizzle_tile(tile); });
   worker.report_hits(row_hits);
 }
 

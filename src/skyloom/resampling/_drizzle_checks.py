@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
 from skyloom.resampling._drizzle_planes import as_array, hides_pixels, real_plane, same_shape
@@ -43,6 +44,23 @@ def check_exptime(exptime: float, out_img: Any, out_wht: Any, out_ctx: Any) -> N
         raise InputError(
             "Inconsistent exposure time and context and/or weight images: these are not 0, so 'exptime' must be the "
             "exposure time that went into them."
+        )
+
+
+def check_covariance(block: Any, exptime: float) -> None:
+    """Blocks of covariances have a whole number of pixels a side; earlier results have no covariances to go on with."""
+    if block is None:
+        return
+    if not isinstance(block, (int, np.integer)) or isinstance(block, bool) or block < 1:
+        raise InputError(
+            f"'covariance' is {block!r}; the number of output pixels on a side of the blocks over which "
+            "covariances are averaged is needed, a whole number (64, say; 1 for every pixel by itself).",
+            covariance=block,
+        )
+    if exptime > 0:
+        raise InputError(
+            "The covariances of earlier results are not known, so they cannot be continued: start with the first "
+            "image, or leave out 'covariance'."
         )
 
 
@@ -113,12 +131,14 @@ def weights_of(data: Any, weight_map: Any, shape: tuple[int, ...]) -> FloatArray
     """Return the weights, 0 where `data` is a masked array and masked."""
     weight = None
     if weight_map is not None:
-        weight = real_plane(weight_map, "weight_map")
-        same_shape(weight, shape, "weight_map")
-        if np.fmin.reduce(weight, axis=None) < 0:
+        weight = plane = real_plane(weight_map, "weight_map")
+        same_shape(plane, shape, "weight_map")
+        bands = row_bands(shape[0], 256)
+        smallest = np.fmin.reduce(map_bands(lambda band: np.fmin.reduce(plane[slice(*band)], axis=None), bands))
+        if smallest < 0:
             raise InputError(
-                f"The smallest value of 'weight_map' is {np.nanmin(weight)}; weights must not be negative.",
-                smallest=float(np.nanmin(weight)),
+                f"The smallest value of 'weight_map' is {smallest}; weights must not be negative.",
+                smallest=float(smallest),
             )
     if hides_pixels(data):
         used = ~np.ma.getmaskarray(data)
