@@ -90,3 +90,28 @@ def test_other_errors_carry_a_note(monkeypatch):
     with pytest.raises(MemoryError) as caught:
         drizzle.add_images(scene())
     assert "Image 0" in caught.value.__notes__[0]
+
+
+def test_no_drift_after_2000_images_in_float64():
+    count, n = 2000, 16
+    rng = np.random.default_rng(7)
+    y, x = np.mgrid[:n, :n].astype(float)
+    steps = [(0.0, 0.0), (0.25, 0.5), (0.75, 0.125), (0.5, 0.875)]  # exact in binary: so are the shares
+    shape = (n + 1, n + 1)
+    drizzle = Drizzle(out_img=np.zeros(shape), out_wht=np.zeros(shape), max_ctx_id=count - 1)
+    exact = np.zeros((3, *shape), np.longdouble)  # sums of a w, a w d and (a w)^2 v
+    for k in range(count):
+        data, weight, variance = rng.normal(100, 10, (n, n)), rng.uniform(0.1, 2, (n, n)), rng.uniform(1, 3, (n, n))
+        dx, dy = steps[k % len(steps)]
+        drizzle.add_image(data, 1.0, np.stack([x + dx, y + dy], -1), data2=variance, weight_map=weight)
+        w = weight.astype(np.longdouble)
+        for j, i, share in ((0, 0, (1 - dy) * (1 - dx)), (0, 1, (1 - dy) * dx), (1, 0, dy * (1 - dx)), (1, 1, dy * dx)):
+            cells = exact[:, j : j + n, i : i + n]
+            cells += np.stack([share * w, share * w * data, (share * w) ** 2 * variance])
+    total = exact[0]
+    # each image rounds a mean or a sum of positive numbers a few times, by half an ulp at most
+    tolerance = 4 * count * 2.0**-53
+    assert np.abs(drizzle.out_wht / total - 1).max() < tolerance
+    assert np.abs(drizzle.out_img / (exact[1] / total) - 1).max() < tolerance
+    assert np.abs(drizzle.out_img2[0] / (exact[2] / total**2) - 1).max() < tolerance
+    assert drizzle.out_img.dtype == drizzle.out_img2[0].dtype == np.float64

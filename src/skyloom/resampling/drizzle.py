@@ -20,45 +20,20 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom import _kernels
-from skyloom.errors import InputError, ShapeError
+from skyloom.errors import InputError
 from skyloom.exposure import FloatArray
-from skyloom.resampling._drizzle_checks import (
-    check_context_ids,
-    check_earlier,
-    check_exptime,
-    check_options,
-    output_dtype,
-    output_shape,
-    weights_of,
-)
-from skyloom.resampling._drizzle_kernels import Placing, drizzle, drop_scale, kernel_in_use
+from skyloom.resampling._drizzle_checks import check_context_ids, check_covariance, check_exptime
+from skyloom.resampling._drizzle_image import Given, Image, read_image
+from skyloom.resampling._drizzle_kernels import drizzle
 from skyloom.resampling._drizzle_many import Progress, add_images
-from skyloom.resampling._drizzle_map import Positions, any_finite, for_kernels, output_range, positions_of
-from skyloom.resampling._drizzle_planes import (
-    bit_plane,
-    context_planes,
-    fill_number,
-    fill_text,
-    list_of,
-    output_plane,
-    positive,
-    real_plane,
-    representable,
-    same_shape,
-    unshared,
-    window_bounds,
-)
-from skyloom.resampling.context import CTX_PLANE_BITS
+from skyloom.resampling._drizzle_outputs import Earlier, Outputs
+from skyloom.resampling._drizzle_planes import fill_text, positive, unshared
 from skyloom.resampling.correlation import CovarianceMap
-from skyloom.resampling.covariance import CovarianceSums, Spreading, total_variance
+from skyloom.resampling.covariance import total_variance
 
 SUPPORTED_DRIZZLE_KERNELS = list(_kernels.DRIZZLE_KERNELS)
 
 _NOT_GIVEN: Final = object()
-_MIXED_SHAPES = (
-    "Inconsistent data shapes specified: 'out_shape' and the output arrays that are given must be of one shape; "
-    "found {}."
-)
 
 
 class Drizzle:
@@ -132,85 +107,30 @@ class Drizzle:
         else:
             check_context_ids(begin_ctx_id, max_ctx_id)
         check_exptime(exptime, out_img, out_wht, out_ctx)
-
-        if covariance is not None and not (
-            isinstance(covariance, (int, np.integer)) and not isinstance(covariance, bool) and covariance >= 1
-        ):
-            raise InputError(
-                f"'covariance' is {covariance!r}; the number of output pixels on a side of the blocks over which "
-                "covariances are averaged is needed, a whole number (64, say; 1 for every pixel by itself).",
-                covariance=covariance,
-            )
-        if covariance is not None and exptime > 0:
-            raise InputError(
-                "The covariances of earlier results are not known, so they cannot be continued: start with the first "
-                "image, or leave out 'covariance'."
-            )
+        check_covariance(covariance, exptime)
 
         self._kernel = kernel
         self._flux_conserving = bool(flux_conserving)
-        self._fillval = fill_text(fillval, out_img is not None)
-        self._fillval2 = fill_text(fillval2, out_img2 is not None)
         self._texptime = float(exptime)
-        self._ctx_id: int | None = None if disable_ctx else begin_ctx_id
-        self._last_ctx_id = max(begin_ctx_id, max_ctx_id or 0)
-        self._n_images = 0
-        self._covariance_block = covariance
-        self._covariance: CovarianceSums | None = None
         self._with_variances = False
-        self._origin = (0, 0)
-        self._blank = False  # the arrays are there, but nothing has been written to them yet
-        self._dtype: npt.DTypeLike = output_dtype(out_img, out_wht)
-
-        self._out_img: FloatArray | None = None if out_img is None else output_plane(out_img, self._dtype, "out_img")
-        self._out_wht: FloatArray | None = None if out_wht is None else output_plane(out_wht, self._dtype, "out_wht")
-        self._out_ctx = None if out_ctx is None else context_planes(out_ctx)
-        self._out_dq: npt.NDArray[np.uint32] | None = None
-        if out_dq is not None:
-            bit_plane(out_dq, "out_dq")
-            self._out_dq = output_plane(out_dq, np.uint32, "out_dq")
-        self._out_img2: list[Any] | None = None
-        if out_img2 is not None:
-            planes = [out_img2] if isinstance(out_img2, np.ndarray) else list_of(out_img2, "out_img2")
-            self._out_img2 = [None if p is None else output_plane(p, self._dtype, "out_img2") for p in planes]
-        self._out_wht2: list[FloatArray | None] = []
-        if out_wht2 is not None:
-            self._out_wht2 = [
-                None if p is None else output_plane(p, self._dtype, "out_wht2") for p in list_of(out_wht2, "out_wht2")
-            ]
-            found, needed = len(self._out_wht2), len(self._out_img2 or ())
-            if found != needed:
-                raise InputError(
-                    f"There are {found} planes of 'out_wht2' for {needed} of 'out_img2'; give one for each, or None.",
-                    found=found,
-                    needed=needed,
-                )
-
-        shapes = {output_shape(out_shape)} if out_shape is not None else set()
-        shapes |= {a.shape for a in (self._out_img, self._out_wht, self._out_dq) if a is not None}
-        shapes |= {a.shape for a in (*(self._out_img2 or ()), *self._out_wht2) if a is not None}
-        if self._out_ctx is not None:
-            shapes.add(self._out_ctx.shape[1:])
-        if len(shapes) > 1 or any(len(s) != 2 or 0 in s for s in shapes):
-            raise ShapeError(_MIXED_SHAPES.format(sorted(shapes)), found=sorted(shapes))
-        self._shape: tuple[int, ...] | None = next(iter(shapes), None)
-        only_squares = self._out_img is None and self._out_wht is None and self._out_ctx is None and out_shape is None
-        if self._shape is not None and not (only_squares and self._out_dq is None):
-            self._allocate(check_context=self._out_wht is not None or self._out_ctx is not None)
-        squares = [(plane, "out_img2") for plane in self._out_img2 or ()]
-        own = [w if w is not None else self._out_wht for w in self._out_wht2 or [None] * len(squares)]
-        if not self._blank:
-            check_earlier([(self._out_img, "out_img"), *squares], [self._out_wht, *own])
+        self._outputs = Outputs(
+            Earlier(out_shape, out_img, out_wht, out_ctx, out_img2, out_dq, out_wht2),
+            fillval=fill_text(fillval, out_img is not None),
+            fillval2=fill_text(fillval2, out_img2 is not None),
+            first=None if disable_ctx else begin_ctx_id,
+            last=max(begin_ctx_id, max_ctx_id or 0),
+            covariance_block=covariance,
+        )
 
     @property
     def fillval(self) -> str:
         """Fill value for pixels of `out_img` without contributions, as text."""
-        return self._fillval
+        return self._outputs.fillval
 
     @property
     def fillval2(self) -> str:
         """Fill value for pixels of `out_img2` without contributions, as text."""
-        return self._fillval2
+        return self._outputs.fillval2
 
     @property
     def kernel(self) -> str:
@@ -220,42 +140,43 @@ class Drizzle:
     @property
     def ctx_id(self) -> int | None:
         """Number (from 0) of the next image in the context; None without a context."""
-        return self._ctx_id
+        return self._outputs.ctx_id
 
     @property
     def out_img(self) -> FloatArray | None:
         """Weighted mean of the images, shape (ny, nx); None before the shape is known."""
-        self._settle()
-        return self._out_img
+        self._outputs.settle()
+        return self._outputs.img
 
     @property
     def out_wht(self) -> FloatArray | None:
         """Sum of weights, shape (ny, nx)."""
-        self._settle()
-        return self._out_wht
+        self._outputs.settle()
+        return self._outputs.wht
 
     @property
     def out_ctx(self) -> npt.NDArray[np.int32] | None:
         """Which images have contributed: bits, int32, shape (planes, ny, nx)."""
-        self._settle()
-        return self._out_ctx
+        self._outputs.settle()
+        return self._outputs.ctx
 
     @property
     def out_img2(self) -> list[Any] | None:
         """Planes averaged with squared weights, a list of arrays of shape (ny, nx)."""
-        self._settle()
-        return self._out_img2
+        self._outputs.settle()
+        return self._outputs.squares
 
     @property
     def out_wht2(self) -> list[Any] | None:
         """Sums of weights of the planes of `out_img2`, shape (ny, nx) each; None: that of all images, `out_wht`."""
-        return self._out_wht2 if any(p is not None for p in self._out_wht2) else None
+        weights = self._outputs.square_weights
+        return weights if any(p is not None for p in weights) else None
 
     @property
     def out_dq(self) -> npt.NDArray[np.uint32] | None:
         """Bits of all contributing pixels combined by OR, uint32, shape (ny, nx)."""
-        self._settle()
-        return self._out_dq
+        self._outputs.settle()
+        return self._outputs.dq
 
     @property
     def covariance(self) -> CovarianceMap | None:
@@ -263,8 +184,8 @@ class Drizzle:
 
         The noise of the images is the sum of their planes in `data2`, or of variance 1 without them.
         """
-        weight = self.out_wht
-        return None if self._covariance is None or weight is None else self._covariance.finish(weight)
+        weight, sums = self.out_wht, self._outputs.covariance
+        return None if sums is None or weight is None else sums.finish(weight)
 
     @property
     def total_exptime(self) -> float:
@@ -351,85 +272,56 @@ class Drizzle:
             )
             pixel_scale_ratio = positive(scale, "scale")
             iscale = pixel_scale_ratio**2
-        image = real_plane(data.data if isinstance(data, np.ma.MaskedArray) else data, "data")
-        if image.ndim != 2 or 0 in image.shape:
-            raise ShapeError(f"'data' has the shape {image.shape}; a 2D image is needed.", found=image.shape)
-        squares = self._check_squares(data2, image.shape)
-        weight = weights_of(data, weight_map, image.shape)
-        # the shape of the output, a shifted frame and covariances need all positions
-        expand = self._shape is None or self._origin != (0, 0) or self._covariance_block is not None
-        positions = positions_of(pixmap, image.shape, expand=expand)
-        bits = None if dq is None else bit_plane(dq, "dq")
-        if bits is not None:
-            same_shape(bits, image.shape, "dq")
-        window = window_bounds((image.shape[0], image.shape[1]), xmin, xmax, ymin, ymax)
-        ratio = None if pixel_scale_ratio is None else positive(pixel_scale_ratio, "pixel_scale_ratio")
-        iscale, wht_scale = positive(iscale, "iscale"), positive(wht_scale, "wht_scale")
-        check_options(exptime, in_units, pixfrac)
-        kernel = kernel_in_use(self._kernel, pixfrac, self._flux_conserving)
-        ratio = drop_scale(kernel, pixfrac, ratio, positions, window)
-        if in_units == "counts":
-            iscale = positive(iscale / exptime, "iscale / exptime")
-        image = representable(image, iscale, self._dtype)
-        squares = [
-            None if s is None else representable(s, positive(iscale * iscale, "iscale**2"), self._dtype)
-            for s in squares
-        ]
-        if not any_finite(positions, window):
-            raise InputError("No or too few valid pixels in the pixel map: none within the bounds is finite.")
-        noise = None if self._covariance_block is None else total_variance(squares)
+        given = Given(
+            data=data,
+            exptime=exptime,
+            pixmap=pixmap,
+            data2=data2,
+            dq=dq,
+            iscale=iscale,
+            pixel_scale_ratio=pixel_scale_ratio,
+            weight_map=weight_map,
+            wht_scale=wht_scale,
+            pixfrac=pixfrac,
+            in_units=in_units,
+            bounds=(xmin, xmax, ymin, ymax),
+        )
+        image = read_image(given, self._kernel, self._flux_conserving, self._outputs)
+        noise = self._noise_of(image)
+        hits = self._add(image, noise)
+        self._outputs.count_image()
+        self._texptime += exptime
+        self._with_variances = noise is not None
+        x0, x1, y0, y1 = image.window
+        return (x1 - x0) * (y1 - y0) - int(hits.sum()), int(np.count_nonzero(hits == 0))
+
+    def _noise_of(self, image: Image) -> FloatArray | None:
+        """Return the variance of an image for the covariances, if these are kept and it has any."""
+        if not self._outputs.keeps_covariance:
+            return None
+        noise = total_variance(image.squares)
         if noise is not None and np.fmin.reduce(noise, axis=None) < 0:
             raise InputError("Variances in 'data2' are negative: covariances cannot be computed from them.")
-        if self._covariance_block is not None and self._n_images and self._with_variances != (noise is not None):
+        if self._outputs.n_images and self._with_variances != (noise is not None):
             raise InputError(
                 "Some images have variances in 'data2' and others have none, so their covariances do not add up: give "
                 "variances with every image, or with none of them (each pixel then counts as a variance of 1)."
             )
+        return noise
 
-        positions = self._prepare_output(positions, squares, bits is not None)
-        assert self._out_img is not None
-        assert self._out_wht is not None
-        planes = (self._out_img, self._out_wht, self._out_dq, *(self._out_img2 or ()), *self._out_wht2)
-        outputs = [plane for plane in planes if plane is not None]
+    def _add(self, image: Image, noise: FloatArray | None) -> npt.NDArray[np.int32]:
+        """Add an image that has been checked; return how many pixels of each row contributed."""
+        out, with_dq = self._outputs, image.bits is not None
+        positions = out.prepare(image.positions, image.squares, with_dq)
         if isinstance(positions, np.ndarray):
-            positions = unshared(positions, outputs)
-        source = _kernels.DrizzleInput(
-            unshared(image, outputs),
-            None if weight is None else unshared(weight, outputs),
-            [None if s is None else unshared(s, outputs) for s in squares],
-            None if bits is None else unshared(bits, outputs),
-            data_scale=iscale,
-            square_scale=iscale * iscale,
-            weight_scale=wht_scale,
-        )
-        if self._covariance is not None:
-            spreading = Spreading(kernel, pixfrac, ratio, iscale, wht_scale, window, self._flux_conserving)
-            self._covariance.add_image(noise, positions, data=image, weight_map=weight, spreading=spreading)
-        plane, bit = divmod(self._ctx_id or 0, CTX_PLANE_BITS)
-        target = _kernels.DrizzleOutput(
-            self._out_img,
-            self._out_wht,
-            [None if s is None else plane for s, plane in zip(squares, self._out_img2 or (), strict=True)],
-            self._out_wht2,
-            self._out_dq if bits is not None else None,
-            None if self._out_ctx is None else self._out_ctx[plane],
-            context_bit=bit,
-            fill=fill_number(self._fillval),
-            fill_squares=fill_number(self._fillval2),
-            fresh=self._blank,
-            filled=self._n_images > 0,
-        )
-        normalised = self._flux_conserving and kernel not in ("square", "point", "turbo")
-        placing = Placing(for_kernels(positions), window, self._out_img.shape, pixfrac, ratio, len(squares), normalised)
-        hits = drizzle(kernel, source, target, placing)
-        self._blank = False
-        self._texptime += exptime
-        self._n_images += 1
-        self._with_variances = noise is not None
-        if self._ctx_id is not None:
-            self._ctx_id += 1
-        pixels = (window[1] - window[0]) * (window[3] - window[2])
-        return pixels - int(hits.sum()), int(np.count_nonzero(hits == 0))
+            positions = unshared(positions, out.planes)
+        source = image.source(out.planes)
+        if out.covariance is not None:
+            out.covariance.add_image(
+                noise, positions, data=image.data, weight_map=image.weight, spreading=image.spreading()
+            )
+        target = out.target(image.squares, with_dq)
+        return drizzle(image.kernel, source, target, image.placing(positions, out.shape))
 
     def add_images(
         self, images: Iterable[Mapping[str, Any]], progress: Progress | None = None
@@ -455,117 +347,3 @@ class Drizzle:
             have been added, it and those after it have not.
         """
         return add_images(self.add_image, images, progress)
-
-    def _check_squares(self, data2: Any, shape: tuple[int, ...]) -> list[FloatArray | None]:
-        """Return the planes of `data2`, of which there must be as many as the output has."""
-        if data2 is None:
-            squares: list[FloatArray | None] = []
-        elif isinstance(data2, np.ndarray) and data2.ndim == 2:
-            squares = [real_plane(data2, "data2")]
-            same_shape(squares[0], shape, "data2")  # type: ignore[arg-type]
-        else:
-            planes = list_of(data2, "data2")
-            if not planes:
-                raise InputError("'data2' is empty: give one plane for each of 'out_img2', or None.")
-            squares = [None if p is None or np.size(p) == 0 else real_plane(p, "data2") for p in planes]
-            for square in squares:
-                if square is not None:
-                    same_shape(square, shape, "data2", "shape(s)")
-        known = len(self._out_img2) if self._out_img2 is not None else 0 if self._n_images else len(squares)
-        if len(squares) != known:
-            raise InputError(
-                f"Mismatch between the number of 'out_img2' images ({known}) and the number of 'data2' images "
-                f"({len(squares)}); it must be the same in every call.",
-                found=len(squares),
-                needed=known,
-            )
-        return squares
-
-    def _prepare_output(self, pixmap: Positions, squares: list[FloatArray | None], with_dq: bool) -> Positions:
-        """Allocate what is missing; return the map in the frame of the output."""
-        if self._shape is None:
-            assert isinstance(pixmap, np.ndarray)  # `add_image` has expanded it
-            self._origin, self._shape = output_range(pixmap)
-            try:
-                self._allocate(check_context=False)
-            except MemoryError:
-                (ny, nx), self._shape, self._origin = self._shape, None, (0, 0)
-                raise InputError(
-                    f"The positions in the pixel map span {nx} x {ny} output pixels, more than the memory holds. Give "
-                    "'out_shape', or set positions that mean nothing to NaN.",
-                    size=(nx, ny),
-                ) from None
-        elif self._out_img is None or self._out_wht is None:
-            self._allocate(check_context=False)
-        shape = self._shape
-        if squares:
-            self._prepare_squares(squares)
-        if with_dq and self._out_dq is None:
-            self._out_dq = np.zeros(shape, np.uint32)
-        if self._out_ctx is not None and self._ctx_id is not None:
-            missing = self._ctx_id // CTX_PLANE_BITS + 1 - len(self._out_ctx)
-            if missing > 0:
-                self._out_ctx = np.concatenate([self._out_ctx, np.zeros((missing, *shape), np.int32)])
-        return pixmap - self._origin if self._origin != (0, 0) and isinstance(pixmap, np.ndarray) else pixmap
-
-    def _prepare_squares(self, squares: list[FloatArray | None]) -> None:
-        """Allocate planes, and weights for those that do not have the weights of all images."""
-        assert self._shape is not None
-        assert self._out_wht is not None
-        if any(square is None for square in squares):
-            self._settle()
-        number = fill_number(self._fillval2)
-        value = np.nan if number is None else number
-        planes = self._out_img2 or [None] * len(squares)
-        weights: list[FloatArray | None] = self._out_wht2 or [None] * len(squares)
-        for k, square in enumerate(squares):
-            if weights[k] is None and planes[k] is None and not self._blank and np.any(self._out_wht):
-                weights[k] = np.zeros(self._shape, self._dtype)  # earlier images were without this plane
-            elif weights[k] is None and square is None:
-                weights[k] = self._out_wht.copy()
-            if planes[k] is None:
-                blank = self._blank and weights[k] is None  # all of it will be written
-                planes[k] = np.empty(self._shape, self._dtype) if blank else np.full(self._shape, value, self._dtype)
-        self._out_img2, self._out_wht2 = planes, weights
-
-    def _allocate(self, check_context: bool) -> None:
-        """Make the arrays that were not given, and compare those that were."""
-        assert self._shape is not None
-        if self._covariance_block is not None:
-            self._covariance = CovarianceSums(self._shape, block=self._covariance_block)
-        if all(a is None for a in (self._out_img, self._out_wht, self._out_ctx, self._out_img2, self._out_dq)):
-            self._blank = True
-            self._out_img, self._out_wht = np.empty(self._shape, self._dtype), np.empty(self._shape, self._dtype)
-            if self._ctx_id is not None:
-                first, planes = self._ctx_id // CTX_PLANE_BITS, self._last_ctx_id // CTX_PLANE_BITS + 1
-                self._out_ctx = np.empty((planes, *self._shape), np.int32)
-                self._out_ctx[:first] = self._out_ctx[first + 1 :] = 0
-            return
-        if self._out_wht is None:
-            self._out_wht = np.zeros(self._shape, self._dtype)
-        if self._ctx_id is not None and self._out_ctx is None:
-            planes = self._last_ctx_id // CTX_PLANE_BITS + 1
-            self._out_ctx = np.zeros((planes, *self._shape), np.int32)
-        if check_context and self._out_ctx is not None:
-            counted = self._out_ctx.any(axis=0)
-            # only negative lobes of Lanczos kernels reach some pixels beyond the edge of an image: no bit, weight < 0
-            wrong = bool(np.any(np.where(counted, self._out_wht == 0, self._out_wht > 0)))
-        else:
-            wrong = False
-        if wrong:
-            raise InputError(
-                "Inconsistent values of supplied 'out_wht' and 'out_ctx' arrays: pixels with a weight must have a "
-                "context and the other way round. Give both of them, or disable_ctx=True."
-            )
-        if self._out_img is None:
-            self._out_img = np.full(self._shape, fill_number(self._fillval) or 0.0, self._dtype)
-
-    def _settle(self) -> None:
-        """Fill the arrays of an output to which nothing has been added."""
-        if self._blank and self._out_img is not None and self._out_wht is not None:
-            self._out_img[...] = fill_number(self._fillval)
-            self._out_wht[...] = 0
-            if self._out_ctx is not None:
-                self._out_ctx[...] = 0
-            self._out_img2 = self._out_dq = None  # of a first image that failed
-            self._blank = False
