@@ -228,15 +228,38 @@ def score(
     if decorrelation is not None:  # white noise: equation (4) with V_eff = V
         usable = (np.asarray(subtraction.mask) & np.uint32(UNUSABLE)) == 0
         image, psf = np.asarray(subtraction.image), decorrelation.psf(psf)
-        return filter_image(image, white + correlated, usable, psf, threads=threads)
+        found = filter_image(image, white + correlated, usable, psf, threads=threads)
+        return _with_flux_scatter(found, subtraction, white + correlated, threads)
     if convolved == "science":
         white, correlated, factor_white, factor_correlated = correlated, white, factor_correlated, factor_white
     grid = Grid(white.shape)
     gain = grid.plane(grid.sample(lambda x, y: noise_gain(psf.stamp(x, y), kernel.image_at(x, y))))
     effective = factor_white * white + factor_correlated * gain * correlated
     usable = (np.asarray(subtraction.mask) & np.uint32(UNUSABLE)) == 0
-    return filter_image(
+    found = filter_image(
         np.asarray(subtraction.image), white + correlated, usable, psf, effective_variance=effective, threads=threads
+    )
+    return _with_flux_scatter(found, subtraction, white + correlated, threads)
+
+
+def _with_flux_scatter(found: Score, subtraction: Any, variance: Array, threads: int | None) -> Score:
+    """Add the scatter eps of the stars' flux ratios to the variance of fluxes.
+
+    All pixels of a star scatter together: its light m changes the flux of equation (1) by eps (P o w m) / (P**2 o w).
+    """
+    scatter = float(getattr(subtraction, "statistics", {}).get("flux_scatter", 0.0))
+    if not scatter > 0:
+        return found
+    from skyloom.subtraction.scatter import constant_light
+
+    light = filter_image(constant_light(subtraction), variance, subtraction.usable, found.psf, threads=threads).flux
+    total = np.where(found.valid, found.flux_variance + (scatter * light) ** 2, 0.0)
+    shrink = np.sqrt(np.where(found.valid, found.flux_variance, 0.0) / np.where(total > 0, total, 1.0))
+    kind: Any = found.flux_variance.dtype
+    return dataclasses.replace(
+        found,
+        significance=(found.significance * shrink).astype(np.float32),
+        flux_variance=total.astype(kind),
     )
 
 

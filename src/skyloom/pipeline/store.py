@@ -47,6 +47,7 @@ _CARDS = {
     "noise_std": ("NOISESTD", "standard deviation of SCI/ERR over sky"),
     "score_std": ("SCORESTD", "standard deviation of SCORE over sky"),
     "systematic_fraction": ("SYSTERR", "fractional residual under bright stars"),
+    "flux_scatter": ("FLUXSCAT", "scatter of the flux ratios of stars"),
     "registration_rms": ("REGRMS", "[pix] rms of the matched stars"),
     "registration_n": ("REGN", "matched stars"),
 }

@@ -24,6 +24,7 @@ from skyloom.subtraction.noise import convolved_noise_gain
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.result import Subtraction
 from skyloom.subtraction.sanity import check_kernel, check_variance
+from skyloom.subtraction.scatter import with_flux_scatter
 from skyloom.subtraction.sfft.options import SfftOptions
 from skyloom.subtraction.stamps import (
     Planes,
@@ -124,7 +125,7 @@ def subtract(
         results.append(result)
     if not results:
         raise failures[0]
-    best = min(results, key=_residual)
+    best = with_flux_scatter(min(results, key=_residual), core=_core(fwhm))
     return decorrelate(best, max_lost=options.max_lost) if options.decorrelate else best
 
 
@@ -193,6 +194,11 @@ def _seeing(
     return {name: measure_fwhm(padded[name], stars, half) if value is None else value for name, value in given.items()}
 
 
+def _core(fwhm: dict[str, float]) -> int:
+    """Return the half width of a stamp's core, pixels."""
+    return max(3, int(np.ceil(1.25 * max(fwhm.values()))))
+
+
 def _too_few(what: str, counts: dict[str, int], needed: int) -> TooFewStampsError:
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if reason != "sources")
     return TooFewStampsError(
@@ -239,7 +245,7 @@ def _fit(
     kernel_half = options.kernel_half_width or default_half_width(sigmas, wide)
     basis = gaussian_basis(sigmas, options.gaussian_orders, kernel_half)
     half = options.stamp_half_width or max(8, int(np.ceil(3.5 * wide)))
-    core = max(3, int(np.ceil(1.25 * wide)))
+    core = _core(fwhm)
     border = half + kernel_half
     source, _ = without_spikes(planes[convolved], fwhm[convolved])
     target = planes[_OTHER[convolved]]

@@ -30,6 +30,8 @@ _FOLDS = 5
 _MAX_SYSTEMATIC = 0.003
 _SHARED_NOISE = 0.5  # reduced chi2 below which the two images share their noise
 _AS_GOOD = 0.01  # difference of chi2 per pixel that is none
+_DEBIASING = (1, 2, 4, 8)  # iterations against the bias by noise in the source
+_MOST_POWER = 1.15  # by which more iterations may raise sum K^2: where they amplify noise, it explodes
 _VARIATION = 0.05  # prior: a coefficient varies over the field by so much of the kernel's norm
 _ENOUGH = 80  # with fewer cells than this, each cell gives more than one stamp
 
@@ -178,6 +180,7 @@ class _Fitter:
         self.systematic = 0.0
         self.stiffness = 0.0
         self.independent = False
+        self.debiasing = _DEBIASING[0]
         self._images = images.basis.images
         self._noise_gram = _noise_gram(self._images, images.correlation, len(exponents(self.max_background)))
         order = 0 if options.spatial_order == "auto" else options.spatial_order
@@ -234,7 +237,25 @@ class _Fitter:
             n_pixels = sum(np.count_nonzero(weight) for weight in self.weights)
             self.model = models[np.flatnonzero(chi2 <= chi2.min() + _AS_GOOD * n_pixels)[-1]]
 
-    def _held_out_chi2(self, model: Model) -> float:
+    def choose_debiasing(self) -> None:
+        """Set how far the bias by noise is taken off: as far as that helps to predict unseen stamps.
+
+        Where the source's noise is not what its variance says, the iteration need not converge: the kernel's norm
+        tells.
+        """
+        terms = self.terms(self.model.spatial_order)
+        best, first = np.inf, 0.0
+        for steps in _DEBIASING:
+            solution = solve(self.model, terms, self.sums, self.stiffness, debiasing=steps)
+            local = local_coefficients(self.model, solution, terms)
+            power = float(np.mean(np.einsum("sm,mn,sn->s", local, self._noise_gram, local, optimize=True)))
+            first = first or power
+            chi2 = self._held_out_chi2(self.model, steps)
+            if chi2 >= best or power > _MOST_POWER * first:
+                break
+            best, self.debiasing = chi2, steps
+
+    def _held_out_chi2(self, model: Model, debiasing: int | None = None) -> float:
         """Sum of chi2 over stamps, each predicted from the other folds (k-fold cross-validation)."""
         terms = self.terms(model.spatial_order)
         folds = np.arange(len(terms)) % min(_FOLDS, len(terms))
@@ -243,7 +264,7 @@ class _Fitter:
             out = folds == fold
             if out.all():
                 return 0.0
-            solution = solve(model, terms[~out], self.sums[~out], self.stiffness)
+            solution = solve(model, terms[~out], self.sums[~out], self.stiffness, debiasing=debiasing or self.debiasing)
             total += chi_squares(model, solution, terms[out], self.sums[out]).sum()
         log.debug("held-out chi2 of %s: %.6g", model, total)
         return total
@@ -251,7 +272,7 @@ class _Fitter:
     def solve(self) -> None:
         """Fit, and look at the residuals."""
         terms = self.terms(self.model.spatial_order)
-        self.solution = solve(self.model, terms, self.sums, self.stiffness)
+        self.solution = solve(self.model, terms, self.sums, self.stiffness, debiasing=self.debiasing)
         local = local_coefficients(self.model, self.solution, terms)
         n = self.model.n_basis
         self.signals = [c[:n] @ stamp.design[:n] for c, stamp in zip(local, self.stamps, strict=True)]
@@ -348,6 +369,8 @@ def fit_kernel(images: FitInput, cells: list[list[Candidate]], options: AlardLup
     for iteration in range(options.max_iterations):
         if iteration in (1, 2):
             fitter.choose_orders()
+        if iteration in (2, 3) and fitter.independent:
+            fitter.choose_debiasing()
         fitter.solve()
         fitter.reweight(clip_pixels=iteration > 1)
         if iteration == 0:

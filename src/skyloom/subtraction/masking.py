@@ -15,6 +15,9 @@ from skyloom.subtraction.stamps import Planes, dilate
 
 Mask = npt.NDArray[np.uint32]
 
+# Of the noise, that light lost from a pixel may reach. Neighbouring pixels lose light together, and a PSF adds up some
+# ten of them: what is a standard deviation in each is three in the flux.
+_MOST_LOSS = 0.3
 _TOUCHED = 1e-3  # a pixel that lost less than this share of the kernel's weight counts as untouched
 
 
@@ -25,8 +28,8 @@ def spread_mask(
 
     A pixel that lost some of the kernel's weight to unusable pixels, or outside of the image, was renormalised as if
     they held the mean of the others. It stays usable (`MaskBit.SPREAD`) if the share is at most `max_lost` and if
-    what they may have held, sum |K| max |data nearby|, is below the difference's noise: so a bad column on empty sky
-    costs little, and the surroundings of a saturated star are given up.
+    what they may have held, sum |K| max |data nearby|, is below 0.3 of the difference's noise: so a bad column on
+    empty sky costs little, and the surroundings of a saturated star are given up.
 
     Parameters
     ----------
@@ -40,7 +43,7 @@ def spread_mask(
     max_lost : float
     """
     touched = lost > _TOUCHED
-    given_up = touched & ((lost > max_lost) | (_possible_loss(planes, exposure, kernel) > sigma))
+    given_up = touched & ((lost > max_lost) | (_possible_loss(planes, exposure, kernel) > _MOST_LOSS * sigma))
     bits = np.zeros_like(exposure.mask)
     for bit in MaskBit:
         has = (exposure.mask & np.uint32(bit)) != 0

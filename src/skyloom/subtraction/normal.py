@@ -14,10 +14,6 @@ from skyloom.subtraction.basis import Float64Array
 
 _SMALLEST_RCOND = 1e-13  # below, the Cholesky solution has no correct digits left and directions are cut off
 _CUT_RCOND = 1e-11
-# One iteration lowers the bias from N / (S + N) to its square: from 9 % to 1 % where noise adds a tenth to the matrix.
-# More of them would soon amplify noise in directions without signal, as measured on crowded real frames with elongated
-# stars.
-_DEBIASING = 1
 
 
 @dataclass(frozen=True)
@@ -129,8 +125,7 @@ def normal_matrix(model: Model, terms: Float64Array, grams: Float64Array) -> Flo
     products = terms[:, first // n] * terms[:, first % n]
     sums = (products.T @ grams.reshape(len(terms), -1)).reshape(-1, m, m)
     full = sums[place.ravel()].reshape(n, n, m, m).transpose(2, 0, 3, 1).reshape(m * n, m * n)
-    kept = np.concatenate([np.add.outer(n * np.array(index), np.arange(phi.shape[1])).ravel()
-                           for index, phi in model.blocks(terms)])  # fmt: skip
+    kept = [n * k + power for index, phi in model.blocks(terms) for k in index for power in range(phi.shape[1])]
     return full[np.ix_(kept, kept)]
 
 
@@ -172,14 +167,16 @@ class Factored:
 
 
 def solve(
-    model: Model, terms: Float64Array, sums: StampSums, stiffness: float = 0.0, *, normal: Float64Array | None = None
-) -> Float64Array:
+    model: Model, terms: Float64Array, sums: StampSums, stiffness: float = 0.0, *,
+    normal: Float64Array | None = None, debiasing: int = 1,
+) -> Float64Array:  # fmt: skip
     """Solve the normal equations without the bias that noise in the convolved image brings.
 
     The design holds the source with its noise, whose power N = noise * noise_gram adds to the matrix, A = S + N:
     plain least squares would find a kernel that is too weak and too smooth, the more so where the source is the
-    noisier image. (A - N) c = b is solved by iterating A c' = b + N c, only a little way: well measured directions come
-    close to the unbiased solution, while those without signal (S << N), in which A - N would be singular, stay damped.
+    noisier image. (A - N) c = b is solved by iterating A c' = b + N c, only a little way, `debiasing` times: well
+    measured directions come close to the unbiased solution, while those without signal (S << N), in which A - N would
+    be singular, stay damped. n iterations lower the bias from N / (S + N) to its power of n + 1.
 
     `stiffness` is added to the diagonal for each coefficient that makes a zero-sum function vary over the field: it
     is the inverse variance of a Gaussian prior about 0. The variation that few stars do not measure is then left out,
@@ -189,7 +186,7 @@ def solve(
     normal[np.diag_indices_from(normal)] += stiffness * model.varying(terms.shape[1])
     matrix = Factored(normal)
     solution = matrix.solve(normal_vector(model, terms, sums.moments))
-    for _ in range(_DEBIASING):
+    for _ in range(debiasing if sums.noise.any() else 0):
         local = local_coefficients(model, solution, terms)
         moments = sums.moments + sums.noise[:, None] * (local @ sums.noise_gram)
         solution = matrix.solve(normal_vector(model, terms, moments))
