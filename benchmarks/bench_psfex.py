@@ -1,0 +1,147 @@
+"""Compare measured PSFs with those of PSFEx on real images: width, and what is left of stars.
+
+    python benchmarks/bench_psfex.py IMAGE.fits ... [--gain 1] [--saturation 60000] [--order 1]
+
+Needs the programs `psfex` and `source-extractor` (or `sex`). For each image: FWHM of both models in the middle, and
+the median over isolated stars, whose peak is above 25 sigma, of the reduced chi2 (within one FWHM; flux, level and
+position fitted, 2 % error allowed for) of either model. Neither program sees the other's choice of stars.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import least_squares
+
+import skyloom
+from skyloom.background import estimate_background
+from skyloom.errors import InputError, SkyloomError, SkyloomWarning
+from skyloom.io import write_exposure
+from skyloom.noise import with_variance
+from skyloom.psf import as_psf, estimate_psf, stamp_fwhm
+from skyloom.psf.shift import shift_stamp
+from skyloom.registration import detect_sources
+
+SIDE = 35  # of the vignettes
+COLUMNS = ["X_IMAGE", "Y_IMAGE", "FLUX_APER(1)", "FLUXERR_APER(1)", "FLUX_RADIUS", "SNR_WIN", "ELONGATION", "FLAGS",
+           f"VIGNET({SIDE},{SIDE})"]  # fmt: skip
+
+
+def program(*names):
+    for name in names:
+        if found := shutil.which(name):
+            return found
+    raise InputError(f"None of the programs {', '.join(names)} is installed; both are packages of Debian.")
+
+
+def run_psfex(exposure, gain, order):
+    """Return the model of PSFEx."""
+    sex, psfex = program("source-extractor", "sex", "sextractor"), program("psfex")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_exposure(exposure.replace(variance=None), folder / "image.fits")
+        (folder / "columns").write_text("\n".join(COLUMNS))
+        level = exposure.saturation or 1e30
+        subprocess.run(
+            [sex, "image.fits[1]" if _extended(folder / "image.fits") else "image.fits", "-c", "/dev/null",
+             "-PARAMETERS_NAME", "columns", "-CATALOG_TYPE", "FITS_LDAC", "-CATALOG_NAME", "image.cat", "-FILTER", "N",
+             "-DETECT_THRESH", "5", "-SATUR_LEVEL", str(level), "-GAIN", str(gain), "-PHOT_APERTURES", "12",
+             "-VERBOSE_TYPE", "QUIET"],
+            cwd=folder, check=True, capture_output=True,
+        )  # fmt: skip
+        subprocess.run(
+            [psfex, "image.cat", "-c", "/dev/null", "-PSFVAR_DEGREES", str(order), "-PSF_SIZE", f"{SIDE},{SIDE}",
+             "-PSF_SAMPLING", "1", "-CHECKPLOT_TYPE", "NONE", "-CHECKIMAGE_TYPE", "NONE", "-WRITE_XML", "N",
+             "-VERBOSE_TYPE", "QUIET"],
+            cwd=folder, check=True, capture_output=True,
+        )  # fmt: skip
+        return as_psf(folder / "image.psf")
+
+
+def _extended(path):
+    from astropy.io import fits
+
+    with fits.open(path) as hdus:
+        return hdus[0].data is None
+
+
+def good_stars(exposure, data, fwhm):
+    """Return positions of isolated stars with a peak above 25 sigma, away from the border."""
+    sources = detect_sources(exposure, threshold=5.0)
+    xy = np.column_stack([sources["x"], sources["y"]])
+    kept = []
+    for k, (x, y) in enumerate(xy):
+        ix, iy, half = round(float(x)), round(float(y)), int(3 * fwhm)
+        if not (half <= ix < data.shape[1] - half and half <= iy < data.shape[0] - half):
+            continue
+        box = np.s_[iy - half : iy + half + 1, ix - half : ix + half + 1]
+        apart = np.hypot(*(xy - xy[k]).T)
+        near = (apart > 0) & (apart < 4 * fwhm)
+        snr = data[iy, ix] / np.sqrt(exposure.variance[iy, ix])
+        if snr > 25 and exposure.usable[box].all() and not near.any():
+            kept.append((ix, iy, x - ix, y - iy))
+    return kept
+
+
+def chi2_of(exposure, data, star, psf, fwhm):
+    """Return the reduced chi2 of one star within one FWHM of its middle."""
+    ix, iy, dx, dy = star
+    half = int(np.ceil(1.5 * fwhm))
+    box = np.s_[iy - half : iy + half + 1, ix - half : ix + half + 1]
+    values, variance = data[box].astype(float), exposure.variance[box].astype(float)
+    stamp = psf.stamp(ix, iy)
+    middle = stamp.shape[0] // 2
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    inside = np.hypot(x - dx, y - dy) <= fwhm
+
+    def residual(shift):
+        model = shift_stamp(stamp, *shift)[middle - half : middle + half + 1, middle - half : middle + half + 1]
+        design = np.column_stack([model[inside], np.ones(inside.sum())])
+        sigma = np.sqrt(variance[inside] + (0.02 * np.maximum(values[inside], 0)) ** 2)
+        found = np.linalg.lstsq(design / sigma[:, None], values[inside] / sigma, rcond=None)[0]
+        return (values[inside] - design @ found) / sigma
+
+    fit = least_squares(residual, (dx, dy), diff_step=1e-3)
+    return 2 * fit.cost / (inside.sum() - 4)
+
+
+def compare(path, options):
+    detector = {"gain": options.gain, "read_noise": options.read_noise, "saturation": options.saturation}
+    exposure = with_variance(skyloom.read(path, verify=False, **detector))
+    data = exposure.data - estimate_background(exposure).level
+    own, theirs = estimate_psf(exposure, order=options.order), run_psfex(exposure, options.gain, options.order)
+    ny, nx = exposure.shape
+    widths = [stamp_fwhm(psf.stamp(nx // 2, ny // 2)) for psf in (own, theirs)]
+    stars = good_stars(exposure, data, widths[0])
+    chi2 = [np.array([chi2_of(exposure, data, star, psf, widths[0]) for star in stars]) for psf in (own, theirs)]
+    print(f"{Path(path).name:28} {widths[0]:8.3f} {widths[1]:8.3f} {100 * (widths[0] / widths[1] - 1):+7.2f} "
+          f"{len(stars):6d} {np.median(chi2[0]):9.3f} {np.median(chi2[1]):9.3f} "
+          f"{np.mean(chi2[0] < chi2[1]):8.0%}", flush=True)  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+")
+    parser.add_argument("--gain", type=float, default=1.0)
+    parser.add_argument("--read-noise", type=float, default=5.0)
+    parser.add_argument("--saturation", type=float, default=60000.0)
+    parser.add_argument("--order", type=int, default=1)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", SkyloomWarning)
+    print(f"{'image':28} {'FWHM':>8} {'PSFEx':>8} {'%':>7} {'stars':>6} {'chi2':>9} {'PSFEx':>9} {'better':>8}")
+    for path in options.images:
+        try:
+            compare(path, options)
+        except SkyloomError as error:
+            print(f"{Path(path).name}: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
