@@ -215,7 +215,8 @@ def score(
         The planes have different shapes.
     """
     convolved = subtraction.convolved
-    if convolved not in ("science", "template"):
+    decorrelation = getattr(subtraction, "decorrelation", None)
+    if convolved not in ("science", "template") and decorrelation is None:
         raise InputError(f"The subtraction says that {convolved!r} was convolved; 'science' or 'template' is needed.")
     kernel = subtraction.kernel
     white, correlated = (
@@ -224,7 +225,6 @@ def score(
     factor_white, factor_correlated = _correlations(subtraction, correlation_science, correlation_template)
     if convolved == "science":
         psf = ConvolvedPsf(psf, kernel)
-    decorrelation = getattr(subtraction, "decorrelation", None)
     if decorrelation is not None:  # white noise: equation (4) with V_eff = V
         usable = (np.asarray(subtraction.mask) & np.uint32(UNUSABLE)) == 0
         image, psf = np.asarray(subtraction.image), decorrelation.psf(psf)

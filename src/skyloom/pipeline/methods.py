@@ -52,7 +52,7 @@ def subtract_by(
     from skyloom.subtraction import ZogyOptions, subtract, subtract_zogy
 
     if not isinstance(options, ZogyOptions):
-        result = subtract(science, template, options, sources=sources)
+        result = subtract(science.replace(psf=psf), template, options, sources=sources)
         found = score(result, psf)
         return result, found, found.psf  # a decorrelated difference has a PSF of its own
     known = template.psf if isinstance(template.psf, Psf) else None

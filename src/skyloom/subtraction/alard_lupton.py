@@ -16,6 +16,7 @@ from skyloom.convolution import polynomial
 from skyloom.errors import NoUsableDataError, ShapeError, SubtractionError, TooFewStampsError
 from skyloom.exposure import UNUSABLE, Exposure, FloatArray
 from skyloom.subtraction.basis import default_half_width, default_sigmas, gaussian_basis
+from skyloom.subtraction.cross import subtract_crossed
 from skyloom.subtraction.decorrelate import decorrelate
 from skyloom.subtraction.fit import FitInput, KernelFit, fit_kernel, systematic_fraction
 from skyloom.subtraction.masking import combine_masks, spread_mask
@@ -104,6 +105,8 @@ def subtract(
         raise NoUsableDataError(
             "No pixel is usable in both the science image and the template; check their masks and that they overlap."
         )
+    if isinstance(options, SfftOptions) and options.cross_convolve:
+        return subtract_crossed(science, template, options, sources=sources)
     planes = {"science": _planes(science), "template": _planes(template)}
     xy = find_sources(planes["science"]) if sources is None else source_positions(sources)
     fwhm = _seeing(planes, xy, science_fwhm, template_fwhm)

@@ -144,7 +144,7 @@ def decorrelate(result: Subtraction, *, max_lost: float = 0.1) -> Subtraction:
     dtype: Any = result.image.dtype.type
     image, kept = correlate([(phi, result.image), (weights, result.usable.astype(dtype))], dtype=dtype)
     still, moved = noise.variances(stamps, dtype)
-    mask = _spread(result.mask, 1 - kept, max_lost, phi.side // 2)
+    mask = spread(result.mask, 1 - kept, max_lost, phi.side // 2)
     good = ((mask & np.uint32(UNUSABLE)) == 0) & (still + moved > 0)
     image, still, moved = (np.where(good, plane, dtype(0)) for plane in (image, still, moved))
     science, template = (moved, still) if result.convolved == "science" else (still, moved)
@@ -254,7 +254,7 @@ def _cut(stamps: Float64Array) -> Float64Array:
     return stamps / stamps.sum(axis=(2, 3), keepdims=True)
 
 
-def _spread(
+def spread(
     mask: npt.NDArray[np.uint32], lost: npt.NDArray[np.floating], max_lost: float, half: int
 ) -> npt.NDArray[np.uint32]:
     """Return the mask after the filter: what lost too much is unusable, for the reasons that are in its reach."""

@@ -38,7 +38,7 @@ class Subtraction:
         when it is taken off the science image.
     kernel : SpatialKernel or None
         The kernel as fitted: from the template to the science image, or the other way if `convolved` is 'science'. A
-        proper difference has none.
+        proper difference has none, nor has one after cross-convolution.
     background : ndarray
         The differential background, in the unit of `image`: part of `matched`.
     convolved : {'template', 'science', 'both'}

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.signal import fftconvolve
 
 from skyloom import _kernels
 from skyloom._threads import map_bands, row_bands
@@ -179,17 +180,25 @@ class Design:
         return self._convolve(self._pad(variance, np.float32), squared, 2 * model.kernel_order)
 
     def noise_product(
-        self, unknowns: Float64Array, weight: npt.NDArray[np.float32], variance: npt.NDArray[np.floating]
+        self,
+        unknowns: Float64Array,
+        weight: npt.NDArray[np.float32],
+        variance: npt.NDArray[np.floating],
+        correlation: Float64Array | None = None,
     ) -> Float64Array:
         """Return N x, where N is what the template's noise adds to the expectation of A^T W A.
 
-        N_(a ij)(a' i'j') = delta_aa' sum_p w(p) X^(i+i') Y^(j+j') V(p - a), for independent pixels of variance V.
+        N_(a ij)(a' i'j') = rho(a' - a) sum_p w(p) X^(i+i') Y^(j+j') V(p - a), for pixels of variance V whose noise has
+        the correlation rho: a stamp with its middle at lag 0, delta if not given.
         """
         model = self.model
         ones = np.ones(self.shape, np.float32)
         moments, _, _ = self._moments(self._pad(variance, np.float32), ones, weight, 2 * model.kernel_order, 0)
         terms = {term: k for k, term in enumerate(exponents(2 * model.kernel_order))}
         coefficients = unknowns[: model.n_kernel].reshape(-1, model.taps)
+        if correlation is not None:
+            planes = coefficients.reshape(-1, *model.kernel_shape)
+            coefficients = np.stack([fftconvolve(plane, correlation, mode="same").ravel() for plane in planes])
         product = np.zeros(model.size)
         rows = product[: model.n_kernel].reshape(-1, model.taps)
         for s, (i, j) in enumerate(exponents(model.kernel_order)):

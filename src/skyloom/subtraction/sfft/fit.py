@@ -43,6 +43,9 @@ class FitOptions:
         Is told how it goes.
     accuracy : float
         How near to the minimum the unknowns are brought, in units of their statistical errors, of all taken together.
+    noise_correlation : ndarray, optional
+        That of the template's noise, see `Design.noise_product`. If given, the kernel is expected to be one pixel of 1,
+        and is so where noise leaves nothing to measure.
     """
 
     model: DeltaModel
@@ -52,6 +55,7 @@ class FitOptions:
     rebuild: bool = False
     log: Callable[[str], None] | None = None
     accuracy: float = _IN_THE_END
+    noise_correlation: Float64Array | None = None
 
     def __post_init__(self) -> None:
         if self.sigma_clip is not None and not self.sigma_clip >= 0:
@@ -136,7 +140,11 @@ class _Fitter:
     def __init__(self, planes: FitPlanes, options: FitOptions) -> None:
         self.planes, self.options = planes, options
         self.design = Design(planes.template, options.model)
-        self.solver = Solver(self.design, planes.science, options.penalties)
+        self.expected: Float64Array | None = None
+        if options.noise_correlation is not None:
+            self.expected = np.zeros(options.model.size)
+            self.expected[options.model.taps // 2] = 1
+        self.solver = Solver(self.design, planes.science, options.penalties, self.expected)
         self.clipped = np.zeros(planes.usable.shape, bool)
         self.science = planes.science.astype(np.float32)
         self.n_iter = 0
@@ -153,8 +161,9 @@ class _Fitter:
             if attempt + 1 == self.options.max_iter or not self.clip():
                 break
         if self.planes.template_variance is not None:
+            like = self.solver.x if self.expected is None else self.expected
             self.solver.correction = self.design.noise_product(
-                self.solver.x, self.weight, self.planes.template_variance
+                like, self.weight, self.planes.template_variance, self.options.noise_correlation
             )
         self.solver.refine(self.options.accuracy)
         return DeltaFit(self.design, self.solver.x, self.solver.residual, self.weight > 0, self.n_iter)

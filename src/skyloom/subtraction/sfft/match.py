@@ -28,11 +28,19 @@ _CELLS, _PER_CELL = 8, 5
 _FLUX_PENALTY = 1e3
 _SMOOTH = 7  # pixels, over which both images are averaged to compare their fluxes
 _TAP, _VARIATION = 0.3, 0.1
+_NEAR_A_PIXEL = 0.2  # deviations are smaller by this factor where the kernel is expected to be one pixel of 1
 _ACCURACY = 0.1  # of the statistical errors of all unknowns together
 
 
 def match_sfft(
-    target: Planes, source: Planes, xy: Float64Array, *, fwhm: float, options: SfftOptions, correlation: float
+    target: Planes,
+    source: Planes,
+    xy: Float64Array,
+    *,
+    fwhm: float,
+    options: SfftOptions,
+    correlation: float = 1.0,
+    noise_correlation: Float64Array | None = None,
 ) -> Match:
     """Fit the kernel that takes `source` to `target`.
 
@@ -47,6 +55,8 @@ def match_sfft(
     options : SfftOptions
     correlation : float
         `Exposure.correlation` of the source: its noise is larger by this factor, as a variance, for wide kernels.
+    noise_correlation : ndarray, optional
+        See `FitOptions`.
     """
     half = options.kernel_half_width or kernel_half(fwhm)
     side = 2 * half + 1
@@ -63,9 +73,13 @@ def match_sfft(
         np.where(source.usable, source.variance, 0.0).astype(np.float64) * correlation,
     )
     precision = _prior(model, planes, fwhm)
+    if noise_correlation is not None:
+        precision /= _NEAR_A_PIXEL**2
     penalties = Penalties(options.flux_order, _FLUX_PENALTY, options.ridge, precision)
     limits = options.sigma_clip, options.max_iterations
-    fit = fit_delta(planes, FitOptions(model, penalties, *limits, accuracy=_ACCURACY))
+    fit = fit_delta(
+        planes, FitOptions(model, penalties, *limits, accuracy=_ACCURACY, noise_correlation=noise_correlation)
+    )
     kernel = SpatialKernel(
         DeltaBasis(half), fit.kernel.reshape(len(fit.kernel), -1).T, fit.design.centre, fit.design.scale
     )

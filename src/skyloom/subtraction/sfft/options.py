@@ -36,6 +36,9 @@ class SfftOptions:
         See `AlardLuptonOptions`.
     decorrelate : bool
         See `AlardLuptonOptions`.
+    cross_convolve : bool
+        Filter each image with the PSF of the other, and fit what is left: nothing has to be sharpened, and the noise of
+        the difference is white (`skyloom.subtraction.cross`). `convolve` and `decorrelate` have no effect then.
 
     Raises
     ------
@@ -54,6 +57,7 @@ class SfftOptions:
     max_iterations: int = 5
     max_lost: float = 0.1
     decorrelate: bool = False
+    cross_convolve: bool = False
 
     def __post_init__(self) -> None:
         for what, allowed in (("convolve", ("auto", "template", "science")), ("pixels", ("auto", "boxes", "all"))):

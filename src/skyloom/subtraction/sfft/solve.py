@@ -107,6 +107,8 @@ class Solver:
     target : ndarray, shape (ny, nx)
         S; finite everywhere.
     penalties : Penalties
+    expected : ndarray, optional
+        The unknowns that cost nothing, in place of 0.
 
     Attributes
     ----------
@@ -116,8 +118,11 @@ class Solver:
         S - A x, in single precision until `refine` ends.
     """
 
-    def __init__(self, design: Design, target: Float64Array, penalties: Penalties) -> None:
+    def __init__(
+        self, design: Design, target: Float64Array, penalties: Penalties, expected: Float64Array | None = None
+    ) -> None:
         self._design, self._penalties = design, penalties
+        self._expected = np.zeros(design.model.size) if expected is None else expected
         self.x = np.zeros(design.model.size)
         self._target = target
         self.residual: npt.NDArray[Any] = target.astype(np.float32)
@@ -169,7 +174,7 @@ class Solver:
         """
         # A^T W (S - A x), and (S - A x)^T W (S - A x)
         products, energy = self._design.project(self.residual, self._weight)
-        r = products - self._penalty @ self.x + self.correction
+        r = products - self._penalty @ (self.x - self._expected) + self.correction
         z = self._preconditioner.solve(r)
         direction, left = z, float(r @ z)
         first = left
