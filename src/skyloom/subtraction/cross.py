@@ -45,8 +45,8 @@ from skyloom.subtraction.noise import smoothing_kernel
 from skyloom.subtraction.result import Subtraction
 from skyloom.subtraction.sanity import check_variance
 from skyloom.subtraction.sfft.match import match_sfft
-from skyloom.subtraction.sfft.regions import kernel_half
 from skyloom.subtraction.sfft.options import SfftOptions
+from skyloom.subtraction.sfft.regions import kernel_half
 from skyloom.subtraction.stamps import Planes, find_sources, source_positions
 from skyloom.subtraction.zogy.proper import centred
 
