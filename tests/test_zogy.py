@@ -154,6 +154,19 @@ def test_the_difference_is_white_and_its_errors_are_right():
     assert abs(score.std() - 1) < 4 * np.sqrt(30 / (2 * n_pixels))
 
 
+def test_what_is_wrong_with_the_backgrounds_is_taken_off():
+    rng = np.random.default_rng(5)
+    shape = (320, 320)
+    wrong = 0.3 * np.cos(np.arange(320) / 80)[:, None] + 0.2  # in units of the noise: 2 sigma of S
+    images = planes(3 * (rng.normal(size=shape) + wrong), 3.0), planes(rng.normal(0, 2.4, shape), 2.4)
+    psfs, match = (ArrayPsf(moffat(4.2)), ArrayPsf(moffat(3.0))), Match(0.8, (0, 0))
+    for flatten in (False, True):
+        found = difference_planes(images, psfs, match, flatten=flatten)
+        means = [found.significance[y : y + 60, 30:-30].mean() for y in (30, 130, 230)]
+        # S is correlated over some 30 pixels: means over 60 x 260 are known to 0.04; boxes of 40 pixels follow the wave
+        assert (np.abs(means).max() < 0.2) == flatten
+
+
 @pytest.fixture(scope="module")
 def pair():
     return simulate_pair(11, 384, n_transients=12, snr=(12, 40))

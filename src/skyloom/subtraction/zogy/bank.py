@@ -38,6 +38,8 @@ class ProperFilters:
         Of both variances: the variance of S / F_S.
     response : VaryingFilter
         Part of a source's S / F_S that comes from where; of unit sum.
+    score_of_background : float
+        What S / F_S answers to a science image of 1 everywhere.
     background_variances : (float, float, float)
         Variances of S / F_S and of its derivatives along x and y, for the noise of the background.
     transfers : (ndarray, ndarray)
@@ -50,6 +52,7 @@ class ProperFilters:
     difference_squared: tuple[VaryingFilter, VaryingFilter]
     score_squared: VaryingFilter
     response: VaryingFilter
+    score_of_background: float
     background_variances: tuple[float, float, float]
     stamps: tuple[Array, Array]
 
@@ -99,6 +102,7 @@ class ProperFilters:
             ),
             score_squared=VaryingFilter(kernel(k_n, k_r) ** 2, grid, LOOSE),
             response=VaryingFilter(response / response.sum(axis=(-2, -1), keepdims=True), grid, LOOSE),
+            score_of_background=float((pair.score_filters[0][..., 0, 0].real / pair.score_flux).mean()),
             background_variances=_background_variances(pair),
             stamps=(middle[0], middle[1]),
         )

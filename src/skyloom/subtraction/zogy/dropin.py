@@ -130,7 +130,9 @@ def run_zogy(  # noqa: PLR0917  the reference's signature
     region = None if good_regions is None else bad_plane(good_regions, science.data.shape, "good_regions")
     match = _match((science, reference), psfs, _stars(image_obj, template_obj), options, region, (dx, dy))
     say(f"template flux scale {match.flux_ratio:.4f}, shift {match.shift}, scatter of positions {match.scatter}")
-    result = difference_planes((science, reference), psfs, match, variances=False, threads=nthreads or num_threads())
+    result = difference_planes(
+        (science, reference), psfs, match, variances=False, flatten=True, threads=nthreads or num_threads()
+    )
     del science, reference  # memory of two images
     return _products(result, get_psf, get_Fpsf)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import sep
 
-from skyloom.background import estimate_background
+from skyloom.background import SMALLEST, estimate_background
 from skyloom.errors import NoOverlapError, ShapeError, SubtractionError
 from skyloom.exposure import UNUSABLE, Exposure, MaskBit
 from skyloom.filters import correlate
@@ -83,7 +84,7 @@ def subtract_zogy(
     )
     planes = _planes(science), _planes(template)
     match = fit_match(planes, psfs, sources, options)
-    return difference_planes(planes, psfs, match, masks=(science.mask, template.mask), moving=moving)
+    return difference_planes(planes, psfs, match, masks=(science.mask, template.mask), moving=moving, flatten=True)
 
 
 def _check(science: Exposure, template: Exposure) -> None:
@@ -205,11 +206,13 @@ def difference_planes(
     masks: tuple[Array, Array] | None = None,
     moving: bool = False,
     variances: bool = True,
+    flatten: bool = False,
     threads: int | None = None,
 ) -> ZogyResult:
     """Difference two images whose background, point spread functions and match are known; see `subtract_zogy`.
 
-    Without `variances` those of the difference's pixels, and the statistics, are left out.
+    Without `variances` those of the difference's pixels, and the statistics, are left out. With `flatten`, a smooth
+    background of the difference is taken off: it has no sources, and shows what is wrong with those of both images.
     """
     single = all(fits_single_precision(p.data, p.sigma) for p in planes)
     precision: type[np.float32] | type[np.float64] = np.float32 if single else np.float64
@@ -235,6 +238,10 @@ def difference_planes(
     slopes: tuple[Array, ...] = gradient(of_template) if moving or any(match.scatter) else ()
     _add_scatter(score_variance, of_template, slopes, match)
     valid = both & (coverage > MIN_COVERAGE) & (score_variance > 0)
+    if flatten and min(image.shape) >= SMALLEST and valid.any():
+        level = _smooth_background(image, score_variance, valid)
+        image -= level
+        score -= image.dtype.type(filters.score_of_background) * level
     mask = _mask(masks, planes, valid, coverage)
     usable = (mask & np.uint32(UNUSABLE)) == 0
     np.clip(coverage, 0, 1, out=coverage)
@@ -265,6 +272,14 @@ def difference_planes(
     if variances:
         result.statistics.update(_statistics(result))
     return result
+
+
+def _smooth_background(image: Array, variance: Array, usable: npt.NDArray[np.bool_]) -> Array:
+    """Return the sky of a difference: clipped means in boxes as large as those of its images' backgrounds."""
+    box = int(np.clip(min(image.shape) // 8, 32, 128))
+    noisy = variance > 1.5 * np.median(variance[usable])  # with the photons of sources
+    plane = sep.Background(np.ascontiguousarray(image), mask=~usable | noisy, bw=box, bh=box)
+    return np.asarray(plane.back(dtype=image.dtype))
 
 
 def _add_scatter(score_variance: Array, of_template: Array, slopes: tuple[Array, ...], match: Match) -> None:
