@@ -77,9 +77,11 @@ def test_transients_of_a_proper_difference_are_found(candidates, pair):
 
 
 def test_errors_of_candidates_are_those_of_the_score(candidates):
-    # the fit at the exact position finds up to 10 % more signal than the score on the nearest pixel
-    like_psf = candidates[candidates["real"]]
-    np.testing.assert_allclose(like_psf["snr"], like_psf["significance"], rtol=0.15)
+    # the fit at the exact position finds up to 10 % more signal than the score on the nearest pixel;
+    # what wings of bright stars leave, which is no point source, is not real
+    real = candidates[candidates["real"]]
+    assert len(real) >= 5
+    np.testing.assert_allclose(real["snr"], real["significance"], rtol=0.15)
 
 
 def test_a_proper_difference_is_stored_whole(result, candidates, tmp_path):
@@ -162,7 +164,7 @@ def test_single_hot_pixels_of_either_image_are_too_sharp(result):
     assert "too_sharp" in table["flag_text"][near][0]
 
 
-def test_several_frames_on_both_sides_are_properly_coadded(monkeypatch):
+def test_several_frames_on_both_sides_are_properly_coadded():
     deep = simulate_pair(22, 256, n_stars=70, n_transients=3, snr=(20.0, 40.0))
     rng = np.random.default_rng(23)
 
@@ -182,12 +184,6 @@ def test_several_frames_on_both_sides_are_properly_coadded(monkeypatch):
     assert three.diagnostics["noise_std"] == pytest.approx(1.0, abs=0.06)
     table = skyloom.detect(three)
     assert (matches(table, deep.transients) >= 0).all()
-    # and where the images choose the proper subtraction, when their frames have been averaged already
-    monkeypatch.setattr("skyloom.pipeline.choose.choose_method", lambda *_: ("zogy", "they like it"))
-    chosen = skyloom.difference(sciences, templates, options=DifferenceOptions(align="none"))
-    assert (chosen.method, chosen.reason) == ("zogy", "they like it")
-    np.testing.assert_array_equal(chosen.science.data, three.science.data)
-    np.testing.assert_array_equal(chosen.template.data, three.template.data)
 
 
 def test_options_tell_the_method():

@@ -239,7 +239,7 @@ def difference_planes(
     _add_scatter(score_variance, of_template, slopes, match)
     valid = both & (coverage > MIN_COVERAGE) & (score_variance > 0)
     if flatten and min(image.shape) >= SMALLEST and valid.any():
-        level = _smooth_background(image, score_variance, valid)
+        level = _smooth_background(image, score, score_variance, valid)
         image -= level
         score -= image.dtype.type(filters.score_of_background) * level
     mask = _mask(masks, planes, valid, coverage)
@@ -274,11 +274,13 @@ def difference_planes(
     return result
 
 
-def _smooth_background(image: Array, variance: Array, usable: npt.NDArray[np.bool_]) -> Array:
+def _smooth_background(image: Array, score: Array, variance: Array, usable: npt.NDArray[np.bool_]) -> Array:
     """Return the sky of a difference: clipped means in boxes as large as those of its images' backgrounds."""
     box = int(np.clip(min(image.shape) // 8, 32, 128))
-    noisy = variance > 1.5 * np.median(variance[usable])  # with the photons of sources
-    plane = sep.Background(np.ascontiguousarray(image), mask=~usable | noisy, bw=box, bh=box)
+    typical = np.median(variance[usable])
+    # the photons of sources, and what has changed
+    hidden = (variance > 1.5 * typical) | (np.abs(score - np.median(score[usable])) > 4 * np.sqrt(typical))
+    plane = sep.Background(np.ascontiguousarray(image), mask=~usable | hidden, bw=box, bh=box)
     return np.asarray(plane.back(dtype=image.dtype))
 
 
