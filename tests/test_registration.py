@@ -5,10 +5,16 @@ import pytest
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from reference.registration_sim import REGIMES, Regime, make_images, make_lists, smaller, unrelated_lists
+from reference.registration_sim import MORE_REGIMES, REGIMES, Regime, make_images, make_lists, smaller, unrelated_lists
 from skyloom.errors import InputError, NoMatchError, NoUsableDataError, TooFewSourcesError
 from skyloom.exposure import Exposure
-from skyloom.registration import RegistrationOptions, register
+from skyloom.registration import (
+    RegistrationOptions,
+    detect_sources,
+    register,
+    register_group,
+    register_to_catalogue,
+)
 
 LIST_NOISE = 0.03
 QUICK_IMAGES = ["mirror, rotation", "distortion 40 px", "3000 hot pixels, 1000 tracks", "seeing 3 and 6 px"]
@@ -279,3 +285,73 @@ def test_stars_that_look_alike_after_a_turn_about_the_centre_are_ambiguous():
     table = Table({"x": x, "y": y, "flux": np.ones(len(x))}, meta={"shape": (1000, 1000)})
     with pytest.raises(NoMatchError, match="Two different transforms"):
         register(table, table)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_copies_of_a_few_stars_are_matched(seed):
+    """Two of 14 stars may lie as far apart as the control shifts them: that is no bad column."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(13, 16))
+    x, y = rng.uniform(0, 200, (2, n))
+    table = Table({"x": x, "y": y, "flux": 10 ** rng.uniform(2, 5, n)}, meta={"shape": (200, 200)})
+    result = register(table, table)
+    assert result.n_matched == n
+    np.testing.assert_allclose(result.template_to_source([[7.0, 190.0]]), [[7.0, 190.0]], atol=1e-6)
+
+
+def test_unrelated_lists_of_few_stars_are_refused():
+    for seed in range(60):
+        with pytest.raises(NoMatchError) as caught:
+            register(*unrelated_lists(seed, 8, 120, 200))
+        assert caught.value.details["log_odds"] < 6
+
+
+@pytest.mark.parametrize(("seed", "level"), [(2, 60), (1, 8)])
+def test_saturated_stars_do_not_bend_the_transform(seed, level):
+    """Most stars are cut off at some times the noise: few have all of the weight."""
+    *images, truth = make_images(seed, smaller(REGIMES["rotation 180"], 512, 60))
+    cut = []
+    for image in images:
+        sky = np.median(image.data)
+        top = sky + level * 1.4826 * np.median(np.abs(image.data - sky))
+        cut.append(Exposure(np.minimum(image.data, top), saturation=float(top)))
+    found = register(*cut)
+    grid = truth.grid()
+    error = np.sqrt(((found.template_to_source(grid) - truth(grid)) ** 2).sum(axis=1).mean()) / truth.scale
+    assert error < 0.2
+    # what is claimed is right to a factor of 2: the errors of saturated stars are a guess
+    assert 0.5 < error / (found.overlap_error() / truth.scale) < 2
+
+
+def test_what_is_certain_but_inexact_is_refused():
+    rng = np.random.default_rng(3)
+    x, y = rng.uniform(0, 500, (2, 12))
+    stars = Table({"x": x, "y": y, "flux": 12.0 - np.arange(12), "x_err": np.full(12, 0.6), "y_err": np.full(12, 0.6)})
+    stars.meta["shape"] = (500, 500)
+    other = stars.copy()
+    other["x"], other["y"] = x + rng.normal(0, 0.6, 12), y + rng.normal(0, 0.6, 12)
+    with pytest.raises(NoMatchError, match="uncertain by"):
+        register(other, stars)
+    assert register(other, stars, RegistrationOptions(max_error=1.0)).overlap_error() > 0.2
+
+
+def test_options_of_another_kind_and_plain_arrays():
+    image = make_images(0, smaller(REGIMES["base"], 200, 40))[0]
+    from_array, from_exposure = detect_sources(np.array(image.data)), detect_sources(Exposure(np.array(image.data)))
+    np.testing.assert_array_equal(from_array["x"], from_exposure["x"])
+    with pytest.raises(InputError):
+        detect_sources("no such file.fits")
+    for function in (register, lambda a, b, options: register_group([a, b], options), register_to_catalogue):
+        with pytest.raises(InputError, match="options is a dict"):
+            function(from_array, from_array, {})
+
+
+def test_neighbours_that_fix_no_map_leave_the_polynomial(monkeypatch):
+    source, template, _ = make_lists(0, MORE_REGIMES["irregular distortion 3 px"])
+
+    def fail(*arguments, **options):
+        raise np.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr("skyloom.registration.search.unmatched_part", lambda *_: 0.1)
+    monkeypatch.setattr("skyloom.registration.search.follow", fail)
+    assert register(source, template).n_matched > 100

@@ -21,8 +21,8 @@ def test_irregular_distortions_are_followed(name):
     assert truth.rms_error(result)[0] < 0.1
     grid = truth.grid()
     np.testing.assert_allclose(result.source_to_template(result.template_to_source(grid)), grid, atol=1e-6)
-    # a linear map does not claim more than the part in which it holds
-    linear = register(source, template, RegistrationOptions(max_order=1))
+    # a linear map does not claim more than the part in which it holds; if that is small, it is too inexact elsewhere
+    linear = register(source, template, RegistrationOptions(max_order=1, max_error=1.0))
     assert linear.n_matched < result.n_matched
 
 

@@ -9,9 +9,10 @@ from scipy.interpolate import BSpline
 from reference import registration_oracle as oracle
 from skyloom.errors import InputError
 from skyloom.registration import Transform
-from skyloom.registration.fit import StarList, add_spline, grow, true_spread
+from skyloom.registration.fit import StarList, add_spline, fit_pairs, grow, true_spread
 from skyloom.registration.spline import _basis, fit_spline
 from skyloom.registration.transform import n_terms
+from skyloom.registration.verify import Matches
 
 orders = st.integers(1, 5)
 seeds = st.integers(0, 2**32 - 1)
@@ -133,6 +134,21 @@ def star_lists(seed, truth, count=400, noise=0.03, outliers=0):
     shape = tuple(int(v) for v in (np.abs(image).max(axis=0)[::-1] + 500))
     error = np.full(count, noise)
     return StarList(xy, np.full(count, 1e-3), (1000, 1000), rows), StarList(image, error, shape, rows)
+
+
+def test_the_order_is_backed_by_the_pairs_that_were_kept():
+    """45 pairs could back a third order (10 terms); the 33 that are no outliers cannot."""
+    truth = random_transform(4, 3, bend=0.5)
+    template, source = star_lists(4, truth, count=45, noise=0.01)
+    source.xy[:12] += np.random.default_rng(0).uniform(30, 60, (12, 2))
+    index = np.arange(45)
+    pairs = Matches(index, index, np.zeros(45), 45)
+    for kept, highest in ((pairs, 2), (pairs[index >= 2], 2), (pairs[index >= 12], 2)):
+        fit = fit_pairs(
+            kept, template, source, last=Transform.linear(truth.matrix, np.zeros(2)), max_order=5, tolerance=99
+        )
+        assert len(fit.matches) <= 33
+        assert fit.transform.order <= highest
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])

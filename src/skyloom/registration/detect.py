@@ -68,7 +68,7 @@ class SourceFlag(IntFlag):
 
 
 def detect_sources(
-    exposure: Exposure,
+    exposure: Any,
     *,
     threshold: float = 5.0,
     min_area: int = 5,
@@ -85,7 +85,7 @@ def detect_sources(
 
     Parameters
     ----------
-    exposure : Exposure
+    exposure : Exposure, or what `skyloom.io.read` accepts
         The image. Its variance, where given, sets the noise; else the scatter of the background does.
     threshold : float
         Detection limit per pixel after a 3x3 filter, in units of the noise.
@@ -127,9 +127,13 @@ def detect_sources(
         raise InputError(f"threshold is {threshold}; a finite number of standard deviations above 0 is needed.")
     if positions not in ("windowed", "psf"):
         raise InputError(f"positions is {positions!r}; it must be 'windowed' or 'psf'.", positions=positions)
+    if not isinstance(exposure, Exposure):
+        from skyloom.io import read
+
+        exposure = read(exposure)
     data, dead = _plane(exposure)
-    level, noise = _background(exposure, data, dead, box)
-    sky_free = np.subtract(data, level, out=data)
+    noise = _subtract_background(exposure, data, dead, box)
+    sky_free = data
     if dead is not None:
         sky_free[dead] = 0.0
     found = _extract(sky_free, noise, dead, _Extraction(threshold, min_area, deblend_contrast), exposure.name)
@@ -204,12 +208,14 @@ def image_fwhm(sources: Table) -> float:
 
 def _plane(exposure: Exposure) -> tuple[FloatArray, BoolArray | None]:
     """Return writable data and the pixels that detection must not see, None if it may see all."""
-    hidden = (exposure.mask & np.uint32(_DEAD)) != 0
-    dead: BoolArray | None = hidden if hidden.any() else None
+    dead: BoolArray | None = None
+    if exposure.mask.max() > 0:
+        hidden = (exposure.mask & np.uint32(_DEAD)) != 0
+        dead = hidden if hidden.any() else None
     live = exposure.data if dead is None else exposure.data[~dead]
     if live.size == 0:
         raise NoUsableDataError(
-            f"{exposure.name} has no usable pixel: all {hidden.size} are masked or not finite.",
+            f"{exposure.name} has no usable pixel: all {exposure.data.size} are masked or not finite.",
             name=exposure.name,
             usable=0,
         )
@@ -222,10 +228,8 @@ def _plane(exposure: Exposure) -> tuple[FloatArray, BoolArray | None]:
     return exposure.data.copy(), dead
 
 
-def _background(
-    exposure: Exposure, data: FloatArray, dead: BoolArray | None, box: int | None
-) -> tuple[FloatArray, FloatArray]:
-    """Return the background's level and the noise per pixel, both (ny, nx).
+def _subtract_background(exposure: Exposure, data: FloatArray, dead: BoolArray | None, box: int | None) -> FloatArray:
+    """Subtract the background from `data`, in place, and return the noise of each pixel, (ny, nx).
 
     Of a large image every third row is looked at: the level of a box of 64 x 64 pixels is still known to 0.04 of the
     noise, before the median of 3 x 3 boxes. An odd step sees rows that are read out by turns alike.
@@ -238,13 +242,12 @@ def _background(
     hidden = None if dead is None else np.ascontiguousarray(dead[::step])
     background = sep.Background(rows, mask=hidden, bw=box, bh=-(-box // step))
 
-    def whole(plane: Any) -> Any:
-        return plane if step == 1 else np.repeat(plane, step, axis=0)[:ny]
-
-    level = whole(background.back(dtype=data.dtype))
+    level = background.back(dtype=data.dtype)
+    for first in range(step):
+        data[first::step] -= level[: len(range(first, ny, step))]
     noise: FloatArray
     if exposure.variance is None:
-        noise = whole(background.rms(dtype=data.dtype))
+        noise = np.repeat(background.rms(dtype=data.dtype), step, axis=0)[:ny]
     else:
         root: Any = np.sqrt(exposure.variance * data.dtype.type(exposure.correlation))
         noise = root.astype(data.dtype, copy=False)
@@ -254,7 +257,7 @@ def _background(
             background.globalrms if background.globalrms > 0 else float(np.std(data if dead is None else data[~dead]))
         )
         noise[~(noise > 0)] = floor
-    return level, noise
+    return noise
 
 
 def _extract(

@@ -112,6 +112,8 @@ class Fit:
         Standard error of each pair, with the floor that the scatter asks for.
     tolerance : float
         Of the last matching, source pixels.
+    depth : (int, int)
+        The brightest stars of template and source among which the pairs were looked for.
     """
 
     transform: Transform
@@ -119,6 +121,7 @@ class Fit:
     matches: Matches
     sigma: Float
     tolerance: float
+    depth: tuple[int, int]
 
 
 def grow(first: Transform, template: StarList, source: StarList, *, max_order: int, tolerance: float) -> Fit | None:
@@ -299,8 +302,7 @@ def fit_pairs(
     low, high = a.min(axis=0), a.max(axis=0)
     centre, half = (low + high) / 2, max(float((high - low).max()) / 2, 1.0)
     uv = (a - centre) / half
-    order = max(o for o in range(1, max_order + 1) if o == 1 or n_terms(o) * _STARS_PER_TERM <= len(a))
-    design = monomials(uv, order)
+    design = monomials(uv, _highest_order(len(a), max_order))
     keep, sigma = _clipped(design, b, variance, last.parity)
     if not clip:
         keep[:] = True
@@ -311,7 +313,7 @@ def fit_pairs(
     candidates = [weighted_similarity(uv[keep], b, sigma, last.parity)]
     if n >= 4:
         gram, right = _normal(design, b, sigma)
-        candidates += [_polynomial(gram, right, o) for o in range(1, order + 1)]
+        candidates += [_polynomial(gram, right, o) for o in range(1, _highest_order(n, max_order) + 1)]
     scores, misses = [], []
     for coefficients, _, free in candidates:
         misses.append(b - design[:, : coefficients.shape[1]] @ coefficients.T)
@@ -319,6 +321,11 @@ def fit_pairs(
         # 1e-6: lists without any error are as good as one with a thousandth of the error floor
         scores.append(2 * n * np.log(chi2 / (2 * n) + 1e-6) + free * np.log(2 * n))
     best = int(np.argmin(scores))
+    while best > 1:
+        lower = int(np.argmin(scores[:best]))
+        if _predicts_better(design, candidates[best][1], misses[best], misses[lower], sigma):
+            break
+        best = lower
     coefficients, inverse, free = candidates[best]
     chosen = _order_of(coefficients)
     if abs(np.linalg.det(coefficients[:, 1:3])) <= 1e-12:
@@ -328,7 +335,26 @@ def fit_pairs(
     covariance = covariance * max(chi2, 1e-12)
     kind = "similarity" if free == 4 else "affine" if chosen == 1 else "polynomial"
     kept = replace(matches[keep], distance=np.hypot(*misses[best].T))
-    return Fit(Transform(coefficients, chosen, centre, half, kind), covariance, kept, sigma, tolerance)
+    found = Transform(coefficients, chosen, centre, half, kind)
+    return Fit(found, covariance, kept, sigma, tolerance, (len(template), len(source)))
+
+
+def _highest_order(count: int, max_order: int) -> int:
+    """Return the highest order that so many stars can back."""
+    return max(o for o in range(1, max_order + 1) if o == 1 or n_terms(o) * _STARS_PER_TERM <= count)
+
+
+def _predicts_better(design: Float, inverse: Float, miss: Float, lower_miss: Float, sigma: Float) -> bool:
+    """Tell whether a polynomial is closer to pairs that it was not fitted to than a lower order is.
+
+    Pairs are left out one at a time, miss / (1 - leverage). The gain must be twice its standard error: where a few
+    pairs have nearly all of the weight (the others saturated), BIC counts the others as if they had agreed.
+    """
+    design = design[:, : len(inverse)]
+    leverage = ((design @ inverse) * design).sum(axis=1) / sigma**2
+    left_out = miss / np.maximum(1 - leverage, 1e-3)[:, None]
+    gain = (lower_miss**2 - left_out**2).sum(axis=1) / sigma**2
+    return bool(gain.mean() > 2 * gain.std() / np.sqrt(len(gain)))
 
 
 def _order_of(coefficients: Float) -> int:

@@ -15,7 +15,14 @@ from scipy.spatial import cKDTree
 
 from skyloom.errors import InputError, NoUsableDataError, RegistrationError, SkyloomError
 from skyloom.registration.fit import StarList
-from skyloom.registration.register import FEWEST, RegistrationOptions, find_sources, register, star_list
+from skyloom.registration.register import (
+    FEWEST,
+    RegistrationOptions,
+    checked_options,
+    find_sources,
+    register,
+    star_list,
+)
 from skyloom.registration.result import Registration
 from skyloom.registration.search import refine
 from skyloom.registration.transform import Transform
@@ -115,7 +122,7 @@ def register_group(
     RegistrationError
         None of the images can be registered.
     """
-    options = RegistrationOptions() if options is None else options
+    options = checked_options(options)
     report = progress or (lambda *_: None)
     images = list(images)
     if not images:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
 
-from skyloom.errors import InputError, TooFewSourcesError
+from skyloom.errors import InputError, NoMatchError, TooFewSourcesError
 from skyloom.exposure import Exposure
 from skyloom.registration.detect import SourceFlag, detect_sources
 from skyloom.registration.fit import StarList
@@ -45,6 +45,8 @@ class RegistrationOptions:
     min_log_odds : float
         Accept a transform if the probability that chance brings as many stars together is below exp(-min_log_odds),
         over all transforms tried.
+    max_error : float
+        Largest standard error of the transform, RMS over the overlap, that is accepted; in the larger of both pixels.
     scale_range : (float, float)
         Smallest and largest scale in source pixels per template pixel.
     use_wcs : bool
@@ -57,6 +59,7 @@ class RegistrationOptions:
     positions: str = "windowed"
     max_order: int = 5
     min_log_odds: float = 12.0
+    max_error: float = 0.2
     scale_range: tuple[float, float] = (0.2, 5.0)
     use_wcs: bool = True
     source_shape: tuple[int, int] | None = None
@@ -69,6 +72,17 @@ class RegistrationOptions:
             raise InputError(f"scale_range is {self.scale_range}; two increasing positive numbers are needed.")
         if not self.min_log_odds > 0:
             raise InputError(f"min_log_odds is {self.min_log_odds}; it must be above 0.")
+        if not self.max_error > 0:
+            raise InputError(f"max_error is {self.max_error}; it must be above 0.", max_error=self.max_error)
+
+
+def checked_options(options: RegistrationOptions | None) -> RegistrationOptions:
+    """Return the options, the defaults for None."""
+    if options is None:
+        return RegistrationOptions()
+    if not isinstance(options, RegistrationOptions):
+        raise InputError(f"options is a {type(options).__name__}; a RegistrationOptions or None is needed.")
+    return options
 
 
 def register(source: Any, template: Any, options: RegistrationOptions | None = None) -> Registration:
@@ -97,9 +111,11 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
     TooFewSourcesError
         An image has fewer than four sources.
     NoMatchError
-        No transform brings the sources together better than chance would.
+        No transform brings the sources together better than chance would, or the one that does is too inexact.
+    InputError
+        `options` are no RegistrationOptions, or a table lacks a column.
     """
-    options = RegistrationOptions() if options is None else options
+    options = checked_options(options)
     source, source_table = find_sources(source, options)
     template, template_table = find_sources(template, options)
     source_stars = star_list(source_table, options.source_shape, "source image")
@@ -117,6 +133,16 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
             scale_range=options.scale_range,
         )
     result = Registration.from_solution(solution, source_table, template_table, wcs[1])
+    error = result.overlap_error() / max(result.scale, 1.0)
+    if not error <= options.max_error:
+        raise NoMatchError(
+            f"The transform is beyond chance, but its {result.n_matched} matched stars leave it uncertain by "
+            f"{error:.2f} pixels (at most {options.max_error:g}): they are few, faint or saturated. Detect more stars "
+            "with a lower threshold, or raise max_error.",
+            log_odds=-solution.log_chance,
+            position_error=error,
+            needed=options.max_error,
+        )
     log.info("%s", result)
     return result
 

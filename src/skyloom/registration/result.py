@@ -12,8 +12,12 @@ from astropy.table import Table
 
 from skyloom.registration.search import Solution
 from skyloom.registration.transform import Transform, as_xy, monomials
+from skyloom.registration.verify import is_inside
 
 Float = npt.NDArray[np.float64]
+
+_GRID = 17
+"""Positions along each axis at which the error of a transform is looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +129,17 @@ class Registration:
         if t.residual is not None:
             variance += t.residual.variance(as_xy(xy))[:, None]
         return np.sqrt(variance)
+
+    def overlap_error(self) -> float:
+        """Return the standard error of `template_to_source`, RMS of the distance over the overlap, source pixels."""
+        ny, nx = self.template_shape
+        x, y = np.meshgrid(np.linspace(0, nx - 1, _GRID), np.linspace(0, ny - 1, _GRID))
+        xy = np.column_stack([x.ravel(), y.ravel()])
+        inside = is_inside(self.transform(xy), self.source_shape)
+        if not inside.any():  # an overlap smaller than a cell of the grid
+            xy = np.column_stack([self.matched["x_template"], self.matched["y_template"]])
+            inside = np.ones(len(xy), bool)
+        return float(np.sqrt(np.square(self.position_error(xy[inside])).sum(axis=1).mean()))
 
     def residual_map(self, cells: int = 8) -> Float:
         """Return what the transform leaves over, averaged over the source image: none but noise, if it is right.

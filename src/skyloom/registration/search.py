@@ -236,7 +236,10 @@ def refine(
     completed = add_spline(fit, a, b) if max_order > 1 else fit
     free = 2.0 if fit.transform.kind == "similarity" else float(n_terms(fit.transform.order))
     if max_order > 1 and unmatched_part(fit, a, b) > _PART:
-        followed = follow(fit, a, b, max_order=max_order)
+        try:
+            followed = follow(fit, a, b, max_order=max_order)
+        except np.linalg.LinAlgError:  # neighbours on a line lead nowhere
+            followed = None
         if followed is not None:
             more = _by_chance(followed, a, b)
             # it must win more pairs than chance brings, three standard deviations of that
@@ -260,7 +263,8 @@ def _surface_terms(transform: Transform) -> int:
 
 
 def _by_chance(fit: Fit, template: StarList, source: StarList) -> float:
-    """Return the number of matches that chance brings: the largest of the estimates."""
+    """Return the number of matches that chance brings among the stars that took part: the largest of the estimates."""
+    template, source = (_first(stars, n) for stars, n in zip((template, source), fit.depth, strict=True))
     predicted = fit.transform(template.xy)
     inside = int(is_inside(predicted, source.shape).sum())
     return max(
@@ -268,6 +272,11 @@ def _by_chance(fit: Fit, template: StarList, source: StarList) -> float:
         expected_by_density(predicted, source.tree, source.shape, fit.tolerance),
         expected_by_control(predicted, source.tree, source.shape, fit.tolerance),
     )
+
+
+def _first(stars: StarList, count: int) -> StarList:
+    """Return so many of the brightest stars."""
+    return stars if count >= len(stars) else stars[:count]
 
 
 def _sound(transform: Transform, first: Transform, template: StarList, source: StarList) -> bool:

@@ -18,7 +18,7 @@ from astropy.wcs import WCS
 
 from skyloom.errors import InputError, NoOverlapError, SkyloomWarning
 from skyloom.exposure import Exposure
-from skyloom.registration.register import RegistrationOptions, register
+from skyloom.registration.register import RegistrationOptions, checked_options, register
 from skyloom.registration.result import Registration
 from skyloom.registration.sip import gnomonic
 
@@ -100,7 +100,7 @@ def register_to_catalogue(
         from skyloom.io import read
 
         source = read(source)
-    options = RegistrationOptions() if options is None else options
+    options = checked_options(options)
     stars = _Catalogue(catalogue)
     is_image = isinstance(source, Exposure)
     header, wcs = (source.header, source.wcs) if is_image else (source.meta, source.meta.get("wcs"))

@@ -28,6 +28,9 @@ _CONTROL_DIRECTIONS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [0.7, 0.7], [-
 _CONTROL_STARS = 600
 """Stars that are enough to measure the matches by chance."""
 
+_CONTROL_STEPS = 4
+"""Most distances by which few stars are shifted."""
+
 _NEIGHBOURS = 8
 """Sources that give a local density."""
 
@@ -110,15 +113,18 @@ def expected_by_density(predicted: Float, tree: cKDTree, shape: tuple[int, int],
 def expected_by_control(predicted: Float, tree: cKDTree, shape: tuple[int, int], tolerance: float) -> float:
     """Return mu from shifting the prediction away from its place: the most of eight directions.
 
-    Along a bad column that both lists share, or a row of a regular pattern, the shifted stars match as well.
+    Along a bad column that both lists share, or a row of a regular pattern, the shifted stars match as well. Few stars
+    are shifted by several distances, of which the mean counts: one match by accident would weigh as much as a column.
     """
     # only those inside: thinned among stars that cannot match, too few would be left to see a column at all
     predicted, thinned = _thin(predicted[is_inside(predicted, shape)])
     shift = 3 * tolerance + 5.0
-    moved = predicted + shift * _CONTROL_DIRECTIONS[:, None]
-    star = tree.query(moved.reshape(-1, 2), distance_upper_bound=tolerance)[1].reshape(moved.shape[:2])
+    steps = np.arange(1, 1 + int(np.clip(_CONTROL_STARS // max(len(predicted), 1), 1, _CONTROL_STEPS)))
+    moved = predicted + shift * np.multiply.outer(_CONTROL_DIRECTIONS, steps).swapaxes(1, 2)[:, :, None]
+    star = tree.query(moved.reshape(-1, 2), distance_upper_bound=tolerance)[1].reshape(moved.shape[:3])
     # a star counts once, however many find it; tree.n stands for none
-    return thinned * max(int(np.count_nonzero(np.bincount(one, minlength=tree.n)[: tree.n])) for one in star)
+    count = [[np.count_nonzero(np.bincount(one, minlength=tree.n)[: tree.n]) for one in way] for way in star]
+    return thinned * float(np.mean(count, axis=1).max())
 
 
 def _thin(xy: Float) -> tuple[Float, int]:
