@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom.errors import InputError, NoUsableDataError
-from skyloom.exposure import BoolArray, Exposure
+from skyloom.exposure import UNUSABLE, BoolArray, Exposure
 
 NORM = 6.0
 """Square root of the sum of the squared coefficients of Immerkær's filter."""
@@ -164,14 +164,15 @@ def faint_noise(exposure: Exposure, *, spacing: int = 1) -> tuple[float, float]:
     mean, Poisson noise comes out up to 5 % too low. Pixels of similar brightness are clipped together, so that a
     gradient of the noise (a vignetted sky) does not count as outliers.
     """
-    if not exposure.usable.any():
-        raise NoUsableDataError(f"No pixel of {exposure.name} is usable; there is no noise to be measured.")
     response, mean, around = noise_samples(exposure, spacing=spacing)
     if response.size < 8:
         values = exposure.data[exposure.usable].astype(np.float64)
+        if not values.size:
+            raise NoUsableDataError(f"No pixel of {exposure.name} is usable; there is no noise to be measured.")
         return _deviation(values), float(np.mean(values))
     count = max(response.size // 4, min(response.size // 2, 20_000))
-    faint = np.argsort(around, kind="stable")[:count]
+    faint = np.flatnonzero(around <= np.partition(around, count - 1)[count - 1])
+    faint = faint[np.argsort(around[faint], kind="stable")[:count]]
     slices = np.array_split(faint, int(np.clip(count // 2000, 1, 8)))
     variance = sum(part.size * response_noise(response[part]) ** 2 for part in slices) / count
     return float(np.sqrt(variance)), float(np.mean(mean[faint]))
@@ -189,9 +190,11 @@ def noise_samples(exposure: Exposure, *, spacing: int = 1) -> Samples:
     ny, nx = exposure.shape
     every = -(-ny * nx // MOST_SAMPLES)
     rows = ny if every == 1 else SAMPLED_ROWS * spacing
-    usable = exposure.usable
     parts = [
-        _lattice_samples(exposure.data[band][y::spacing, x::spacing], usable[band][y::spacing, x::spacing])
+        _lattice_samples(
+            exposure.data[band][y::spacing, x::spacing],
+            (exposure.mask[band][y::spacing, x::spacing] & np.uint32(UNUSABLE)) == 0,
+        )
         for band in (slice(start, start + rows) for start in range(0, ny, rows * every))
         for y in range(spacing)
         for x in range(spacing)

@@ -140,7 +140,11 @@ class Exposure:
                     variance.reshape(-1)[bad] = 0
         coverage = None
         if self.coverage is not None:
-            coverage = _real_plane(self.coverage, data.shape, f"coverage of {self.name}").astype(np.float32, copy=False)
+            coverage = np.ascontiguousarray(self.coverage, np.float32)
+            if coverage.shape != data.shape:
+                raise ShapeError(
+                    f"The coverage of {self.name} has the shape {coverage.shape}, but the data {data.shape}."
+                )
         for what, plane in (("data", data), ("variance", variance), ("mask", mask), ("coverage", coverage)):
             object.__setattr__(self, what, None if plane is None else _read_only(plane))
 

@@ -210,8 +210,8 @@ def _with_gain(exposure: Exposure, noise: float, level: float) -> NoiseModel:
             "or subtract the bias level, if that is wrong."
         )
         return NoiseModel(noise, level, gain * excess, read_variance / excess, "sky")
-    least = _least_gain(exposure, noise, level)
-    if not sky_in_data and least > CONSISTENT * gain:
+    least = 0.0 if sky_in_data else _least_gain(exposure, noise, level)
+    if least > CONSISTENT * gain:
         _warn(
             f"The sources of {exposure.name} are less noisy than photons would be with the gain of {gain:g}; it is "
             f"taken for an average, with a gain of {least:.3g}. Give the effective gain, if that is wrong."

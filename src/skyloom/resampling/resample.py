@@ -115,7 +115,7 @@ def resample(
         result = result.replace(wcs=wcs, zeropoint=zeropoint, gain=gain)
     else:
         result = _interpolate(exposure, sampled, method, conserve, max_lost, wcs=wcs, zeropoint=zeropoint, gain=gain)
-    if not result.usable.any():
+    if all((row & np.uint32(UNUSABLE)).all() for row in result.mask):
         raise NoOverlapError(
             f"No pixel of {exposure.name} falls on the grid of {sampled.shape[1]} x {sampled.shape[0]} "
             "pixels, or all that do are masked. Check the coordinate map (or the WCS) and the mask.",
