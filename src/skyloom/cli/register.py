@@ -6,7 +6,8 @@ stars of a catalogue (FITS, ECSV or VOTable with ra, dec and, where known, prope
 
 Many images are registered to one frame: that of --reference, or of the image with the most stars. With --joint the
 positions of all stars and all transforms are fitted together. The output is then a folder, with NAME.registered.fits
-for each image and, with --joint, stars.ecsv. Images that cannot be registered are named, and the exit status is 2.
+for each image but the reference and, with --joint, stars.ecsv. If the reference has no WCS, --resample is needed.
+Images that cannot be registered are named, and the exit status is 2.
 """
 
 from __future__ import annotations

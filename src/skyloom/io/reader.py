@@ -223,7 +223,8 @@ def _find(file: FitsFile, ext: Any) -> int:
                 return index
     elif isinstance(ext, int | np.integer) and 0 <= ext < len(file.hdulist):
         return int(ext)
-    raise ReadError(f"{file.name} has no extension {ext!r}; it has {there}.", path=file.name, ext=ext)
+    asked = ext[0] if isinstance(ext, tuple) and len(ext) == 2 and ext[1] is None else ext
+    raise ReadError(f"{file.name} has no extension {asked!r}; it has {there}.", path=file.name, ext=ext)
 
 
 def _choose(file: FitsFile, profile: Profile) -> int:
@@ -242,7 +243,8 @@ def _choose(file: FitsFile, profile: Profile) -> int:
         found = "; ".join(f"{file.label(i)}: {describe(hdu)}" for i, hdu in enumerate(file.hdulist))
         raise ReadError(f"{file.name} has no two-dimensional image. It has {found}.", path=file.name)
     choices = ", ".join(f"{i} ({hdu_name(file.hdulist[i])}, {hdu_version(file.hdulist[i])})" for i in images)
-    raise InputError(f"{file.name} holds {len(images)} images; choose one with ext=: {choices}.", path=file.name)
+    how = "choose one with ext= (--ext, --science-ext, ...)"
+    raise InputError(f"{file.name} holds {len(images)} images; {how}: {choices}.", path=file.name)
 
 
 def _plane_names(profile: Profile) -> set[str]:

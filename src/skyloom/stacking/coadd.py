@@ -177,7 +177,9 @@ def _check_resume(earlier: Coadd | None, options: CoaddOptions, *grid: Any) -> N
             "The grid of a co-add that is extended stays; leave out wcs=, shape=, pixel_scale and rotation."
         )
     if grid[2] is None and earlier.wcs is None:
-        raise WcsError("The co-add that is extended has no WCS; give maps= onto its grid.")
+        raise WcsError(
+            "The co-add that is extended has no WCS; register to it by stars (--align stars) or give maps= onto it."
+        )
 
 
 # --- geometry -----------------------------------------------------------------------------------
