@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ class _Axis:
     weight: npt.NDArray[np.float64]  # (n, 4)
 
 
+@lru_cache(maxsize=64)  # images of one detector share theirs
 def _axis(n: int, cells: int) -> _Axis:
     nodes = np.linspace(0, n - 1, cells + 1)
     return _Axis(nodes, *_stencil(nodes, np.arange(n)))

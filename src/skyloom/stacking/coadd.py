@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from skyloom.stacking.files import read_coadd
 from skyloom.stacking.frames import Placed, area_factor, place
 from skyloom.stacking.job import Job
 from skyloom.stacking.members import Member, Progress, check_units, flux_scales, is_surface_brightness, survey
-from skyloom.stacking.memory import Budget, Scratch
+from skyloom.stacking.memory import Budget, Scratch, parse_memory
 from skyloom.stacking.options import CoaddOptions
 from skyloom.stacking.result import Coadd
 from skyloom.stacking.sky import cell_levels, cell_size, levels_of, match_skies
@@ -96,21 +95,22 @@ def coadd(
         check_writable(output, options.overwrite)
     _check_resume(earlier, options, wcs, shape, maps)
     report = progress or _silent
-    members = survey(exposures, with_wcs=maps is None, progress=report)
-    _warn_of_repeats(members, earlier)
-    if earlier is not None:
-        check_units([_as_member(earlier), *members])
-        wcs, shape = earlier.wcs, earlier.shape
-    else:
-        wcs, shape = _grid(members, options, wcs, shape, maps)
-    placed = _placed(members, wcs, shape, maps, first=0 if earlier is None else earlier.n_exposures)
-    check_weights(placed, options)
-    scales = _scales(members, options, earlier)
-    placed = _scaled(placed, scales, members, options)
-    placed = _matched(placed, earlier, options)
-    budget = Budget.of(options.memory)  # now that what is kept of the exposures is there, and all libraries are loaded
-    with ExitStack() as stack:
-        scratch = stack.enter_context(Scratch(output))
+    with Scratch(output) as scratch:
+        members = survey(
+            exposures, scratch, with_wcs=maps is None, memory=parse_memory(options.memory), progress=report
+        )
+        _warn_of_repeats(members, earlier)
+        if earlier is not None:
+            check_units([_as_member(earlier), *members])
+            wcs, shape = earlier.wcs, earlier.shape
+        else:
+            wcs, shape = _grid(members, options, wcs, shape, maps)
+        placed = _placed(members, wcs, shape, maps, first=0 if earlier is None else earlier.n_exposures)
+        check_weights(placed, options)
+        scales = _scales(members, options, earlier)
+        placed = _scaled(placed, scales, members, options)
+        placed = _matched(placed, earlier, options)
+        budget = Budget.of(options.memory)  # now that what is kept of the exposures is there, and all libraries loaded
         job = Job(placed, _kept(scales, members, placed), shape, options, budget, scratch, earlier, report)
         result = job.run(wcs, _reference(members, earlier), in_file=output is not None)
         if output is None:

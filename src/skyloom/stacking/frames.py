@@ -67,7 +67,7 @@ class Placed:
         From its pixels to output pixels.
     from_grid : callable
         Returns the map back.
-    blocks_xy : ndarray of float64, shape (blocks in y, blocks in x, 2)
+    blocks_xy : ndarray of float32, shape (blocks in y, blocks in x, 2)
         Output positions of the middles of the member's blocks.
     shape : (int, int)
         Of the output grid.
@@ -84,7 +84,7 @@ class Placed:
     number: int
     to_grid: SampledMap
     from_grid: Callable[[], Map]
-    blocks_xy: XYArray
+    blocks_xy: npt.NDArray[np.float32]
     shape: tuple[int, int]
     factor: float
     subtract_sky: bool
@@ -197,7 +197,7 @@ def place(member: Member, shape: tuple[int, int], to_grid: Map, from_grid: Calla
     sampled = SampledMap(to_grid, member.shape)
     middles = [_middles(n, member.step) for n in member.shape]
     xy = np.concatenate([sampled.rows(int(row), int(row) + 1)[:, middles[1]] for row in middles[0]])
-    return Placed(member, -1, sampled, from_grid, xy, shape, 1.0, subtract_sky=False)
+    return Placed(member, -1, sampled, from_grid, xy.astype(np.float32), shape, 1.0, subtract_sky=False)
 
 
 def _middles(size: int, step: int) -> npt.NDArray[np.int64]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,15 +18,16 @@ from skyloom.stacking.drizzling import TilePlanes, TileSums, Weighted, add_to_ti
 from skyloom.stacking.frames import Frame, Placed, area_factor
 from skyloom.stacking.median_noise import median_covariance
 from skyloom.stacking.members import Progress
-from skyloom.stacking.memory import Budget, Plane, Scratch, Window, window_shape
+from skyloom.stacking.memory import Budget, Plane, Scratch, Window, trim_memory, window_shape, zeros
 from skyloom.stacking.options import CoaddOptions
 from skyloom.stacking.outliers import MedianImage, Single, interpolate_single, median_image, outliers_of
 from skyloom.stacking.result import Coadd, Contribution, exposure_fields
 
 _log = logging.getLogger("skyloom.stacking")
 
-_WORK_PER_PIXEL = 60  # bytes: reading an exposure, its planes, weights, the comparison with the median
-_KEPT_PER_PIXEL = 20  # bytes of a frame that is kept in memory
+_WORK_PER_PIXEL = 75  # bytes: reading an exposure, its planes, weights, the comparison with the median
+_KEPT_PER_PIXEL = 22  # bytes of a frame that is kept in memory, with its outliers
+_MEDIAN_PER_CELL = 10  # bytes of the median image
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class Job:
     earlier: Coadd | None
     progress: Progress
     _frames: dict[int, Frame] = field(default_factory=dict)
-    _outliers: dict[int, bytes] = field(default_factory=dict)
+    _outliers: dict[int, Plane] = field(default_factory=dict)
     _rejected: dict[int, int] = field(default_factory=dict)
     _correlations: dict[int, float] = field(default_factory=dict)
     _sky_noise: list[float] = field(default_factory=list)
@@ -68,7 +68,9 @@ class Job:
     def __post_init__(self) -> None:
         sizes = [math.prod(one.member.shape) for one in self.placed]
         self._work = max(sizes) * _WORK_PER_PIXEL
-        self._keep_frames = sum(sizes) * _KEPT_PER_PIXEL <= self.budget.free // 4
+        kept = sum(sizes) * _KEPT_PER_PIXEL
+        self._keep_frames = kept <= self.budget.free // 4
+        self._held = kept if self._keep_frames else 0
         self._dtype = np.result_type(*(one.member.dtype for one in self.placed))
 
     @property
@@ -83,16 +85,13 @@ class Job:
             from skyloom.stacking.proper import run_proper
 
             return run_proper(self, wcs, reference, in_file=in_file)
-        planes, held = self.result_planes(in_file=in_file)
+        planes = self.result_planes(in_file=in_file)
         tiles = tiles_of(self.shape)
         with_covariance = self.options.covariance is not None and self.options.method != "median"
         one_tile = tile_bytes(self.shape, self._dtype.itemsize, self.n_context, covariance=with_covariance)
-        self.budget.check(held + self._work + one_tile, "Co-adding one exposure at a time")
+        self.budget.check(self._held + self._work + one_tile, "Co-adding one exposure at a time")
         median, ratio = self.median() if self.options.method in ("clipped", "median") else (None, 1.0)
-        room = self.budget.free - held - self._work
-        if self._keep_frames:
-            room -= sum(math.prod(one.member.shape) for one in self.placed) * _KEPT_PER_PIXEL
-        group = max(1, room // one_tile)
+        group = max(1, (self.room - self._work) // one_tile)
         shares = np.zeros((len(self.placed), len(tiles)))
         noise, covariances = np.zeros((len(tiles), 2)), []
         steps = sum(one.part_for(tile) is not None for one in self.placed for tile in tiles)
@@ -101,11 +100,13 @@ class Job:
             shares[:, start : start + group] = add_to_tiles(
                 sums, self.placed, lambda one: self._image(one, median, steps)
             )
-            for k, tile in enumerate(sums, start):
+            for k in range(start, start + len(sums)):
+                tile = sums.pop(0)
                 noise[k] = tile.noise_sums()
                 if with_covariance:
                     covariances.append(self._covariance(tile))
                 self._finish(tile, planes, median if self.options.method == "median" else None)
+            del tile  # its memory is for the next ones
         self.check_covered(planes)
         correlation = max(1.0, noise[:, 0].sum() / noise[:, 1].sum()) if noise[:, 1].sum() > 0 else 1.0
         if self.options.method == "median":
@@ -123,6 +124,7 @@ class Job:
         """Return the pixels of an exposure, from memory if they are kept."""
         frame = self._frames.get(one.number)
         if frame is None:
+            trim_memory()  # what is left of the last one lies in pieces
             frame = one.load()
             self._correlations[one.number] = frame.correlation
             if self._keep_frames:
@@ -139,22 +141,25 @@ class Job:
         """Return the outlying pixels of an exposure; they are looked for once."""
         if median is None or not self.options.rejects:
             return None
-        shape = one.member.shape
+        ny, nx = one.member.shape
         packed = self._outliers.get(one.number)
         if packed is None:
             found = outliers_of(one, frame, median, self.options.rejection)
             self._rejected[one.number] = int(found.sum())
             _log.info("%s: %d outlying pixels", one.name, self._rejected[one.number])
-            self._outliers[one.number] = zlib.compress(np.packbits(found).tobytes(), 1)
+            packed = self.scratch.plane((ny, -(-nx // 8)), np.uint8, on_disk=not self._keep_frames)
+            packed.write((slice(None), slice(None)), np.packbits(found, axis=1))
+            self._outliers[one.number] = packed
+            trim_memory()
             return found
-        bits = np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=math.prod(shape))
-        return bits.reshape(shape).astype(bool)
+        return np.unpackbits(packed.read(), axis=1, count=nx).view(bool)
 
     def median(self) -> tuple[MedianImage, float]:
         """Interpolate all exposures onto the grid; return their median, and the noise correlation of the singles."""
         windows = [one.window() for one in self.placed]
         cells = sum(math.prod(window_shape(window)) for window in windows if window is not None)
-        on_disk = 8 * cells + 10 * math.prod(self.shape) > self.budget.free // 4
+        held = _MEDIAN_PER_CELL * math.prod(self.shape)
+        on_disk = 8 * cells + held > self.budget.free // 4
         singles, ratios = [], []
         for number, one in enumerate(self.placed):
             self.progress("interpolating", number, len(self.placed))
@@ -168,7 +173,8 @@ class Job:
             whole = slice(0, self.shape[0]), slice(0, self.shape[1])
             singles.insert(0, Single(whole, _WhereUsed(self.earlier), self.earlier.planes["VAR"], counts))
         self.progress("taking the median", len(self.placed), len(self.placed))
-        image = median_image(singles, self.shape, self.scratch, on_disk=on_disk)
+        image = median_image(singles, self.shape, self.scratch, on_disk=on_disk, memory=self._work)
+        self._held += 0 if on_disk else held
         return image, max(1.0, float(np.mean(ratios)))
 
     def _counts(self) -> Plane:
@@ -182,8 +188,13 @@ class Job:
 
     # --- tiles ----------------------------------------------------------------------------------
 
-    def result_planes(self, *, in_file: bool) -> tuple[dict[str, Plane], int]:
-        """Return the planes of the result, and the memory that they take."""
+    @property
+    def room(self) -> int:
+        """Bytes that are free for more."""
+        return self.budget.free - self._held
+
+    def result_planes(self, *, in_file: bool) -> dict[str, Plane]:
+        """Return the planes of the result."""
         size = self._dtype.itemsize
         cells = math.prod(self.shape)
         needed = cells * (3 * size + 8 + 4 * self.n_context)
@@ -196,18 +207,18 @@ class Job:
             "CTX": ((self.n_context, *self.shape), np.int32),
             "EXPTIME": (self.shape, np.float32),
         }
-        planes = {name: self.scratch.plane(*kind, on_disk=on_disk) for name, kind in kinds.items()}
-        return planes, 0 if on_disk else needed
+        self._held += 0 if on_disk else needed
+        return {name: self.scratch.plane(*kind, on_disk=on_disk) for name, kind in kinds.items()}
 
     def _start(self, window: Window) -> TileSums:
         shape = window_shape(window)
         planes = TilePlanes(
-            data=np.zeros(shape, self._dtype),
-            variance=np.zeros(shape, self._dtype),
-            weight=np.zeros(shape, self._dtype),
-            dq=np.zeros(shape, np.uint32),
-            context=np.zeros((self.n_context, *shape), np.int32),
-            culprits=np.zeros(shape, np.uint32),
+            data=zeros(shape, self._dtype),
+            variance=zeros(shape, self._dtype),
+            weight=zeros(shape, self._dtype),
+            dq=zeros(shape, np.uint32),
+            context=zeros((self.n_context, *shape), np.int32),
+            culprits=zeros(shape, np.uint32),
         )
         if self.earlier is None:
             return TileSums(window, self.options, planes, 1.0)

@@ -1,7 +1,7 @@
 """The exposures of a co-add: looked at once, one by one, before anything is added up.
 
-What is kept of an exposure is small (its scalars, its WCS, some samples of its sky), so that any number of them can be
-co-added; the pixels are read again when their turn comes.
+What is kept of an exposure is small (its scalars, its WCS; the samples of its sky lie on disk where there are many), so
+that any number of them can be co-added; the pixels are read again when their turn comes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, SkyloomError, WcsError
 from skyloom.exposure import BoolArray, Exposure
+from skyloom.stacking.memory import Plane, Scratch
 
 _SAMPLES = 100_000  # pixels of an exposure that its sky level is measured on
+_SHARE_OF_SAMPLES = 16  # samples take that part of the memory at most
 _BLOCKS = 128  # along an axis: usable pixels are known by blocks of so many to a side, single pixels in small images
 
 Progress = Callable[[str, int, int], None]
@@ -36,7 +38,7 @@ class Member:
         Those of the exposure.
     stride : int
         Every so manieth pixel along x and y is a sample.
-    samples : ndarray of float, shape (ny / stride, nx / stride)
+    samples : Plane of float, shape (ny / stride, nx / stride)
         Values; NaN where a pixel is not usable.
     step : int
         Side of the blocks of `blocks`, pixels.
@@ -55,17 +57,20 @@ class Member:
     gain: float | None
     correlation: float
     stride: int
-    samples: npt.NDArray[Any]
+    samples: Plane
     step: int
     blocks: BoolArray
 
     @classmethod
-    def of(cls, source: Any) -> Member:
-        """Look at one exposure."""
+    def of(cls, source: Any, scratch: Scratch, *, on_disk: bool) -> Member:
+        """Look at one exposure; its samples are kept in memory or on disk."""
         exposure = load(source)
         usable = exposure.usable
         stride = max(1, int(np.sqrt(exposure.data.size / _SAMPLES)))
         lattice = np.s_[::stride, ::stride]
+        values = np.where(usable[lattice], exposure.data[lattice], exposure.data.dtype.type(np.nan))
+        samples = scratch.plane(values.shape, values.dtype, on_disk=on_disk)
+        samples.write((slice(None), slice(None)), values)
         step = -(-max(exposure.shape) // _BLOCKS)
         return cls(
             source=source,
@@ -79,7 +84,7 @@ class Member:
             gain=exposure.gain,
             correlation=exposure.correlation,
             stride=stride,
-            samples=np.where(usable[lattice], exposure.data[lattice], exposure.data.dtype.type(np.nan)),
+            samples=samples,
             step=step,
             blocks=_any_in_blocks(usable, step),
         )
@@ -119,15 +124,21 @@ def _any_in_blocks(usable: BoolArray, step: int) -> BoolArray:
     return np.logical_or.reduceat(rows, np.arange(0, usable.shape[1], step), axis=1)
 
 
-def survey(sources: Sequence[Any], *, with_wcs: bool, progress: Progress) -> list[Member]:
+def survey(
+    sources: Sequence[Any], scratch: Scratch, *, with_wcs: bool, memory: int | None, progress: Progress
+) -> list[Member]:
     """Look at all exposures, and refuse those that cannot be co-added, before any work is done.
 
     Parameters
     ----------
     sources : sequence
         See `Member`.
+    scratch : Scratch
+        For the samples of the skies, if there are many.
     with_wcs : bool
         Whether each needs a WCS.
+    memory : int or None
+        Bytes that the co-add may occupy; None: all that there are.
     progress : callable
         Called as ``progress(what, done, total)``.
 
@@ -149,11 +160,12 @@ def survey(sources: Sequence[Any], *, with_wcs: bool, progress: Progress) -> lis
     sources = list(sources)
     if not sources:
         raise InputError("There are no exposures to co-add; at least one is needed.")
+    on_disk = memory is not None and 4 * _SAMPLES * len(sources) > memory // _SHARE_OF_SAMPLES
     members = []
     for number, source in enumerate(sources):
         progress("looking at the exposures", number, len(sources))
         try:
-            member = Member.of(source)
+            member = Member.of(source, scratch, on_disk=on_disk)
         except SkyloomError as error:
             error.add_note(f"This is exposure {number + 1} of {len(sources)}.")
             raise

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 import os
 import re
 import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -61,6 +64,29 @@ def resident_memory() -> int:
         return int(peak) * (1 if sys.platform == "darwin" else 1024)
 
 
+def trim_memory() -> None:
+    """Return freed memory to the system, where the C library keeps it for later (glibc)."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return zeros in memory of their own.
+
+    What is kept for long does not lie between what comes and goes then, whose memory would stay occupied in pieces.
+    """
+    count = math.prod(shape)
+    size = max(count * np.dtype(dtype).itemsize, 1)
+    kind = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return np.frombuffer(mmap.mmap(-1, size, **kind), dtype, count).reshape(shape)
+
+
+@cache
+def _malloc_trim() -> Any:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a co-add may take.
@@ -86,6 +112,7 @@ class Budget:
 
         asked = parse_memory(memory)
         total = int(_FREE_SHARE * memory_size()) if asked is None else asked
+        trim_memory()
         return cls(total, total - resident_memory(), asked is not None)
 
     def check(self, needed: int, what: str) -> None:
@@ -133,7 +160,7 @@ class Scratch:
     def plane(self, shape: tuple[int, ...], dtype: npt.DTypeLike, *, on_disk: bool) -> Plane:
         """Return a plane of zeros; a `WriteError` says that the disk has no room for it."""
         if not on_disk:
-            return Plane(np.zeros(shape, dtype))
+            return Plane(zeros(shape, dtype))
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix=".skyloom-", dir=self._parent))
             self._room = shutil.disk_usage(self._folder).free

@@ -7,7 +7,7 @@ frame of each exposure, and pixels that differ from it by more than noise and gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage, special
 
 from skyloom._kernels import interpolate
-from skyloom._threads import map_bands, row_bands
+from skyloom._threads import map_bands, num_threads, row_bands
 from skyloom.background import MAD_TO_SIGMA
 from skyloom.exposure import UNUSABLE, BoolArray, MaskBit
 from skyloom.resampling.kernels import polynomial_table
@@ -29,7 +29,8 @@ from skyloom.stacking.options import RejectionOptions
 
 FloatArray = npt.NDArray[Any]
 
-_BLOCK = 32, 1024  # rows and columns of the output that are held in memory for all exposures at a time
+_BLOCK = 32, 1024  # rows and columns of the output that are held in memory for all exposures at a time, at most
+_MEDIAN_BYTES = 45  # for each value whose median is taken: the values, their variances and powers of these, sorted
 _BAND = 256  # rows of an exposure that are compared at a time
 _BRIGHT, _FEWEST = 5.0, 5  # standard deviations, and number of the peaks from which the seeing is judged
 _TRUSTED = 2  # exposures at a place of a finished co-add that make it the reference there
@@ -96,8 +97,10 @@ def interpolate_single(placed: Placed, frame: Frame, scratch: Scratch, *, on_dis
     return Single(window, data, variance)
 
 
-def median_image(singles: Sequence[Single], shape: tuple[int, int], scratch: Scratch, *, on_disk: bool) -> MedianImage:
-    """Return the median of the singles.
+def median_image(
+    singles: Sequence[Single], shape: tuple[int, int], scratch: Scratch, *, on_disk: bool, memory: int
+) -> MedianImage:
+    """Return the median of the singles, its planes in memory or on disk; some `memory` (bytes) is used meanwhile.
 
     Where only two are usable and differ by more than 4 sigma, the lower one is taken (as no median tells which is
     right, and rays are positive). A finished co-add counts as one of them where it holds one exposure, and alone where
@@ -111,9 +114,9 @@ def median_image(singles: Sequence[Single], shape: tuple[int, int], scratch: Scr
     )
 
     def fill(rows: tuple[int, int]) -> None:
-        for start in range(0, nx, _BLOCK[1]):
-            block = slice(*rows), slice(start, min(start + _BLOCK[1], nx))
-            values, noise, prior = _stack(singles, block)
+        reaching = [one for one in singles if one.window[0].start < rows[1] and one.window[0].stop > rows[0]]
+        for block in _blocks(rows, nx, memory // (num_threads() * _MEDIAN_BYTES * max(len(reaching), 1))):
+            values, noise, prior = _stack(reaching, block)
             if len(values):
                 median, variance, count = masked_median(values, noise)
                 if prior is not None:
@@ -128,26 +131,35 @@ def median_image(singles: Sequence[Single], shape: tuple[int, int], scratch: Scr
     return result
 
 
+def _blocks(rows: tuple[int, int], nx: int, cells: int) -> Iterator[Window]:
+    """Cut some rows of the output into blocks of so many cells at most: long rows, few of them if need be."""
+    width = min(max(cells, 1), _BLOCK[1], nx)
+    height = max(1, cells // width)
+    for y in range(*rows, height):
+        for x in range(0, nx, width):
+            yield slice(y, min(y + height, rows[1])), slice(x, min(x + width, nx))
+
+
 def _stack(singles: Sequence[Single], block: Window) -> tuple[FloatArray, FloatArray, tuple[FloatArray, ...] | None]:
     """Return values and variances of the singles that reach a block, NaN where they are not usable; and a co-add's."""
     shape = window_shape(block)
-    values, noises = [], []
+    cuts = [
+        [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(single.window, block, strict=True)]
+        for single in singles
+    ]
+    reaching = [k for k, cut in enumerate(cuts) if all(part.start < part.stop for part in cut)]
+    values, noises = np.full((len(reaching), *shape), np.nan, np.float32), np.zeros((len(reaching), *shape), np.float32)
     prior = None
-    for single in singles:
-        cut = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(single.window, block, strict=True)]
-        if any(part.start >= part.stop for part in cut):
-            continue
+    for value, noise, k in zip(values, noises, reaching, strict=True):
+        single, cut = singles[k], cuts[k]
         inside = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(cut, block, strict=True))
         there = tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(cut, single.window, strict=True))
-        value, noise = np.full(shape, np.nan, np.float32), np.zeros(shape, np.float32)
         value[inside], noise[inside] = single.data.read(there), single.variance.read(there)  # type: ignore[arg-type]
-        values.append(value)
-        noises.append(noise)
         if single.counts is not None:
             count = np.zeros(shape, np.int16)
             count[inside] = single.counts.read(there)  # type: ignore[arg-type]
             prior = value, noise, count
-    return np.array(values, np.float32), np.array(noises, np.float32), prior
+    return values, noises, prior
 
 
 def masked_median(

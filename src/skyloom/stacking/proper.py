@@ -113,9 +113,9 @@ class _GridPsf:
 def run_proper(job: Job, wcs: Any, reference: Mapping[str, Any], *, in_file: bool) -> Coadd:
     """Make the proper co-add of a job."""
     median = job.median()[0] if len(job.placed) > 1 else None
-    planes, held = job.result_planes(in_file=in_file)
+    planes = job.result_planes(in_file=in_file)
     cells = sum(math.prod(window_shape(window)) for window in (one.window() for one in job.placed) if window)
-    on_disk = 12 * cells + held > job.budget.free // 2
+    on_disk = 12 * cells > job.room // 2
     layers = []
     for number, one in enumerate(job.placed):
         job.progress("resampling", number, len(job.placed))

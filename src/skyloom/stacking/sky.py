@@ -52,9 +52,10 @@ def levels_of(placed: Placed, cell: float) -> Levels:
     stride, (ny, nx) = member.stride, placed.shape
     rows = range(0, member.shape[0], stride)
     xy = np.concatenate([placed.to_grid.rows(row, row + 1)[:, ::stride] for row in rows])
-    inside = np.isfinite(member.samples) & (xy >= -0.5).all(axis=2)
+    samples = member.samples.read()
+    inside = np.isfinite(samples) & (xy >= -0.5).all(axis=2)
     inside &= (xy[..., 0] < nx - 0.5) & (xy[..., 1] < ny - 0.5)
-    return cell_levels(xy[inside], member.samples[inside].astype(np.float64) * placed.factor, nx, cell)
+    return cell_levels(xy[inside], samples[inside].astype(np.float64) * placed.factor, nx, cell)
 
 
 def cell_levels(xy: npt.NDArray[np.float64], values: npt.NDArray[np.float64], nx: int, cell: float) -> Levels:
