@@ -1,5 +1,6 @@
 """Co-adds within a memory budget, in files, and extended: the same result as one run in memory."""
 
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +12,7 @@ from skyloom.errors import InputError, SkyloomWarning, WriteError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.io import read, write_exposure
 from skyloom.io.stream import StreamedImage, write_streamed
-from skyloom.stacking import CoaddOptions, coadd, drizzling, memory, read_coadd
+from skyloom.stacking import CoaddOptions, coadd, drizzling, job, members, memory, outliers, read_coadd
 from skyloom.stacking.memory import Budget, Scratch, parse_memory
 from test_coadd import GRID, PLAIN, SHAPE, add_rays, observe, pointings
 
@@ -279,3 +280,40 @@ def test_command_line_extends(tmp_path, capsys):
     assert (result.exposure.mask[75, 80] & int(MaskBit.NO_DATA)) == 0
     assert isinstance(result.exposure, Exposure)
     assert main(["coadd", *files, "-o", str(tmp_path / "d.fits"), "--resume", files[0]]) == 1
+
+
+def test_only_the_tiles_at_work_are_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(drizzling, "TILE", 64)
+    monkeypatch.setattr(memory, "resident_memory", lambda: 0)
+    alive, most = weakref.WeakSet(), []
+
+    class Watched(drizzling.TileSums):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr(job, "TileSums", Watched)
+    coadd(field(), CoaddOptions(memory="2.1MB"), wcs=GRID, output=tmp_path / "co.fits")
+    assert len(most) == len(drizzling.tiles_of(SHAPE)) > 4
+    assert max(most) == 1
+
+
+def test_samples_and_medians_are_the_same_with_little_memory(monkeypatch):
+    exposures = field(sky=50.0)
+    large = coadd(exposures, CoaddOptions("median", memory="1TiB"), wcs=GRID)
+    monkeypatch.setattr(members, "_SHARE_OF_SAMPLES", 2**40)  # all of them on disk
+    monkeypatch.setattr(outliers, "_MEDIAN_BYTES", 10**5)  # blocks of some 10 pixels
+    small = coadd(exposures, CoaddOptions("median", memory="1TiB"), wcs=GRID)
+    same_planes(large, small)
+    assert large.contributions == small.contributions
+
+
+@pytest.mark.parametrize("cells", [1, 7, 50, 10**6])
+def test_blocks_cover_all_rows_once(cells):
+    seen = np.zeros((40, 33), int)
+    for block in outliers._blocks((8, 40), 33, cells):
+        assert seen[block].size <= max(cells, 1)
+        seen[block] += 1
+    assert (seen[8:] == 1).all()
+    assert (seen[:8] == 0).all()
