@@ -1,6 +1,7 @@
 """What goes into a co-add: skies, units, grids, bad exposures, outliers against the truth, medians."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from skyloom.errors import InputError, ReadError, SkyloomError, WcsError, WriteError
 from skyloom.exposure import Exposure
+from skyloom.io import read, write_exposure
 from skyloom.resampling import grid_of, wcs_map
 from skyloom.stacking import CoaddOptions, coadd
 from skyloom.stacking.members import is_surface_brightness
@@ -323,3 +325,19 @@ def test_far_exposures_are_left_out_of_the_numbers():
         result = coadd(exposures, replace(PLAIN, flux_scale=[1.0, 2.0, 3.0]), wcs=GRID)
     assert result.names == ("a", "c")
     assert result.scales == (1.0, 3.0)
+
+
+def test_an_exposure_time_of_nothing_is_an_error_that_names_the_exposure(tmp_path):
+    rng = np.random.default_rng(2)
+    files = []
+    for k, (wcs, seconds) in enumerate(zip(pointings(3), (30.0, 0.0, 30.0), strict=True)):
+        one = observe(wcs, rng, name=f"e{k}.fits")
+        files.append(write_exposure(one, tmp_path / one.name))
+        with fits.open(files[-1], mode="update") as hdus:
+            hdus[0].header["EXPTIME"] = seconds
+    with pytest.raises(InputError, match=r"e1\.fits has an exposure time of 0 s \(EXPTIME\)") as caught:
+        coadd(files, PLAIN, wcs=GRID, output=tmp_path / "co.fits")
+    assert "exposure 2 of 3" in caught.value.__notes__[0]
+    assert not (tmp_path / "co.fits").exists()
+    known = [files[0], partial(read, files[1], exptime=30.0), files[2]]
+    assert coadd(known, PLAIN, wcs=GRID).n_exposures == 3

@@ -5,11 +5,12 @@ from skyloom.resampling.context import decode_context
 from skyloom.resampling.correlation import CovarianceMap, aperture_error, circle_weights, noise_ratio
 from skyloom.resampling.covariance import CovarianceSums, Spreading
 from skyloom.resampling.drizzle import Drizzle
-from skyloom.resampling.maps import SampledMap, compose, invert_map, pixel_area_ratio, sample_map, wcs_map
+from skyloom.resampling.maps import SampledMap, compose, invert_map, pixel_area_ratio, sample_map
 from skyloom.resampling.output_wcs import grid_of, output_wcs_from
 from skyloom.resampling.pixmap import calc_pixmap, estimate_pixel_scale_ratio
 from skyloom.resampling.resample import resample
 from skyloom.resampling.resample_models import Resample
+from skyloom.resampling.wcs_maps import wcs_map
 
 __all__ = [
     "CovarianceMap",

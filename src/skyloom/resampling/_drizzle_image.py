@@ -13,7 +13,7 @@ from skyloom import _kernels
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import FloatArray
 from skyloom.resampling._drizzle_checks import check_options, weights_of
-from skyloom.resampling._drizzle_kernels import Placing, drop_scale, kernel_in_use
+from skyloom.resampling._drizzle_kernels import DrizzleGeometry, drop_scale, kernel_in_use
 from skyloom.resampling._drizzle_map import Positions, any_finite, for_kernels, positions_of
 from skyloom.resampling._drizzle_outputs import Outputs
 from skyloom.resampling._drizzle_planes import (
@@ -110,9 +110,9 @@ class Image:
             flux_conserving=self.flux_conserving,
         )
 
-    def placing(self, positions: Positions, frame: tuple[int, ...]) -> Placing:
+    def geometry(self, positions: Positions, frame: tuple[int, ...]) -> DrizzleGeometry:
         """Return how the image lies on an output of the shape `frame`; positions: in that frame."""
-        return Placing(
+        return DrizzleGeometry(
             pixmap=for_kernels(positions),
             window=self.window,
             frame=frame,

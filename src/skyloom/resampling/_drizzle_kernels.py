@@ -26,8 +26,8 @@ SMALLEST_PIXFRAC = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Placing:
-    """How an image lies on the output frame.
+class DrizzleGeometry:
+    """Where the drops of an image fall on the output: positions, sizes, and which pixels and planes there are.
 
     Parameters
     ----------
@@ -72,14 +72,14 @@ class Placing:
         return max(64, min(edge // 16 * 16, 384 if pairs == 1 else 256))
 
 
-def find_footprint(kernel: str, placing: Placing) -> _kernels.DrizzleFootprint:
+def find_footprint(kernel: str, geometry: DrizzleGeometry) -> _kernels.DrizzleFootprint:
     """Find, on all threads, which cells of the output the pieces of an image reach."""
     if kernel == "square":
-        half, margin, unit = placing.pixfrac / 2, 0.0, 1 / placing.scale_ratio
+        half, margin, unit = geometry.pixfrac / 2, 0.0, 1 / geometry.scale_ratio
     else:
-        half, margin, unit = 0.0, _kernel_of(kernel, placing).reach, 1.0
+        half, margin, unit = 0.0, _kernel_of(kernel, geometry).reach, 1.0
     footprint = _kernels.DrizzleFootprint(
-        placing.pixmap, placing.window, placing.frame, half=half, margin=margin, unit=unit
+        geometry.pixmap, geometry.window, geometry.frame, half=half, margin=margin, unit=unit
     )
     blocks = np.zeros(1, np.int64)  # taken from a queue by whichever thread is free
     map_bands(lambda _: footprint.find(blocks), range(num_threads()))
@@ -90,7 +90,7 @@ def drizzle(
     kernel: str,
     source: _kernels.DrizzleInput,
     target: _kernels.DrizzleOutput,
-    placing: Placing,
+    geometry: DrizzleGeometry,
     footprint: _kernels.DrizzleFootprint | None = None,
 ) -> npt.NDArray[np.int32]:
     """Drizzle an image, on all threads; return how many pixels of each row of the window contributed.
@@ -101,26 +101,26 @@ def drizzle(
         As `kernel_in_use` has it.
     source, target : DrizzleInput, DrizzleOutput
         The planes of the image and of the output.
-    placing : Placing
+    geometry : DrizzleGeometry
         How the image lies on the output.
     footprint : DrizzleFootprint, optional
         What `find_footprint` has found.
     """
     if footprint is None:
-        footprint = find_footprint(kernel, placing)
-    hits = np.zeros(placing.window[3] - placing.window[2], np.int32)
+        footprint = find_footprint(kernel, geometry)
+    hits = np.zeros(geometry.window[3] - geometry.window[2], np.int32)
     if kernel == "square":
         run = _kernels.drizzle_square
     else:
-        run = partial(_kernels.drizzle_separable, _kernel_of(kernel, placing))
+        run = partial(_kernels.drizzle_separable, _kernel_of(kernel, geometry))
     # each tile is written by one thread only; a thread starts with the tiles of its part of the output
     tiles = np.zeros(num_threads(), np.int64)
-    map_bands(lambda part: run(footprint, source, target, placing.tile_edge, hits, tiles, part), range(len(tiles)))
+    map_bands(lambda part: run(footprint, source, target, geometry.tile_edge, hits, tiles, part), range(len(tiles)))
     return hits
 
 
-def _kernel_of(kernel: str, placing: Placing) -> _kernels.DrizzleKernel:
-    return _separable_kernel(kernel, placing.pixfrac, placing.scale_ratio, placing.normalised)
+def _kernel_of(kernel: str, geometry: DrizzleGeometry) -> _kernels.DrizzleKernel:
+    return _separable_kernel(kernel, geometry.pixfrac, geometry.scale_ratio, geometry.normalised)
 
 
 def _separable_kernel(name: str, pixfrac: float, scale_ratio: float, normalised: bool) -> _kernels.DrizzleKernel:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from skyloom import _kernels
 from skyloom._threads import map_bands, row_bands
 from skyloom.exposure import FloatArray
-from skyloom.resampling._drizzle_kernels import Placing, drizzle
+from skyloom.resampling._drizzle_kernels import DrizzleGeometry, drizzle
 from skyloom.resampling._drizzle_planes import fill_number, fill_text
 from skyloom.resampling.context import CTX_PLANE_BITS
 from skyloom.resampling.model_input import ModelImage
@@ -119,7 +119,7 @@ class ModelSums:
     def add(
         self,
         image: ModelImage,
-        placing: Placing,
+        geometry: DrizzleGeometry,
         footprint: _kernels.DrizzleFootprint,
         kernel: str,
         *,
@@ -132,7 +132,7 @@ class ModelSums:
         ----------
         image : ModelImage
             The model.
-        placing, footprint, kernel
+        geometry, footprint, kernel
             Where it lies: see `skyloom.resampling._drizzle_kernels.drizzle`.
         number : int
             Number (from 0) of its bit in the context.
@@ -173,11 +173,16 @@ class ModelSums:
         )
         if self.blank and self.out_ctx is not None:
             self.out_ctx[:plane] = self.out_ctx[plane + 1 :] = 0
-        drizzle(kernel, source, target, placing, footprint)
+        drizzle(kernel, source, target, geometry, footprint)
         self.blank = False
 
     def add_variances(
-        self, image: ModelImage, placing: Placing, footprint: _kernels.DrizzleFootprint, kernel: str, scales: Scales
+        self,
+        image: ModelImage,
+        geometry: DrizzleGeometry,
+        footprint: _kernels.DrizzleFootprint,
+        kernel: str,
+        scales: Scales,
     ) -> None:
         """Add the variances alone of a model whose data have been added; the parameters are those of `add`."""
         scratch = ModelSums(self.shape, replace(self.options, max_models=0, with_dq=False, with_error=False))
@@ -185,7 +190,7 @@ class ModelSums:
         scratch.settle()
         scratch.variances, scratch.variance_weights = self.variances, self.variance_weights
         scratch.root_weight = self.root_weight
-        scratch.add(image, placing, footprint, kernel, number=0, scales=scales)
+        scratch.add(image, geometry, footprint, kernel, number=0, scales=scales)
         self.root_weight = scratch.root_weight
 
     def planes_of(self, image: ModelImage) -> tuple[int, int]:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from skyloom._threads import map_bands, row_bands
 from skyloom.errors import InputError, WcsError
-from skyloom.resampling.maps import Map, SampledMap, XYArray, evaluate, map_between
+from skyloom.resampling.maps import Map, SampledMap, XYArray, evaluate
+from skyloom.resampling.wcs_maps import map_between
 
 Interval = tuple[float, float]
 Box = tuple[Interval, Interval]

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from skyloom.errors import InputError, NoOverlapError, SkyloomWarning, WcsError
-from skyloom.resampling.maps import Map, invert_map, wcs_map
+from skyloom.resampling.maps import Map, invert_map
 from skyloom.resampling.output_wcs import check_shape, grid_of, output_wcs_from
+from skyloom.resampling.wcs_maps import wcs_map
 from skyloom.stacking.drizzling import check_weights
 from skyloom.stacking.files import read_coadd
-from skyloom.stacking.frames import Placed, area_factor, place
+from skyloom.stacking.frames import PlacedExposure, area_factor, place
 from skyloom.stacking.job import Job
 from skyloom.stacking.members import Member, Progress, check_units, flux_scales, is_surface_brightness, survey
 from skyloom.stacking.memory import Budget, Scratch, parse_memory
@@ -206,9 +207,9 @@ def _grid(
 
 def _placed(
     members: Sequence[Member], wcs: Any, shape: tuple[int, int], maps: Sequence[Map] | None, first: int
-) -> list[Placed]:
+) -> list[PlacedExposure]:
     """Put the exposures onto the grid; leave out those that do not reach it."""
-    result: list[Placed] = []
+    result: list[PlacedExposure] = []
     for k, member in enumerate(members):
         if maps is not None:
             given = maps[k]
@@ -241,15 +242,15 @@ def _scales(members: Sequence[Member], options: CoaddOptions, earlier: Coadd | N
     return flux_scales([_as_member(earlier), *members], how)[1:]
 
 
-def _kept(scales: Sequence[float], members: Sequence[Member], placed: Sequence[Placed]) -> list[float]:
+def _kept(scales: Sequence[float], members: Sequence[Member], placed: Sequence[PlacedExposure]) -> list[float]:
     """Return the scales of those exposures that are on the grid."""
     number = {id(member): k for k, member in enumerate(members)}
     return [scales[number[id(one.member)]] for one in placed]
 
 
 def _scaled(
-    placed: Sequence[Placed], scales: Sequence[float], members: Sequence[Member], options: CoaddOptions
-) -> list[Placed]:
+    placed: Sequence[PlacedExposure], scales: Sequence[float], members: Sequence[Member], options: CoaddOptions
+) -> list[PlacedExposure]:
     """Set what the pixel values are multiplied with: fluxes are kept, or surface brightnesses."""
     flux = options.conserve == "flux" or (
         options.conserve == "auto" and not is_surface_brightness(placed[0].member.unit)
@@ -264,7 +265,7 @@ def _scaled(
     ]
 
 
-def _matched(placed: Sequence[Placed], earlier: Coadd | None, options: CoaddOptions) -> list[Placed]:
+def _matched(placed: Sequence[PlacedExposure], earlier: Coadd | None, options: CoaddOptions) -> list[PlacedExposure]:
     """Set the skies that are subtracted."""
     if options.background not in ("match", "plane"):
         return list(placed)

@@ -22,7 +22,7 @@ from skyloom.resampling.covariance import CovarianceSums, Spreading
 from skyloom.resampling.drizzle import Drizzle
 from skyloom.resampling.maps import SampledMap
 from skyloom.resampling.overlap import spread_bits
-from skyloom.stacking.frames import Frame, Placed, sky_variance
+from skyloom.stacking.frames import Frame, PlacedExposure, sky_variance
 from skyloom.stacking.memory import Window, window_shape
 from skyloom.stacking.options import TILE, CoaddOptions
 
@@ -38,7 +38,7 @@ class Weighted:
 
     Parameters
     ----------
-    placed : Placed
+    placed : PlacedExposure
         Where it lies.
     frame : Frame
         Its pixels.
@@ -53,7 +53,7 @@ class Weighted:
         of its pixels tell of, in units of the inverse weight.
     """
 
-    placed: Placed
+    placed: PlacedExposure
     frame: Frame
     outliers: BoolArray | None
     weight: Array
@@ -68,7 +68,7 @@ class Weighted:
         )
 
 
-def weighted(placed: Placed, frame: Frame, outliers: BoolArray | None, options: CoaddOptions) -> Weighted:
+def weighted(placed: PlacedExposure, frame: Frame, outliers: BoolArray | None, options: CoaddOptions) -> Weighted:
     """Return a frame with the weights that the options ask for."""
     use = frame.usable if outliers is None else frame.usable & ~outliers
     values: Any = 1.0
@@ -82,7 +82,7 @@ def weighted(placed: Placed, frame: Frame, outliers: BoolArray | None, options: 
     return Weighted(placed, frame, outliers, weight, np.where(use, frame.mask, np.uint32(0)), noise)
 
 
-def check_weights(placed: Sequence[Placed], options: CoaddOptions) -> None:
+def check_weights(placed: Sequence[PlacedExposure], options: CoaddOptions) -> None:
     """Raise if an exposure lacks what its weight needs.
 
     Raises
@@ -221,7 +221,7 @@ def tile_bytes(shape: tuple[int, int], itemsize: int, context_planes: int, *, co
 
 
 def add_to_tiles(
-    sums: Sequence[TileSums], placed: Sequence[Placed], image_of: Callable[[Placed], Weighted]
+    sums: Sequence[TileSums], placed: Sequence[PlacedExposure], image_of: Callable[[PlacedExposure], Weighted]
 ) -> npt.NDArray[np.float64]:
     """Add all exposures to some tiles, each read once.
 

@@ -54,8 +54,8 @@ class Frame:
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
-    """An exposure on the output grid.
+class PlacedExposure:
+    """An exposure and where it lies on the output grid: its maps there and back, flux scale and sky, without pixels.
 
     Parameters
     ----------
@@ -192,12 +192,12 @@ def normalised(xy: XYArray, shape: tuple[int, int]) -> tuple[npt.NDArray[np.floa
     return (xy[..., 0] - (nx - 1) / 2) / half, (xy[..., 1] - (ny - 1) / 2) / half
 
 
-def place(member: Member, shape: tuple[int, int], to_grid: Map, from_grid: Callable[[], Map]) -> Placed:
+def place(member: Member, shape: tuple[int, int], to_grid: Map, from_grid: Callable[[], Map]) -> PlacedExposure:
     """Put an exposure onto the grid; its number, factor and sky follow later."""
     sampled = SampledMap(to_grid, member.shape)
     middles = [_middles(n, member.step) for n in member.shape]
     xy = np.concatenate([sampled.rows(int(row), int(row) + 1)[:, middles[1]] for row in middles[0]])
-    return Placed(member, -1, sampled, from_grid, xy.astype(np.float32), shape, 1.0, subtract_sky=False)
+    return PlacedExposure(member, -1, sampled, from_grid, xy.astype(np.float32), shape, 1.0, subtract_sky=False)
 
 
 def _middles(size: int, step: int) -> npt.NDArray[np.int64]:
@@ -205,7 +205,7 @@ def _middles(size: int, step: int) -> npt.NDArray[np.int64]:
     return np.minimum(np.arange(0, size, step) + (step - 1) // 2, size - 1)
 
 
-def area_factor(placed: Placed) -> float:
+def area_factor(placed: PlacedExposure) -> float:
     """Return the area of an output pixel in pixels of the exposure, its median over the exposure.
 
     Raises

@@ -15,7 +15,7 @@ from skyloom.errors import NoOverlapError
 from skyloom.exposure import BoolArray, MaskBit
 from skyloom.resampling.correlation import CovarianceMap
 from skyloom.stacking.drizzling import TilePlanes, TileSums, Weighted, add_to_tiles, tile_bytes, tiles_of, weighted
-from skyloom.stacking.frames import Frame, Placed, area_factor
+from skyloom.stacking.frames import Frame, PlacedExposure, area_factor
 from skyloom.stacking.median_noise import median_covariance
 from skyloom.stacking.members import Progress
 from skyloom.stacking.memory import Budget, Plane, Scratch, Window, trim_memory, window_shape, zeros
@@ -36,7 +36,7 @@ class Job:
 
     Parameters
     ----------
-    placed : sequence of Placed
+    placed : sequence of PlacedExposure
         The exposures.
     scales : sequence of float
         Their flux scales.
@@ -50,7 +50,7 @@ class Job:
         Called as ``progress(what, done, total)``.
     """
 
-    placed: Sequence[Placed]
+    placed: Sequence[PlacedExposure]
     scales: Sequence[float]
     shape: tuple[int, int]
     options: CoaddOptions
@@ -120,7 +120,7 @@ class Job:
 
     # --- exposures ------------------------------------------------------------------------------
 
-    def frame(self, one: Placed) -> Frame:
+    def frame(self, one: PlacedExposure) -> Frame:
         """Return the pixels of an exposure, from memory if they are kept."""
         frame = self._frames.get(one.number)
         if frame is None:
@@ -131,13 +131,13 @@ class Job:
                 self._frames[one.number] = frame
         return frame
 
-    def _image(self, one: Placed, median: MedianImage | None, steps: int) -> Weighted:
+    def _image(self, one: PlacedExposure, median: MedianImage | None, steps: int) -> Weighted:
         self.progress("co-adding", self._done, steps)
         self._done += 1
         frame = self.frame(one)
         return weighted(one, frame, self.outliers(one, frame, median), self.options)
 
-    def outliers(self, one: Placed, frame: Frame, median: MedianImage | None) -> BoolArray | None:
+    def outliers(self, one: PlacedExposure, frame: Frame, median: MedianImage | None) -> BoolArray | None:
         """Return the outlying pixels of an exposure; they are looked for once."""
         if median is None or not self.options.rejects:
             return None

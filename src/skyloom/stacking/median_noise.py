@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from skyloom.resampling.correlation import CovarianceMap
 from skyloom.resampling.maps import evaluate
-from skyloom.stacking.frames import Placed
+from skyloom.stacking.frames import PlacedExposure
 from skyloom.stacking.outliers import median_exponent, median_variance
 
 Float = npt.NDArray[np.float64]
@@ -30,13 +30,13 @@ _SPACING = 24
 
 
 def median_covariance(
-    placed: Sequence[Placed], variances: Sequence[float], shape: tuple[int, int], block: int
+    placed: Sequence[PlacedExposure], variances: Sequence[float], shape: tuple[int, int], block: int
 ) -> CovarianceMap:
     """Return the covariances of the median of exposures that are interpolated bilinearly.
 
     Parameters
     ----------
-    placed : sequence of Placed
+    placed : sequence of PlacedExposure
         The exposures.
     variances : sequence of float
         Of the sky of each, per pixel of its own, in the units of the co-add.
@@ -73,7 +73,7 @@ def _sample(row: int, block: int, shape: tuple[int, int]) -> Float:
     )
 
 
-def _interpolation(placed: Placed, variance: float, at: Float, places: Float) -> tuple[Float, Float]:
+def _interpolation(placed: PlacedExposure, variance: float, at: Float, places: Float) -> tuple[Float, Float]:
     """Return the variance of an exposure at places, shape (lags, N), 0 outside, and its covariance with pixels `at`."""
     window = placed.window()
     flat = np.zeros(places.shape[:2])

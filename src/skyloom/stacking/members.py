@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, SkyloomError, WcsError
 from skyloom.exposure import BoolArray, Exposure
+from skyloom.io.keywords import EXPTIME, as_number
 from skyloom.stacking.memory import Plane, Scratch
 
 _SAMPLES = 100_000  # pixels of an exposure that its sky level is measured on
@@ -65,6 +66,7 @@ class Member:
     def of(cls, source: Any, scratch: Scratch, *, on_disk: bool) -> Member:
         """Look at one exposure; its samples are kept in memory or on disk."""
         exposure = load(source)
+        _check_exptime(exposure)
         usable = exposure.usable
         stride = max(1, int(np.sqrt(exposure.data.size / _SAMPLES)))
         lattice = np.s_[::stride, ::stride]
@@ -149,7 +151,7 @@ def survey(
     Raises
     ------
     InputError
-        There are none, or their units differ.
+        There are none, their units differ, or one has an exposure time of 0 or less.
     WcsError
         One has no WCS, or one that is not finite anywhere on the image.
     SkyloomError
@@ -193,6 +195,22 @@ def check_units(members: Sequence[Any]) -> None:
                 name=member.name,
                 found=member.unit,
                 needed=first.unit,
+            )
+
+
+def _check_exptime(exposure: Exposure) -> None:
+    """Raise if a header says that nothing was exposed: flux scales and weights would go wrong without a word."""
+    if exposure.exptime is not None:
+        return
+    found = [(key, as_number(exposure.header, key)) for (key,) in EXPTIME]
+    for key, value in found:
+        if value is not None and value <= 0:
+            raise InputError(
+                f"{exposure.name} has an exposure time of {value:g} s ({key}); one above 0 is needed. Give it with "
+                "skyloom.read(..., exptime=...), correct the header, or leave the exposure out.",
+                name=exposure.name,
+                key=key,
+                found=value,
             )
 
 

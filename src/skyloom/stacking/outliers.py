@@ -23,7 +23,7 @@ from skyloom.exposure import UNUSABLE, BoolArray, MaskBit
 from skyloom.resampling.kernels import polynomial_table
 from skyloom.resampling.maps import SampledMap, XYArray
 from skyloom.resampling.resample import clean_plane
-from skyloom.stacking.frames import Frame, Placed
+from skyloom.stacking.frames import Frame, PlacedExposure
 from skyloom.stacking.memory import Plane, Scratch, Window, window_shape
 from skyloom.stacking.options import RejectionOptions
 
@@ -73,7 +73,7 @@ class MedianImage:
     count: Plane
 
 
-def interpolate_single(placed: Placed, frame: Frame, scratch: Scratch, *, on_disk: bool) -> Single:
+def interpolate_single(placed: PlacedExposure, frame: Frame, scratch: Scratch, *, on_disk: bool) -> Single:
     """Interpolate one exposure onto the grid, bilinearly: linear interpolation does not ring about a ray."""
     window = placed.window()
     assert window is not None  # it overlaps
@@ -259,7 +259,7 @@ def _interpolated(
     return value, noise, bits
 
 
-def outliers_of(placed: Placed, frame: Frame, median: MedianImage, options: RejectionOptions) -> BoolArray:
+def outliers_of(placed: PlacedExposure, frame: Frame, median: MedianImage, options: RejectionOptions) -> BoolArray:
     """Compare one exposure with the median, in its own pixels.
 
     Returns
@@ -315,7 +315,9 @@ def _peak_contrast(frame: Frame, light: FloatArray, noise: FloatArray, sky: np.f
     return max(0.0, abs(contrast) - 2 * error)
 
 
-def _blot(placed: Placed, median: MedianImage, shape: tuple[int, ...]) -> tuple[FloatArray, FloatArray, BoolArray]:
+def _blot(
+    placed: PlacedExposure, median: MedianImage, shape: tuple[int, ...]
+) -> tuple[FloatArray, FloatArray, BoolArray]:
     """Return the median, its variance, and where it is known, in the pixels of an exposure."""
     window = placed.window()
     assert window is not None

@@ -31,7 +31,7 @@ from skyloom.psf.model import Psf
 from skyloom.psf.tiled import TiledPsf
 from skyloom.resampling.maps import evaluate
 from skyloom.resampling.resample import resample
-from skyloom.stacking.frames import Placed
+from skyloom.stacking.frames import PlacedExposure
 from skyloom.stacking.memory import Plane, Window, window_shape
 from skyloom.stacking.outliers import MedianImage
 from skyloom.stacking.result import Coadd, exposure_fields
@@ -61,7 +61,7 @@ class Layer:
 
     Parameters
     ----------
-    placed : Placed
+    placed : PlacedExposure
         The exposure.
     window : Window
         The part of the output grid.
@@ -75,7 +75,7 @@ class Layer:
         Sum of the inverse variances.
     """
 
-    placed: Placed
+    placed: PlacedExposure
     window: Window
     data: Plane
     variance: Plane
@@ -87,7 +87,7 @@ class Layer:
 class _GridPsf:
     """The PSF of an exposure in pixels of the output grid, through the local derivative of the map."""
 
-    def __init__(self, psf: Psf, placed: Placed) -> None:
+    def __init__(self, psf: Psf, placed: PlacedExposure) -> None:
         self._psf, self._back = psf, placed.from_grid()
         self._middle = [(n - 1) / 2 for n in reversed(placed.member.shape)]
         self.half = math.ceil(psf.half * placed.scale)
@@ -128,7 +128,7 @@ def run_proper(job: Job, wcs: Any, reference: Mapping[str, Any], *, in_file: boo
     return Coadd(planes, fields, contributions, job.options, None, psf)
 
 
-def _layer(job: Job, placed: Placed, median: MedianImage | None, *, on_disk: bool) -> Layer:
+def _layer(job: Job, placed: PlacedExposure, median: MedianImage | None, *, on_disk: bool) -> Layer:
     """Resample one exposure onto its part of the grid, and measure its PSF."""
     frame, window = job.frame(placed), placed.window()
     assert window is not None

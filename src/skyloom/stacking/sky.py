@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from skyloom.background import MAD_TO_SIGMA
-from skyloom.stacking.frames import Placed, normalised
+from skyloom.stacking.frames import PlacedExposure, normalised
 
 _SAMPLES_PER_CELL = 16  # along an axis
 _ENOUGH = 30  # samples in a cell whose median is used
@@ -41,12 +41,12 @@ class Levels:
     noise: float
 
 
-def cell_size(placed: Sequence[Placed]) -> float:
+def cell_size(placed: Sequence[PlacedExposure]) -> float:
     """Return the side of the cells, output pixels: they hold some 16 x 16 samples of the coarsest exposure."""
     return _SAMPLES_PER_CELL * max(1.0, *(one.scale * one.member.stride for one in placed))
 
 
-def levels_of(placed: Placed, cell: float) -> Levels:
+def levels_of(placed: PlacedExposure, cell: float) -> Levels:
     """Return the sky levels of an exposure, in the units of the co-add."""
     member = placed.member
     stride, (ny, nx) = member.stride, placed.shape

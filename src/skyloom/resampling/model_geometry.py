@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from skyloom.resampling._drizzle_kernels import Placing, drop_scale, kernel_in_use
+from skyloom.resampling._drizzle_kernels import DrizzleGeometry, drop_scale, kernel_in_use
 from skyloom.resampling._drizzle_map import Positions, any_finite, for_kernels, positions_of
 from skyloom.resampling.model_input import ModelImage
 from skyloom.resampling.model_sums import ModelSums, Scales
@@ -21,7 +21,7 @@ _EXACT = 1e-5  # pixels; what is promised of a map where every pixel is asked fo
 Window = tuple[int, int, int, int]
 
 
-class ModelPlacing:
+class ModelGeometry:
     """The part of `skyloom.resampling.Resample` that places models on the output."""
 
     pixfrac: float
@@ -55,7 +55,7 @@ class ModelPlacing:
 
     def _place(
         self, image: ModelImage, positions: Positions, window: tuple[int, int, int, int] | None, ratio: float | None
-    ) -> tuple[Placing | None, str]:
+    ) -> tuple[DrizzleGeometry | None, str]:
         """Return how a model lies on the output (None if it has no position there), and the kernel in use."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore") if self._n_res_models else None
@@ -65,7 +65,9 @@ class ModelPlacing:
         scale = drop_scale(kernel, self.pixfrac, ratio, positions, window)
         squares, errors = self._driz.planes_of(image)
         shape = self._output_array_shape
-        return Placing(for_kernels(positions), window, shape, self.pixfrac, scale, squares, False, errors), kernel
+        return DrizzleGeometry(
+            for_kernels(positions), window, shape, self.pixfrac, scale, squares, False, errors
+        ), kernel
 
     def _scales(self, ratio: float | None, iscale: float) -> Scales:
         """Return the factors on a model.
