@@ -321,7 +321,7 @@ class Drizzle:
                 noise, positions, data=image.data, weight_map=image.weight, spreading=image.spreading()
             )
         target = out.target(image.squares, with_dq)
-        return drizzle(image.kernel, source, target, image.placing(positions, out.shape))
+        return drizzle(image.kernel, source, target, image.geometry(positions, out.shape))
 
     def add_images(
         self, images: Iterable[Mapping[str, Any]], progress: Progress | None = None

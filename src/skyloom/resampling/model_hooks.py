@@ -70,12 +70,12 @@ class ModelHooks(Options, ModelGeometry, ModelTimes):
         """
         image = replace(read_model(model, self._model_options()), dq=None, error=None)
         window = (xmin, xmax + 1, ymin, ymax + 1)
-        placing, kernel = self._place(
+        geometry, kernel = self._place(
             image, positions_of(pixmap, image.data.shape, expand=True), window, pixel_scale_ratio
         )
-        if placing is not None:
-            footprint = find_footprint(kernel, placing)
-            self._driz.add_variances(image, placing, footprint, kernel, self._scales(pixel_scale_ratio, iscale))
+        if geometry is not None:
+            footprint = find_footprint(kernel, geometry)
+            self._driz.add_variances(image, geometry, footprint, kernel, self._scales(pixel_scale_ratio, iscale))
 
     def _overrides(self, method: str) -> bool:
         return getattr(type(self), method) is not getattr(ModelHooks, method)
