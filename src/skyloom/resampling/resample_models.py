@@ -305,10 +305,10 @@ class Resample(OutputFrame, ModelHooks):
         """Add a model that has been checked; return False if it does not overlap the output."""
         positions, box = self._positions(model)
         limits = resample_range(image.data.shape, box)
-        placing, kernel = self._place(image, positions, pixels_within(limits, box), ratio)
-        footprint = None if placing is None else find_footprint(kernel, placing)
+        geometry, kernel = self._place(image, positions, pixels_within(limits, box), ratio)
+        footprint = None if geometry is None else find_footprint(kernel, geometry)
         reached = None if footprint is None else footprint.whole()
-        if placing is None or footprint is None or reached is None:
+        if geometry is None or footprint is None or reached is None:
             self._skip(image)
             return False
         number = self._n_res_models + self.n_skipped
@@ -317,7 +317,7 @@ class Resample(OutputFrame, ModelHooks):
         own_variances = not self._overrides("resample_variance_arrays")
         try:
             shown = image if own_variances else replace(image, variances={})
-            self._driz.add(shown, placing, footprint, kernel, number=number, scales=self._scales(ratio, iscale))
+            self._driz.add(shown, geometry, footprint, kernel, number=number, scales=self._scales(ratio, iscale))
             if arguments is not None:
                 self.add_model_hook(**arguments)
             self._count(model)
