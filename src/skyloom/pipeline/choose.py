@@ -98,9 +98,18 @@ def choose_method(
 
 
 def shared_noise(science: Exposure, template: Exposure) -> float:
-    """Return the correlation coefficient of the differences of neighbouring sky pixels of two images."""
-    usable = science.usable & template.usable
-    steps = [np.diff(image.data, axis=1)[usable[:, 1:] & usable[:, :-1]] for image in (science, template)]
+    """Return the correlation coefficient of the noise of two images.
+
+    Taken from the mixed second differences of sky pixels, I(x, y) - I(x + 1, y) - I(x, y + 1) + I(x + 1, y + 1): they
+    hold the noise and hardly any light, of faint stars that both images have, say.
+    """
+    both = science.usable & template.usable
+    corners = [np.s_[i : both.shape[0] - 1 + i, j : both.shape[1] - 1 + j] for i in (0, 1) for j in (0, 1)]
+    usable = np.logical_and.reduce([both[corner] for corner in corners])
+    steps = []
+    for image in (science, template):
+        one, right, above, across = (image.data[corner][usable] for corner in corners)
+        steps.append(one - right - above + across)
     sky = np.ones(steps[0].shape, bool)
     for step in steps:
         sky &= np.abs(step) < _SKY_STEP * np.median(np.abs(step))
