@@ -116,9 +116,21 @@ def test_register_prints_and_resamples(tmp_path, capsys):
 
 def test_register_without_template_wcs_needs_resample(tmp_path, capsys):
     out = tmp_path / "registered.fits"
-    assert main(["register", str(saao_frame(27)), str(saao_frame(93)), "-o", str(out)]) == EXIT_FAILED
-    assert "--resample" in capsys.readouterr().err
+    frames = [str(saao_frame(n)) for n in (27, 93, 75)]
+    for arguments in (["register", *frames[:2]], ["register", *frames, "--reference", frames[1]]):
+        assert main([*arguments, "-o", str(out)]) == EXIT_FAILED
+        said = capsys.readouterr()
+        assert "--resample" in said.err
+        assert "rms" not in said.out  # it is known before the work
     assert not list(tmp_path.iterdir())
+
+
+def test_options_of_register_that_would_do_nothing(tmp_path, capsys):
+    frames = [str(saao_frame(n)) for n in (27, 93)]
+    assert main(["register", *frames, "-o", str(tmp_path / "a.fits"), "--interpolation", "area"]) == EXIT_FAILED
+    assert "--interpolation is for --resample" in capsys.readouterr().err
+    assert main(["register", *frames, "--resample"]) == EXIT_FAILED
+    assert "--resample needs --output" in capsys.readouterr().err
 
 
 def test_register_many_images_jointly(tmp_path, capsys):
@@ -128,8 +140,10 @@ def test_register_many_images_jointly(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("rms") >= 3
     assert f"{frames[2]}: the reference" in printed
-    stems = [Path(frame).name.split(".")[0] for frame in frames[:2]]
-    assert sorted(path.name for path in out.iterdir()) == [*sorted(f"{s}.registered.fits" for s in stems), "stars.ecsv"]
+    *stems, reference = [Path(frame).name.split(".")[0] for frame in frames]
+    written = [*sorted(f"{stem}.registered.fits" for stem in (*stems, reference)), "stars.ecsv"]
+    assert sorted(path.name for path in out.iterdir()) == written
+    np.testing.assert_array_equal(fits.getdata(out / f"{reference}.registered.fits", "SCI"), fits.getdata(frames[2]))
     stars = Table.read(out / "stars.ecsv")
     assert stars["n_images"].max() == 3
     # on the grid of the reference: moved by a pixel in any direction, the images look less alike
@@ -181,6 +195,9 @@ def test_coadd_registers_frames_without_wcs(tmp_path, capsys):
         weight, data = hdus["WHT"].data, hdus["SCI"].data
         assert np.isfinite(data[weight > 0]).all()
         assert np.median(weight[200:300, 200:300]) > 0
+    more = tmp_path / "more.fits"  # and goes on with the co-add, which has no WCS either
+    assert main(["coadd", str(saao_frame(93)), "--resume", str(out), "-o", str(more)]) == EXIT_OK
+    assert "4 in all" in capsys.readouterr().out
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------

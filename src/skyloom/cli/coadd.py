@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     left_out = len(exposures) - added
     if not arguments.quiet:
         print(
-            f"{added} exposures co-added to {result.shape[1]}x{result.shape[0]} pixels"
+            f"{added} exposure{'s' * (added != 1)} co-added to {result.shape[1]}x{result.shape[0]} pixels"
             + ("" if earlier is None else f", {result.n_exposures} in all")
             + (f" ({left_out} left out, see the messages above)" if left_out else "")
             + f": {arguments.output}"

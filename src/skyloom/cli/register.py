@@ -6,7 +6,8 @@ stars of a catalogue (FITS, ECSV or VOTable with ra, dec and, where known, prope
 
 Many images are registered to one frame: that of --reference, or of the image with the most stars. With --joint the
 positions of all stars and all transforms are fitted together. The output is then a folder, with NAME.registered.fits
-for each image but the reference and, with --joint, stars.ecsv. If the reference has no WCS, --resample is needed.
+for each image (the reference as it is) and, with --joint, stars.ecsv. If the reference has no WCS, --resample is
+needed.
 Images that cannot be registered are named, and the exit status is 2.
 """
 
@@ -53,8 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
     from skyloom.cli.inputs import check_not_input, reading_options
     from skyloom.errors import InputError
     from skyloom.io import check_writable, read
+    from skyloom.pipeline.align import wcs_to_write, write_registered
     from skyloom.registration import RegistrationOptions, register, register_to_catalogue
 
+    if arguments.interpolation != "auto" and not arguments.resample:
+        raise InputError("--interpolation is for --resample; without it, the pixels stay as they are.")
+    if arguments.resample and arguments.output is None:
+        raise InputError("--resample needs --output, where the pixels are written.")
     if arguments.more or arguments.joint or arguments.reference is not None:
         from skyloom.cli.register_group import run_group
 
@@ -75,12 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
         registration = register_to_catalogue(source, arguments.catalogue, options)
     else:
         template = read(arguments.template, **reading_options(arguments, "template"))
+        if arguments.output is not None and not arguments.resample:
+            wcs_to_write(template)  # so that it fails before the work
         registration = register(source, template, options)
     if not arguments.quiet:
         print(registration)
     if arguments.output is not None:
-        from skyloom.pipeline.align import write_registered
-
         write_registered(
             source,
             template,

@@ -19,12 +19,15 @@ def run_group(arguments: argparse.Namespace) -> int:
     from skyloom.cli.inputs import reading_options
     from skyloom.cli.messages import progress_bar
     from skyloom.io import read
+    from skyloom.pipeline.align import wcs_to_write
     from skyloom.registration import RegistrationOptions, register_group
 
     paths = [path for path in (arguments.source, arguments.template, *arguments.more) if path is not None]
+    reference = arguments.reference
+    if reference is not None and arguments.output is not None and not arguments.resample:
+        wcs_to_write(read(reference, **reading_options(arguments, "template")))  # so that it fails before the work
     outputs = _outputs(arguments, paths)
     reading = reading_options(arguments, "source")
-    reference = arguments.reference
     if reference is not None:
         known = [os.path.realpath(path) for path in paths]
         place = os.path.realpath(reference)
@@ -79,9 +82,9 @@ def _print(group: Group, paths: list[str]) -> None:
 def _write(
     arguments: argparse.Namespace, group: Group, paths: list[str], outputs: list[Path], progress: Progress
 ) -> None:
-    """Write each image that was registered; the images are read again, one at a time."""
+    """Write each image that was registered, and the reference; the images are read again, one at a time."""
     from skyloom.cli.inputs import reading_options
-    from skyloom.io import atomic_write, read
+    from skyloom.io import Provenance, atomic_write, read, write_exposure
     from skyloom.pipeline.align import write_registered
 
     reading = reading_options(arguments, "source")
@@ -91,9 +94,12 @@ def _write(
         frame = paths[group.reference]
         template = read(frame, **reading)
     for index, (path, one) in enumerate(zip(paths, group, strict=True)):
-        if one is None:
-            continue
         progress("writing", index, len(paths))
+        if index == group.reference:  # as it is, so that the folder holds all that is on one grid
+            provenance = Provenance("register", {"reference": True}, [path])
+            write_exposure(template, outputs[index], overwrite=arguments.overwrite, provenance=provenance)
+        if one is None or index == group.reference:
+            continue
         write_registered(
             read(path, **reading),
             template,

@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> None:
         sys.path[0] = str(Path.cwd())
         runpy.run_module(program[1], run_name="__main__", alter_sys=True)
     else:
+        if not Path(program[0]).exists():
+            sys.exit(f"There is no script {program[0]!r}.\n{USAGE}")
         sys.argv = program
         sys.path[0] = str(Path(program[0]).resolve().parent)
         runpy.run_path(str(Path(program[0]).absolute()), run_name="__main__")  # __file__ is absolute, as from Python

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -123,6 +123,23 @@ def bring_onto_grid(
     return result.exposure.replace(name=f"co-add of {len(frames)} frames", psf=result.psf if proper else None)
 
 
+def wcs_to_write(template: Exposure) -> Any:
+    """Return the WCS of the image to which others are registered, for their headers.
+
+    Raises
+    ------
+    WcsError
+        It has none.
+    """
+    if template.wcs is None:
+        raise WcsError(
+            f"{template.name} has no WCS, so none can be made for what is registered to it. Resample the pixels "
+            "instead (--resample), or register to an image that has a WCS.",
+            name=template.name,
+        )
+    return template.wcs
+
+
 def write_registered(
     source: Exposure,
     template: Exposure | None,
@@ -150,14 +167,8 @@ def write_registered(
 
     if resampled is not None and template is not None:
         result = resample(source, registration.template_to_source, template.shape, method=resampled, wcs=template.wcs)
-    elif template is not None and template.wcs is None:
-        raise WcsError(
-            f"{template.name} has no WCS, so none can be made for {source.name}. Resample the pixels instead "
-            "(--resample), or register to an image that has a WCS.",
-            name=template.name,
-        )
     else:
-        wcs = None if template is None else template.wcs
+        wcs = None if template is None else wcs_to_write(template)
         result = source.replace(wcs=registration_wcs(registration, wcs, convention=convention))
     header = registered_header(source.header, registration)
     provenance = Provenance("register", {"resampled": resampled, "distortion": convention}, inputs)

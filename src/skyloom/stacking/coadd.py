@@ -179,7 +179,8 @@ def _check_resume(earlier: Coadd | None, options: CoaddOptions, *grid: Any) -> N
         )
     if grid[2] is None and earlier.wcs is None:
         raise WcsError(
-            "The co-add that is extended has no WCS; register to it by stars (--align stars) or give maps= onto it."
+            "The co-add that is extended has no WCS; register to it by stars (--align stars) or give maps= onto it.",
+            no_wcs=True,
         )
 
 
