@@ -164,6 +164,9 @@ def test_subtract_decorrelates_on_request(options):
     plain = subtract(pair.science, pair.template, options)
     white = subtract(pair.science, pair.template, replace(options, decorrelate=True))
     assert plain.decorrelation is None
+    moved = pair.template if plain.convolved == "template" else pair.science
+    np.testing.assert_allclose(plain.variance_before[moved.usable], (moved.variance * moved.correlation)[moved.usable])
+    assert (plain.variance_before[~moved.usable] == 0).all()
     far = far_from_sources(pair, 25) & white.usable
     assert far.sum() > 2e4
 
@@ -189,3 +192,48 @@ def test_smoothing_before_the_kernel_is_found_from_the_correlation_after():
         after = before / convolved_noise_gain(kernel, before)
         np.testing.assert_allclose(_smoothing_of(kernel, after), smoothing_kernel(before), atol=2e-3)
     assert _smoothing_of(kernel, 0.9).shape == (3, 3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rounding_of_the_correlation_does_not_matter(seed):
+    from skyloom.subtraction.decorrelate import _smoothing_of
+
+    kernel = np.random.default_rng(seed).normal(size=(9, 9)) ** 2
+    for after in (1 - 2e-16, 1.0, 1 + 2e-16, 1 + 4e-16, 1 + 1e-12):
+        np.testing.assert_array_equal(_smoothing_of(kernel, after), smoothing_kernel(1.0))
+
+
+@pytest.mark.parametrize("convolved", ["template", "science"])
+@pytest.mark.parametrize("correlation", [1.0, 2.0])
+def test_photon_noise_lies_where_the_kernel_takes_it(convolved, correlation):
+    shape, x, y = (90, 100), 50, 45
+    gaussian = Profile(3.0).stamp(HALF)
+    shifted = (np.roll(gaussian, 1, axis=1) + np.roll(gaussian, 2, axis=1)) / 2  # by 1.5 pixels
+    kernel = SpatialKernel(DeltaBasis(HALF), shifted.reshape(-1, 1), (49.5, 44.5), (49.5, 44.5))
+    before = noise_difference(shape=shape, convolved=convolved, correlation=correlation)
+    other = "science" if convolved == "template" else "template"
+
+    def decorrelated(bright):
+        variance = np.full(shape, 36.0)
+        variance[y, x] += bright
+        smooth = kernel.convolve(np.zeros(shape), variance, np.ones(shape, bool)).variance
+        gain = convolved_noise_gain(shifted, correlation)
+        planes = {f"variance_{convolved}": smooth * gain, f"variance_{other}": np.full(shape, 25.0)}
+        changes = {"kernel": kernel, "variance_before": variance * correlation, f"correlation_{other}": 1.0}
+        changes[f"correlation_{convolved}"] = correlation / gain
+        return decorrelate(replace(before, **planes, **changes))
+
+    plain, with_star = decorrelated(0.0), decorrelated(36.0)
+    name = f"variance_{convolved}"
+    more = getattr(with_star, name) - getattr(plain, name)
+    phi = with_star.decorrelation.image_at(x, y)
+    response = fftconvolve(phi, fftconvolve(shifted, smoothing_kernel(correlation))) ** 2
+    half = len(response) // 2
+    expected = np.zeros(shape)
+    expected[y, x] = 36.0 * correlation
+    expected = fftconvolve(expected, response)[half:-half, half:-half]
+    # phi is the same: its medians of the sky do not see one pixel; planes of float64, filters separated to 1e-3
+    np.testing.assert_allclose(more, expected, atol=3e-3 * expected.max())
+    yy, xx = np.mgrid[: shape[0], : shape[1]]
+    assert (more * xx).sum() / more.sum() == pytest.approx(x + 1.5, abs=0.02)
+    assert (more * yy).sum() / more.sum() == pytest.approx(y, abs=0.02)

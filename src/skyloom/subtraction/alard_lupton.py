@@ -340,7 +340,15 @@ def _difference(
         stamps=fit.stamps,
         correlation_science=correlation["science"],
         correlation_template=correlation["template"],
+        variance_before=_before(planes[convolved], moved.correlation),
     )
+
+
+def _before(planes: Planes, correlation: float) -> FloatArray:
+    """Return the variance of the white noise that resampling has correlated; 0 where unusable."""
+    variance: FloatArray = np.where(planes.usable, planes.variance, 0).astype(planes.variance.dtype)
+    variance *= variance.dtype.type(correlation)
+    return variance
 
 
 def noise_statistics(result: Subtraction) -> dict[str, float]:

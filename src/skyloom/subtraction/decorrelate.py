@@ -49,6 +49,7 @@ _LARGEST_HALF = 40  # pixels from phi's centre to its edge at most
 _PSF_CUT = 1e-3  # of the flux that may lie outside of a stamp of the PSF
 _CUT = 1e-4  # of sum |phi| that may lie outside of the filter
 _FLOOR = 1e-6  # of the largest noise power: where both images hold less, there is nothing to restore
+_NO_MORE = 1e-6  # correlation beyond that of the kernel: rounding
 _TOUCHED = 1e-3  # a pixel that took less than this share of phi's weight from unusable ones counts as untouched
 
 
@@ -157,6 +158,7 @@ def decorrelate(result: Subtraction, *, max_lost: float = 0.1) -> Subtraction:
         mask=mask,
         correlation_science=1.0,
         correlation_template=1.0,
+        variance_before=None,
         decorrelation=Decorrelation(phi),
     )
 
@@ -174,7 +176,11 @@ class _Noise:
         powers = self.grid.sample(lambda x, y: float((result.noise_kernel(x, y) ** 2).sum()))
         dtype = result.image.dtype
         self.still = still * dtype.type(c_still)
+        # blurred and moved by the kernel's squares: right on the sky, and where the convolved image was bridged
         self.moved = moved * dtype.type(self.c_moved) / self.grid.plane(powers).astype(dtype)
+        before = result.variance_before
+        if before is not None:
+            self.moved = np.where(np.isfinite(before) & (before > 0), before, self.moved).astype(dtype)
         self.smoothing = smoothing_kernel(c_still)
 
     def through(self, x: float, y: float) -> Float64Array:
@@ -205,7 +211,8 @@ class _Noise:
         planes = []
         through = [self.through(*node) for node in nodes]
         for plane, kernels in ((self.still, [self.smoothing] * len(nodes)), (self.moved, through)):
-            squares = [fftconvolve(stamp, kernel) ** 2 for stamp, kernel in zip(flat, kernels, strict=True)]
+            # turned: the variance is convolved with them, `correlate` correlates
+            squares = [fftconvolve(stamp, k)[::-1, ::-1] ** 2 for stamp, k in zip(flat, kernels, strict=True)]
             varying = VaryingFilter(np.array(squares).reshape(*stamps.shape[:2], *squares[0].shape), self.grid)
             planes += correlate([(varying, plane)], dtype=dtype)
         return [np.maximum(plane, 0) for plane in planes]
@@ -216,13 +223,13 @@ def _smoothing_of(kernel: Float64Array, correlation: float) -> Float64Array:
 
     A correlation c of convolved noise, beyond that of the kernel, means sum (k * s)^2 = sum k^2 / c.
     """
-    if correlation <= 1:
-        return smoothing_kernel(1.0)
     total = float((kernel**2).sum())
 
     def excess(before: float) -> float:
         return total / float((fftconvolve(kernel, smoothing_kernel(before)) ** 2).sum()) - correlation
 
+    if correlation <= 1 + _NO_MORE or excess(1.0) >= 0:
+        return smoothing_kernel(1.0)
     return smoothing_kernel(9.0 if excess(9.0) < 0 else brentq(excess, 1.0, 9.0, xtol=1e-3))
 
 

@@ -50,6 +50,9 @@ class Subtraction:
     correlation_science, correlation_template : float
         `Exposure.correlation` of the inputs: factor by which the noise of each grows, as a variance, on scales of
         many pixels.
+    variance_before : ndarray, optional
+        Of the convolved image's pixels before the kernel, and before any resampling correlated them (its variance times
+        its correlation); not positive where unknown. `decorrelate` needs it where photon noise changes within a PSF.
     decorrelation : Decorrelation, optional
         The filter that made the noise of `image` white: its PSF is `decorrelation.psf(psf)`, psf being that of the
         difference before. `matched` and `background` are those of the difference before.
@@ -68,6 +71,7 @@ class Subtraction:
     statistics: dict[str, Any] = field(default_factory=dict)
     correlation_science: float = 1.0
     correlation_template: float = 1.0
+    variance_before: FloatArray | None = None
     decorrelation: Decorrelation | None = None
 
     @property
