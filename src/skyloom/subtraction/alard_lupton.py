@@ -346,8 +346,8 @@ def _difference(
 
 def _before(planes: Planes, correlation: float) -> FloatArray:
     """Return the variance of the white noise that resampling has correlated; 0 where unusable."""
-    variance: FloatArray = np.where(planes.usable, planes.variance, 0).astype(planes.variance.dtype)
-    variance *= variance.dtype.type(correlation)
+    variance: FloatArray = planes.variance * correlation
+    variance[~planes.usable] = 0
     return variance
 
 
