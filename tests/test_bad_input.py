@@ -154,9 +154,9 @@ def test_insane_kernels_are_refused(coefficients, what):
     basis = gaussian_basis((1.5,), (0,), 6)
     assert len(exponents(1)) == 3
     good = SpatialKernel(basis, np.array([[1.0, 0.1, 0.1]]), (50.0, 50.0), (50.0, 50.0))
-    check_kernel(good, (101, 101))
+    check_kernel(good, (0, 100, 0, 100))
     with pytest.raises(SubtractionError, match=what):
-        check_kernel(replace(good, coefficients=np.array(coefficients)), (101, 101))
+        check_kernel(replace(good, coefficients=np.array(coefficients)), (0, 100, 0, 100))
 
 
 def test_ringing_kernels_are_refused():
@@ -167,7 +167,7 @@ def test_ringing_kernels_are_refused():
     kernel = SpatialKernel(basis, np.array(coefficients), (5.0, 5.0), (5.0, 5.0))
     assert kernel.sum_at(5, 5) == pytest.approx(1)
     with pytest.raises(SubtractionError, match="absolute"):
-        check_kernel(kernel, (11, 11))
+        check_kernel(kernel, (0, 10, 0, 10))
 
 
 def test_a_difference_without_a_positive_variance_is_refused(pair):

@@ -59,6 +59,14 @@ def test_noise_is_white_and_stars_are_gone(pair, crossed):
     np.testing.assert_array_equal(crossed.variance, crossed.variance_science + crossed.variance_template)
 
 
+def test_background_is_that_of_the_images_with_their_skies(pair, crossed):
+    skies = np.median(pair.science.data), np.median(pair.template.data)
+    assert skies[1] > 10  # ADU: it matters
+    noise = float(np.sqrt(np.median(crossed.variance[crossed.usable])))
+    expected = skies[0] - crossed.statistics["kernel_sum"] * skies[1]
+    assert np.median(crossed.background) == pytest.approx(expected, abs=0.2 * noise)
+
+
 def test_fluxes_and_score_of_new_sources(pair, crossed):
     found = score(crossed, pair.science_psf)
     pulls = []

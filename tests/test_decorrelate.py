@@ -13,6 +13,7 @@ from skyloom.detection import score
 from skyloom.exposure import MaskBit
 from skyloom.psf.analytic import Profile
 from skyloom.subtraction import AlardLuptonOptions, SfftOptions, SpatialKernel, Subtraction, decorrelate, subtract
+from skyloom.subtraction.alard_lupton import noise_statistics
 from skyloom.subtraction.basis import DeltaBasis
 from skyloom.subtraction.noise import convolved_noise_gain, smoothing_kernel
 
@@ -167,6 +168,9 @@ def test_subtract_decorrelates_on_request(options):
     moved = pair.template if plain.convolved == "template" else pair.science
     np.testing.assert_allclose(plain.variance_before[moved.usable], (moved.variance * moved.correlation)[moved.usable])
     assert (plain.variance_before[~moved.usable] == 0).all()
+    measured = noise_statistics(white)
+    assert {name: white.statistics[name] for name in measured} == measured
+    assert measured["noise_ratio"] != plain.statistics["noise_ratio"]
     far = far_from_sources(pair, 25) & white.usable
     assert far.sum() > 2e4
 

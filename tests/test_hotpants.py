@@ -291,6 +291,18 @@ def test_regions_tile_the_field_and_are_fitted_each(pair, seeing):
     assert (diff[15:-15, 15:-15] != np.float32(1e-30)).all()
 
 
+def test_small_regions_are_judged_where_they_are():
+    """Polynomials of a region are not looked at far outside of it."""
+    pair = simulate_pair(4, 600, n_stars=800, n_galaxies=0, n_transients=0)
+    extra = {"ko": 1, "bgo": 0, "ng": [2, 4, 1.0, 2, 2.5], "nsx": 8, "nsy": 8, "rss": 8, "r": 7}
+    arguments = {"image_fwhm": 4.2, "template_fwhm": 3.0, "image_gain": 1.5, "template_gain": 12.0}
+    diff, header = run_hotpants(pair.science.data, pair.template.data, **arguments, nx=6, extra=extra, get_header=True)
+    assert header["NREGION"] == 36
+    sums = [float(header[f"KSUM{k:02d}"]) for k in range(36)]
+    np.testing.assert_allclose(sums, 1 / pair.flux_ratio, rtol=0.05)
+    assert (diff[15:-15, 15:-15] != np.float32(1e-30)).all()
+
+
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), sky=st.floats(-100, 1e4), sigma=st.floats(0.5, 50))
 def test_sky_of_a_stamp_is_not_that_of_its_stars(seed, sky, sigma):

@@ -2,11 +2,15 @@ from functools import cache
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from simulate import simulate_pair
 from skyloom.errors import NoUsableDataError, ShapeError, TooFewStampsError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.subtraction import AlardLuptonOptions, subtract
+from skyloom.subtraction.alard_lupton import _planes, _seeing
+from skyloom.subtraction.noise import smoothing_kernel
+from skyloom.subtraction.stamps import find_sources
 
 
 @cache
@@ -99,6 +103,66 @@ def test_wider_template_means_that_the_science_image_is_convolved():
     scale = swapped.kernel.sum_at(200.0, 200.0)
     np.testing.assert_allclose(swapped.matched, pair().science.data / scale + swapped.background, rtol=1e-5)
     assert np.median(swapped.matched) == pytest.approx(np.median(pair().template.data), rel=0.01)
+
+
+@pytest.mark.parametrize("convolve", ["template", "science"])
+def test_background_is_what_the_model_says(convolve):
+    """S = K * T + background with the images as they are, or T = K * S + b, whatever their skies."""
+    science, template = pair().science, pair().template
+    result = subtract(science, template, AlardLuptonOptions(convolve=convolve, spatial_order=1))
+    if convolve == "template":
+        matched = result.kernel.convolve(template.data.astype(np.float64)).data + result.background
+        expected = science.data - matched
+    else:
+        total = result.kernel.sum_at(np.arange(512)[None, :], np.arange(512)[:, None])
+        matched = template.data / total + result.background
+        expected = result.kernel.convolve(science.data.astype(np.float64)).data / total - matched
+    ok = np.s_[20:-20, 20:-20]  # where the kernel stays inside
+    assert result.usable[ok].all()
+    noise = np.sqrt(np.median(result.variance[ok]))
+    # rounding of float32 at the brightest stars (1e5 ADU), through some hundred products
+    np.testing.assert_allclose(result.image[ok], expected[ok], atol=0.02 * noise)
+    np.testing.assert_allclose(result.matched[ok], matched[ok], atol=0.02 * noise)
+    # the sky that the simulation added to both, less its gradient
+    scale = result.kernel.sum_at(255.5, 255.5)
+    skies = np.median(science.data), np.median(template.data)
+    level = skies[0] - scale * skies[1] if convolve == "template" else skies[0] - skies[1] / scale
+    assert np.median(result.background) == pytest.approx(level, abs=0.2 * float(noise))
+
+
+@pytest.mark.parametrize("fwhm", [9.0, 15.0])
+def test_seeing_of_wide_stars(fwhm):
+    """The outer part of the box, where the local sky is measured, grows with the stars."""
+    y, x = np.mgrid[:400, :400]
+    rng = np.random.default_rng(5)
+    data = rng.normal(0, 1, (400, 400)) + 100.0
+    for cx, cy in [(80 + 80 * i, 80 + 80 * j) for i in range(4) for j in range(4)]:
+        data += 1000 * np.exp(-4 * np.log(2) * ((x - cx) ** 2 + (y - cy) ** 2) / fwhm**2)
+    planes = _planes(Exposure(data.astype(np.float32), np.ones(data.shape, np.float32)))
+    found = _seeing({"science": planes, "template": planes}, find_sources(planes), None, 5.0)
+    # 1 %: what the light of the stars in the outer part takes off; it is 2 % and 24 % in boxes of 25 pixels
+    assert found == {"science": pytest.approx(fwhm, rel=0.01), "template": 5.0}
+
+
+def test_chi2_does_not_depend_on_the_correlation_of_the_template():
+    """Noise smoothed by resampling passes a kernel more easily than white noise of that variance."""
+    rng = np.random.default_rng(8)
+    quiet = simulate_pair(9, 384, n_stars=80, n_galaxies=0, n_transients=0, noise=False)
+    found = {}
+    for correlation in (1.0, 4.0):
+        smoothing = smoothing_kernel(correlation)
+        noise = ndimage.convolve(rng.normal(0, 24, quiet.template.shape), smoothing)
+        template = Exposure(
+            (quiet.template.data + noise).astype(np.float32),
+            np.full(quiet.template.shape, 576 * (smoothing**2).sum(), np.float32),
+            correlation=correlation,
+        )
+        noisy = quiet.science.data + rng.normal(0, 8, quiet.science.shape)
+        science = Exposure(noisy.astype(np.float32), np.full(noisy.shape, 64, np.float32))
+        options = AlardLuptonOptions(convolve="template", spatial_order=2, background_order=1)
+        found[correlation] = subtract(science, template, options).statistics["chi2"]
+    # error of the median over some 50 stamps of some 50 correlated pixels
+    assert found[4.0] == pytest.approx(found[1.0], abs=0.08)
 
 
 def test_identical_images_leave_nothing():

@@ -45,6 +45,8 @@ _WEIGHT_BOX = 5  # pixels over which variances are averaged before they become w
 
 _OTHER = {"template": "science", "science": "template"}
 
+_SEEING_BOXES = (12, 24, 48)  # half widths in pixels of the boxes in which the seeing is measured
+
 _CLEARLY_SHARPER = 1.2  # ratio of seeing above which there is no question which image to convolve
 
 
@@ -117,7 +119,7 @@ def subtract(
             with serial_blas():
                 correlation = (template if convolved == "template" else science).correlation
                 match = _match(planes, xy, fwhm, options, convolved=convolved, correlation=correlation)
-            check_kernel(match.kernel, science.shape)
+            check_kernel(match.kernel, (0, science.shape[1] - 1, 0, science.shape[0] - 1))
             result = _difference(science, template, planes, convolved=convolved, fit=match, max_lost=options.max_lost)
             check_variance(result)
         except SubtractionError as error:
@@ -186,15 +188,23 @@ def _seeing(
     given = {"science": science_fwhm, "template": template_fwhm}
     if None not in given.values():
         return given  # type: ignore[return-value]
-    half = 12
-    padded = {name: image.padded(half) for name, image in planes.items()}
-    stars, counts = find_candidates(
-        padded["science"], padded["template"], xy + half, half=half, core=4, fwhm=3.0, min_snr=20.0
-    )
-    if not stars:
-        raise _too_few("No source is good enough to measure the seeing", counts, 1)
-    stars = sorted(stars, key=lambda star: -star.snr)[:100]
-    return {name: measure_fwhm(padded[name], stars, half) if value is None else value for name, value in given.items()}
+    fwhm: dict[str, float] = {}
+    for half in _SEEING_BOXES:
+        padded = {name: image.padded(half) for name, image in planes.items()}
+        stars, counts = find_candidates(
+            padded["science"], padded["template"], xy + half, half=half, core=4, fwhm=3.0, min_snr=20.0
+        )
+        if not stars and not fwhm:
+            raise _too_few("No source is good enough to measure the seeing", counts, 1)
+        if not stars:
+            break
+        stars = sorted(stars, key=lambda star: -star.snr)[:100]
+        fwhm = {
+            name: measure_fwhm(padded[name], stars, half) if value is None else value for name, value in given.items()
+        }
+        if max(fwhm.values()) <= half / 2:  # else the outer part, where the sky is measured, holds light of the star
+            break
+    return fwhm
 
 
 def _core(fwhm: dict[str, float]) -> int:
@@ -302,19 +312,20 @@ def _difference(
     gain = convolved_noise_gain(fit.kernel.image_at((nx - 1) / 2, (ny - 1) / 2), moved.correlation)
     variance_moved, variance_still = smooth.variance * np.float32(gain), still.variance
     sigma = np.sqrt(np.maximum(variance_moved + variance_still, 0))  # what is not positive is refused below
-    spread = spread_mask(planes[convolved], moved, fit.kernel, smooth.lost, sigma=sigma, max_lost=max_lost)
-    mask = combine_masks(spread, still.mask, convolved)
+    kept = spread_mask(planes[convolved], moved, fit.kernel, smooth.lost, sigma=sigma, max_lost=max_lost)
+    mask = combine_masks(kept, still.mask, convolved)
     usable = (mask & np.uint32(UNUSABLE)) == 0
     if not usable.any():
         raise NoUsableDataError(
             "No pixel of the difference is usable: the images overlap in too small a part, or the "
             f"kernel (half width {fit.kernel.half} pixels) reaches a masked pixel everywhere."
         )
+    total = fit.kernel.sum_at(x, y)
+    background = level - total * _pedestal(moved)  # so that matched = K * moved + background
     if convolved == "science":
-        total = fit.kernel.sum_at(x, y)
         # K * science / sum K - matched: what is subtracted is the template itself, on the science image's scale
-        image, level = -image / total, _pedestal(moved) - level / total
-        matched = still.data / total + level
+        image, background = -image / total, _pedestal(moved) - level / total
+        matched = still.data / total + background
         variance_still, variance_moved = variance_still / total**2, variance_moved / total**2
 
     dtype = science.data.dtype
@@ -335,7 +346,7 @@ def _difference(
         mask=mask,
         matched=matched.astype(dtype),
         kernel=fit.kernel,
-        background=level.astype(dtype),
+        background=background.astype(dtype),
         convolved=convolved,
         stamps=fit.stamps,
         correlation_science=correlation["science"],
@@ -353,7 +364,7 @@ def _before(planes: Planes, correlation: float) -> FloatArray:
 
 def noise_statistics(result: Subtraction) -> dict[str, float]:
     """How far the difference scatters as its variance says, on the sky and under bright stars."""
-    usable = result.usable
+    usable = result.usable & (result.variance > 0)
     image, matched = result.image[usable].astype(np.float64), result.matched[usable].astype(np.float64)
     sigma = np.sqrt(result.variance[usable].astype(np.float64))
     signal = matched - np.median(matched)

@@ -121,10 +121,10 @@ class _Crossed:
         fwhms = [stamp_fwhm(stamp) for stamp in middle]
         self.fwhm = max(fwhms)
         self.widths = {"science_fwhm": fwhms[0], "template_fwhm": fwhms[1]}
-        levels = [np.median(one.data[one.usable]) for one in self.exposures]
+        self.levels = [np.median(one.data[one.usable]) for one in self.exposures]
         data = [
             np.where(one.usable, one.data - level, 0).astype(self.dtype)
-            for one, level in zip(self.exposures, levels, strict=True)
+            for one, level in zip(self.exposures, self.levels, strict=True)
         ]
         self.ratio = _flux_ratio(data[0], data[1], science.usable & template.usable)
         self.images = self._filled((data[0], data[1]), middle)
@@ -172,8 +172,10 @@ class _Crossed:
         planes = self._apply(filters)
         ny, nx = self.grid.shape
         x, y = np.arange(nx)[None, :], np.arange(ny)[:, None]
-        background = polynomial(match.background, x, y, kernel.centre, kernel.scale)
-        image = planes[0] - planes[1] - background
+        left = polynomial(match.background, x, y, kernel.centre, kernel.scale)
+        image = planes[0] - planes[1] - left
+        # of the images with their levels: A has the sum 1, B that of K
+        background = left + self.levels[0] - self.ratio * kernel.sum_at(x, y) * self.levels[1]
         variances = self._noise(noisy)
         masks = [
             spread(exposure.mask, 1 - kept, max_lost, stamps.shape[-1] // 2)

@@ -133,9 +133,12 @@ def decorrelate(result: Subtraction, *, max_lost: float = 0.1) -> Subtraction:
     Returns
     -------
     Subtraction
-        With image, variances and mask of the decorrelated difference, both correlations 1, and `decorrelation` set. A
-        difference that is white already, decorrelated or proper, is returned as it is.
+        With image, variances and mask of the decorrelated difference, both correlations 1, `decorrelation` set, and
+        the statistics of the noise measured again. A difference that is white already, decorrelated or proper, is
+        returned as it is.
     """
+    from skyloom.subtraction.alard_lupton import noise_statistics
+
     if result.decorrelation is not None or result.kernel is None:
         return result
     noise = _Noise(result)
@@ -149,7 +152,7 @@ def decorrelate(result: Subtraction, *, max_lost: float = 0.1) -> Subtraction:
     good = ((mask & np.uint32(UNUSABLE)) == 0) & (still + moved > 0)
     image, still, moved = (np.where(good, plane, dtype(0)) for plane in (image, still, moved))
     science, template = (moved, still) if result.convolved == "science" else (still, moved)
-    return dataclasses.replace(
+    white = dataclasses.replace(
         result,
         image=image,
         variance=science + template,
@@ -159,8 +162,12 @@ def decorrelate(result: Subtraction, *, max_lost: float = 0.1) -> Subtraction:
         correlation_science=1.0,
         correlation_template=1.0,
         variance_before=None,
+        statistics=dict(result.statistics),
         decorrelation=Decorrelation(phi),
     )
+    if good.any():
+        white.statistics.update(noise_statistics(white))
+    return white
 
 
 class _Noise:

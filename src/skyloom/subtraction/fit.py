@@ -16,7 +16,7 @@ from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray, FloatArray
 from skyloom.subtraction.basis import Float64Array, KernelBasis
 from skyloom.subtraction.kernel import SpatialKernel
-from skyloom.subtraction.noise import smoothing_kernel
+from skyloom.subtraction.noise import convolved_noise_gain, smoothing_kernel
 from skyloom.subtraction.normal import Model, StampSums, chi_squares, local_coefficients, solve
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.stamps import Candidate, Planes, cut
@@ -45,7 +45,8 @@ class FitInput:
     target : Planes
         The image to be matched.
     source : Planes
-        The image to be convolved; `usable` is False wherever the kernel would touch an unusable pixel.
+        The image to be convolved; `usable` is False wherever the middle half of the kernel would touch an
+        unusable pixel.
     basis : KernelBasis
         Of the kernel.
     half, core : int
@@ -287,7 +288,10 @@ class _Fitter:
             _inner(convolve(stamp.source_variance, kernel**2), half)
             for stamp, kernel in zip(self.stamps, self.kernels, strict=True)
         ]
-        variances = [stamp.target_variance + v for stamp, v in zip(self.stamps, convolved, strict=True)]
+        gains = [convolved_noise_gain(kernel, self.images.correlation) for kernel in self.kernels]
+        variances = [
+            stamp.target_variance + gain * v for stamp, gain, v in zip(self.stamps, gains, convolved, strict=True)
+        ]
         self.source_variances = [v / (kernel**2).sum() for v, kernel in zip(convolved, self.kernels, strict=True)]
         core = [stamp.usable & stamp.core for stamp in self.stamps]
         self.systematic = systematic_fraction(
@@ -339,13 +343,14 @@ class _Fitter:
             if queue:
                 newcomers.append(queue.pop(0))
         half, kernel = self.images.basis.half, self.kernels.mean(axis=0)
+        gain = convolved_noise_gain(kernel, self.images.correlation)
         for name in ("stamps", "source_variances", "weights"):
             setattr(self, name, [getattr(self, name)[k] for k in np.flatnonzero(~bad)])
         for stamp in self._load(newcomers):
             variance = _inner(convolve(stamp.source_variance, kernel**2), half)
             self.stamps.append(stamp)
             self.source_variances.append(variance / (kernel**2).sum())
-            self.weights.append(_inverse(stamp.target_variance + variance, stamp.usable))
+            self.weights.append(_inverse(stamp.target_variance + gain * variance, stamp.usable))
         self.sum_up()
         return int(bad.sum())
 
@@ -353,11 +358,11 @@ class _Fitter:
 def fit_kernel(images: FitInput, cells: list[list[Candidate]], options: AlardLuptonOptions) -> KernelFit:
     """Fit the kernel to the best stamp of each cell, replacing those that do not fit.
 
-    Weighted least squares (Alard & Lupton 1998, eq. 3) with weights 1 / (var_target + K^2 * var_source + (eps
-    model)^2), where eps is what the residuals of bright stars scatter beyond their noise: without it the few
-    brightest stars alone would decide. Stamps (variable stars, moving objects, blends with them) whose reduced chi2
-    stands out are replaced by the next of their cell; single pixels that stand out get no weight. Orders left free
-    are chosen by cross-validation.
+    Weighted least squares (Alard & Lupton 1998, eq. 3) with weights 1 / (var_target + gamma K^2 * var_source +
+    (eps model)^2), where gamma is `convolved_noise_gain` and eps what the residuals of bright stars scatter beyond
+    their noise: without it the few brightest stars alone would decide. Stamps (variable stars, moving objects, blends
+    with them) whose reduced chi2 stands out are replaced by the next of their cell; single pixels that stand out get
+    no weight. Orders left free are chosen by cross-validation.
 
     Raises
     ------

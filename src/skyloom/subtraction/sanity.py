@@ -16,25 +16,25 @@ _GRID = 5
 """Places along each axis at which a kernel is looked at."""
 
 
-def check_kernel(kernel: SpatialKernel, shape: tuple[int, int]) -> None:
-    """Raise if the kernel is not finite, not positive, or rings, somewhere on the image.
+def check_kernel(kernel: SpatialKernel, box: tuple[int, int, int, int]) -> None:
+    """Raise if the kernel is not finite, not positive, or rings, somewhere in the part of the image that it is for.
 
     Parameters
     ----------
     kernel : SpatialKernel
         The fitted kernel.
-    shape : (int, int)
-        Shape of the image, (ny, nx).
+    box : (int, int, int, int)
+        That part, x0, x1, y0, y1: pixels, inclusive.
 
     Raises
     ------
     SubtractionError
         The kernel cannot be right.
     """
-    ny, nx = shape
+    x0, x1, y0, y1 = box
     polynomial = kernel.polynomial
-    for y in np.linspace(0, ny - 1, _GRID):
-        for x in np.linspace(0, nx - 1, _GRID):
+    for y in np.linspace(y0, y1, _GRID):
+        for x in np.linspace(x0, x1, _GRID):
             image = polynomial.image_at(x, y)
             total, absolute = float(image.sum()), float(np.abs(image).sum())
             if np.isfinite(absolute) and total > 0 and absolute <= _MOST_RINGING * total:

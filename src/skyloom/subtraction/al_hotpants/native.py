@@ -206,7 +206,7 @@ def _fit_way(
     queues = find_stamps(search, region, positions, options)
     fit = fit_region(moved.side(), still.side(), region, queues, basis=own, options=options)
     kernel = SpatialKernel(own, fit.coefficients, region.centre, region.scale)
-    check_kernel(kernel, moved.data.shape)
+    check_kernel(kernel, (region.bx0, region.bx1, region.by0, region.by1))
     coefficients = basis.coefficients_from(own, fit.coefficients)
     background = fit.background.copy()
     # the fit saw both images less their pedestals
