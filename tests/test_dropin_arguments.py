@@ -7,7 +7,7 @@ import pytest
 from astropy.io import fits
 
 from skyloom.errors import InputError, ReadError, ShapeError
-from skyloom.subtraction.dropin_arguments import bad_plane, check_gain, error_plane, real_plane
+from skyloom.subtraction.dropin_arguments import bad_plane, check_gain, error_plane, real_plane, usable_errors
 
 
 def test_planes_are_read_checked_and_made_native(tmp_path):
@@ -63,3 +63,9 @@ def test_gains_are_finite_numbers_above_0(gain):
 def test_gains_may_be_any_number_or_left_out():
     for gain in (None, 1, 2.5, np.float32(3), np.int16(4)):
         check_gain(gain, "image_gain")
+
+
+def test_errors_that_images_can_have():
+    err = np.array([1.0, 1e-20, 0.0, -1.0, np.nan, np.inf, -np.inf, 3e38])
+    np.testing.assert_array_equal(usable_errors(err), [True, True] + [False] * 6)
+    np.testing.assert_array_equal(usable_errors(err, zero=True), [True] * 3 + [False] * 5)

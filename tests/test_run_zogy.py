@@ -73,6 +73,35 @@ def test_masks_of_run_zogy_count(pair):
     assert np.abs(score[around & far_from_sources(pair)]).max() < 6
 
 
+@pytest.mark.parametrize("error", [np.inf, 1e10, np.nan, 0.0])
+def test_errors_that_no_pixel_has_mask_it(error):
+    rng = np.random.default_rng(19)
+    n, r = rng.normal(100, 5, (2, 128, 128))
+    err = np.full(n.shape, 5.0)
+    options = {"scale": 1.0, "fit_scale": False, "fit_shift": False, "dx": 0, "dy": 0, "image_psf": moffat(3.0),
+               "template_psf": moffat(3.0)}  # fmt: skip
+    mask = np.zeros(n.shape, bool)
+    mask[40, 50] = True
+    masked = run_zogy(n, r, err=err, template_err=err, mask=mask, get_Fpsf=True, **options)
+    with_error = run_zogy(n, r, err=np.where(mask, error, err), template_err=err, get_Fpsf=True, **options)
+    assert (masked[1] != 0).sum() == mask.size - 1
+    for plane, expected in zip(with_error, masked, strict=True):
+        assert_array_equal(plane, expected)
+
+
+@pytest.mark.parametrize("unit", [1e-20, 1e20])
+def test_units_do_not_matter(unit):
+    rng = np.random.default_rng(20)
+    n, r = rng.normal(100, 5, (2, 96, 96))
+    psf = moffat(3.0)
+    options = {"scale": 1.0, "fit_scale": False, "fit_shift": False, "dx": 0, "dy": 0, "image_psf": psf,
+               "template_psf": psf}  # fmt: skip
+    err = np.full(n.shape, 5.0)
+    plain = run_zogy(n, r, err=err, template_err=err, **options)[1]
+    scaled = run_zogy(n * unit, r * unit, err=err * unit, template_err=err * unit, **options)[1]
+    assert_allclose(scaled, plain, rtol=0, atol=1e-3)  # float32 and float64
+
+
 def test_without_stars_the_scale_must_be_given():
     rng = np.random.default_rng(16)
     noise = rng.normal(100, 5, (2, 128, 128))

@@ -12,7 +12,7 @@ from scipy import fft
 
 from reference.zogy_numpy import embed, periodic_convolution, proper
 from simulate import SCIENCE, TEMPLATE, far_from_sources, simulate_pair
-from skyloom.errors import InputError, NoOverlapError, ShapeError
+from skyloom.errors import InputError, NoOverlapError, ShapeError, SubtractionError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.proper import transfer
 from skyloom.psf import ArrayPsf
@@ -265,6 +265,42 @@ def test_a_source_that_moved_is_told_from_one_that_appeared():
     assert abs(empty.mean() - 2) < 0.5
 
 
+@pytest.mark.parametrize("sigmas", [(1.06, 1.06), (1.7, 1.7), (2.6, 1.1)], ids=["2.5", "4", "elongated"])
+def test_noise_alone_moves_as_chi_square_says(sigmas):
+    rng = np.random.default_rng(15)
+    y, x = np.indices((25, 25)) - 12.0
+    u, v = (x + y) / np.sqrt(2), (y - x) / np.sqrt(2)
+    psf = np.exp(-((u / sigmas[0]) ** 2 + (v / sigmas[1]) ** 2) / 2)
+    psf /= psf.sum()
+    noise = rng.normal(0, 1.0, (2, 700, 700))
+    found = difference_planes(
+        tuple(planes(data, 1.0) for data in noise), (ArrayPsf(psf),) * 2, Match(1.0, (0.0, 0.0)), moving=True
+    )
+    z2 = found.moving[30:-30, 30:-30].astype(float)
+    # the score is correlated over some 4 pi sigma_u sigma_v pixels; 3.5 deviations of the means over the others
+    count = z2.size / (4 * np.pi * sigmas[0] * sigmas[1])
+    assert abs(z2.mean() - 2) < 3.5 * np.sqrt(4 / count)
+    for level in (0.1, 0.01):
+        assert abs((z2 > -2 * np.log(level)).mean() - level) < 3.5 * np.sqrt(level / count)
+
+
+def test_what_scatters_has_not_moved():
+    """A star whose flux or position scatters as much as the fit has found is no moving source."""
+    rng = np.random.default_rng(15)
+    psf = ArrayPsf(moffat(4.0, 15))
+    n, r = rng.normal(0, 1.0, (2, 101, 101))
+    n[35:66, 35:66] += 20000 * 1.03 * psf.stamp_at(0, 0, 0.0, 0.03)
+    r[35:66, 35:66] += 20000 * psf.stamp(0, 0)
+    pair = planes(n, 1.0), planes(r, 1.0)
+    box = (slice(45, 56),) * 2
+    strict = difference_planes(pair, (psf, psf), Match(1.0, (0.0, 0.0)), moving=True)
+    found = difference_planes(
+        pair, (psf, psf), Match(1.0, (0.0, 0.0), scatter=(0.03, 0.03), flux_scatter=0.03), moving=True
+    )
+    assert strict.moving[box].max() > 100
+    assert found.moving[box].max() < 9
+
+
 def test_gradients_are_right_to_a_percent():
     y, x = np.indices((60, 60), float)
     sigma = 4.0 * np.sqrt(2) / 2.355  # the score of a star of 4 pixels
@@ -300,6 +336,34 @@ def test_masked_pixels_are_flagged_and_poison_nothing(pair):
     assert np.abs(found.significance[far]).max() < max(5.5, np.abs(whole.significance[far]).max() + 1)
     for plane in (found.image, found.variance, found.significance, found.flux, found.flux_variance):
         assert np.isfinite(plane).all()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_holes_are_filled_from_the_other_image_where_it_lies(which):
+    psf = ArrayPsf(moffat(4.0, 15))
+    images = np.zeros((2, 101, 101))
+    images[:, 35:66, 35:66] = 5000 * psf.stamp(0, 0), 5000 * psf.stamp_at(0, 0, 0.8, -0.5)
+    usable = np.ones((2, 101, 101), bool)
+    usable[which, 50, 50] = False
+    found = difference_planes(
+        tuple(planes(data, 1.0, good) for data, good in zip(images, usable, strict=True)),
+        (psf, psf),
+        Match(1.0, (-0.8, 0.5)),
+    )
+    # the Wiener filter gives back all but a per cent of the peak, which is that of 280 deviations
+    assert np.abs(found.significance[45:56, 45:56]).max() < 3
+
+
+def test_the_response_to_a_pixel_of_the_template_is_moved_with_it():
+    psf = ArrayPsf(moffat(4.0, 15))
+    n, r = np.zeros((2, 101, 101))
+    r[50, 50] = 1.0
+    found = difference_planes((planes(n, 1.0), planes(r, 1.0)), (psf, psf), Match(1.0, (0.7, -0.4)))
+    response = found.psf.pixel_responses(50, 50)[1]
+    seen = -found.image[50 - 10 : 61, 50 - 10 : 61]
+    middle = found.psf.half
+    response = response[middle - 10 : middle + 11, middle - 10 : middle + 11]
+    assert np.abs(seen - response).max() < 5e-3 * response.max()  # the filters' ends: a shift is a long sinc
 
 
 def test_where_the_template_has_no_data_the_mask_says_so(pair):
@@ -356,6 +420,17 @@ def test_the_wider_template_is_no_problem():
     )
     found = subtract_zogy(wide.science, wide.template, psf_science=wide.science_psf, psf_template=wide.template_psf)
     assert np.abs(found.significance[25:-25, 25:-25]).max() < 6
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_images_of_unlike_fields_are_refused(pair, seed):
+    other = simulate_pair(seed, 384)
+    psfs = {"psf_science": pair.science_psf, "psf_template": other.template_psf}
+    with pytest.raises(SubtractionError, match="flux") as caught:
+        subtract_zogy(pair.science, other.template, **psfs)
+    assert "same field" in str(caught.value)
+    given = ZogyOptions(flux_ratio=0.8, fit_ratio=False)
+    assert subtract_zogy(pair.science, other.template, given, **psfs).match.flux_ratio == 0.8
 
 
 def test_bad_input_is_named(pair):

@@ -144,6 +144,8 @@ def _proper_psfs(psf: Any) -> list[Any]:
     for name, one, sigma in zip(("PSFSCI", "PSFTPL"), psf.psfs, psf.sigmas, strict=True):
         hdus.append(psf_to_hdu(_storable(one, psf.shape), name))
         hdus[-1].header["SIGMA"] = (sigma, "noise of the image, on the flux scale of the science image")
+    for axis, value in zip("XY", psf.shift, strict=True):
+        hdus[-1].header[f"SHIFT{axis}"] = (value, "[pix] by which the template was moved")
     return hdus
 
 
@@ -272,7 +274,8 @@ def _proper_psf(hdus: Any, shape: tuple[int, int]) -> Any:
 
     science, template = hdus["PSFSCI"], hdus["PSFTPL"]
     psfs = psf_from_hdu(science), psf_from_hdu(template)
-    return DifferencePsf(psfs, science.header["SIGMA"], template.header["SIGMA"], shape)
+    shift = tuple(template.header.get(f"SHIFT{axis}", 0.0) for axis in "XY")
+    return DifferencePsf(psfs, science.header["SIGMA"], template.header["SIGMA"], shape, shift)
 
 
 def _psf_of(hdu: Any, shape: tuple[int, int]) -> Any:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from skyloom.errors import InputError, ReadError, ShapeError
-from skyloom.exposure import BoolArray
+from skyloom.exposure import LARGEST, BoolArray
 
 Log = Callable[..., Any]
 
@@ -72,6 +72,11 @@ def error_plane(err: Any, shape: tuple[int, ...], what: str) -> npt.NDArray[np.f
     if np.ndim(err) == 0 and not isinstance(err, str | Path):
         err = np.broadcast_to(err, shape)
     return real_plane(err, what, shape).astype(np.float64)
+
+
+def usable_errors(err: npt.NDArray[Any], *, zero: bool = False) -> BoolArray:
+    """Return True where a standard deviation is a number above 0 (with `zero`: or 0) that an image can have."""
+    return np.asarray(((err >= 0) if zero else (err > 0)) & (err <= LARGEST))
 
 
 def check_gain(gain: Any, what: str) -> None:

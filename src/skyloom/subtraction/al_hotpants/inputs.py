@@ -14,7 +14,7 @@ from skyloom.errors import NoUsableDataError
 from skyloom.exposure import LARGEST
 from skyloom.subtraction.al_hotpants.fit import Side
 from skyloom.subtraction.al_hotpants.options import HotpantsOptions
-from skyloom.subtraction.dropin_arguments import real_plane
+from skyloom.subtraction.dropin_arguments import real_plane, usable_errors
 
 _SAMPLE = 256  # pixels along each axis from which levels are found
 _LEAST_VARIANCE = 1e-6  # in units of the sky's: only keeps divisions finite
@@ -163,7 +163,7 @@ def _bad_bits(
         (raw <= lower, HotpantsBit.LOW_PIXEL | bad),
         (raw == raw.dtype.type(fill), HotpantsBit.BAD_PIXVAL | bad) if raw.dtype.kind == "f" else (None, bad),
         (~(np.abs(raw) <= LARGEST), HotpantsBit.ISNAN | bad) if raw.dtype.kind == "f" else (None, bad),
-        (None if noise is None else ~((noise > 0) & (noise <= LARGEST)), HotpantsBit.ISNAN | bad),
+        (None if noise is None else ~usable_errors(noise), HotpantsBit.ISNAN | bad),
     ]
     for where, bit in tests:
         if where is not None and where.any():

@@ -16,7 +16,7 @@ from skyloom.subtraction.al_hotpants.inputs import sampled_level
 from skyloom.subtraction.al_hotpants.native import hotpants
 from skyloom.subtraction.al_hotpants.options import HotpantsOptions, native_names
 from skyloom.subtraction.dropin_arguments import Log, bad_plane, check_gain, error_plane, logger, real_plane
-from skyloom.subtraction.error_map import build_error_map
+from skyloom.subtraction.sfft.noise_map import noise_map
 
 log = logging.getLogger("skyloom.subtraction")
 
@@ -63,8 +63,8 @@ def run_hotpants(  # noqa: PLR0917  # the signature is that of the original
     mask, template_mask : array_like, shape (ny, nx), optional
         Pixels that are not 0 (False) are bad. So are NaN and infinite ones.
     err, template_err : array_like or True, optional
-        Standard deviation of every pixel; True: see `skyloom.subtraction.build_error_map`. Without it the noise is
-        that of the counts, abs(pixel) / gain.
+        Standard deviation of every pixel; True: that of the background and the photon noise of sources. Without it the
+        noise is that of the counts, abs(pixel) / gain.
     extra : mapping, optional
         Options of HOTPANTS, see `HotpantsOptions`. None leaves one out.
     image_fwhm, template_fwhm : float, optional
@@ -198,7 +198,7 @@ def _noise(  # noqa: PLR0917
     if err is True:
         check_gain(gain, f"{name}_gain")
         say("Building a noise map from the image")
-        return build_error_map(plane, bad, gain)[0]
+        return noise_map(plane, bad, gain)[0]
     return error_plane(err, plane.shape, f"the noise of the {name}")
 
 

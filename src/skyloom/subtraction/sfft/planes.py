@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from skyloom.errors import ShapeError
 from skyloom.exposure import BoolArray
-from skyloom.subtraction.dropin_arguments import bad_plane
+from skyloom.subtraction.dropin_arguments import bad_plane, usable_errors
 from skyloom.subtraction.sfft.design import Float64Array
 from skyloom.subtraction.sfft.fit import FitPlanes
 from skyloom.subtraction.sfft.noise_map import rough_level
@@ -55,9 +55,9 @@ class SfftPlanes:
         """Return the planes with errors; pixels whose error is not positive and finite become bad."""
         bad_science, bad_template = self.bad_science, self.bad_template
         if err is not None:
-            bad_science = bad_science | ~(np.isfinite(err) & (err > 0))
+            bad_science = bad_science | ~usable_errors(err)
         if template_err is not None:
-            bad_template = bad_template | ~(np.isfinite(template_err) & (template_err >= 0))
+            bad_template = bad_template | ~usable_errors(template_err, zero=True)
         return replace(
             self,
             template=np.where(bad_template, 0.0, self.template),

@@ -1,7 +1,7 @@
 """Proper image subtraction (Zackay, Ofek & Gal-Yam 2016, ApJ 830, 27).
 
-`proper` has the formulas, `bank` the filters over the field, `match` the fit to stars, `fill` what takes the place of
-unusable pixels, `moving` the score of sources that moved, `subtract` the order of work, `dropin` stdpipe's interface.
+`proper` has the formulas, `bank` the filters over the field, `match` the fit to stars, `moving` the score of sources
+that moved, `subtract` the order of work, `dropin` stdpipe's interface; `skyloom.fill` replaces unusable pixels.
 """
 
 from skyloom.subtraction.zogy.match import Match

@@ -14,7 +14,7 @@ from skyloom.proper import total, transfer
 from skyloom.psf import Psf
 from skyloom.psf.model import stamp_fwhm
 from skyloom.subtraction.zogy.match import Planes
-from skyloom.subtraction.zogy.proper import Array, ProperPair, centred
+from skyloom.subtraction.zogy.proper import Array, ProperPair, centred, moved
 
 TIGHT = 1e-4
 """Error of the filters that see images: below the noise for stars of a signal-to-noise ratio of some thousands."""
@@ -40,10 +40,13 @@ class ProperFilters:
         Part of a source's S / F_S that comes from where; of unit sum.
     score_of_background : float
         What S / F_S answers to a science image of 1 everywhere.
-    background_variances : (float, float, float)
-        Variances of S / F_S and of its derivatives along x and y, for the noise of the background.
-    transfers : (ndarray, ndarray)
-        Stamps of both point spread functions in the middle of the field.
+    background_variances : (float, float, float, float)
+        For the noise of the background: the variances of S / F_S and of its derivatives along x and y (those of
+        `gradient`), and the covariance of these two.
+    stamps : (ndarray, ndarray)
+        Of both point spread functions in the middle of the field.
+    shift : (float, float)
+        By how much (x, y) the template is moved, pixels.
     """
 
     difference: VaryingFilter
@@ -53,8 +56,9 @@ class ProperFilters:
     score_squared: VaryingFilter
     response: VaryingFilter
     score_of_background: float
-    background_variances: tuple[float, float, float]
+    background_variances: tuple[float, float, float, float]
     stamps: tuple[Array, Array]
+    shift: tuple[float, float]
 
     @classmethod
     def on_grid(
@@ -81,7 +85,7 @@ class ProperFilters:
         side = fft.next_fast_len(2 * half + 2 * max(psf.half for psf in psfs) + 1, real=True)
         box = (side, side)
         pair = ProperPair(transfer(stamps[0], box), transfer(stamps[1], box), *sigmas, 1.0, box)
-        move = np.exp(-2j * np.pi * (shift[0] * fft.rfftfreq(side)[None, :] + shift[1] * fft.fftfreq(side)[:, None]))
+        move = moved(shift, box)
         flux = pair.score_flux[..., None, None]
         d_n, d_r = (fft.irfft2(f, box) for f in (pair.difference_filters[0], -pair.difference_filters[1] * move))
         k_n, k_r = (fft.irfft2(f / flux, box) for f in (pair.score_filters[0], -pair.score_filters[1] * move))
@@ -105,6 +109,7 @@ class ProperFilters:
             score_of_background=float((pair.score_filters[0][..., 0, 0].real / pair.score_flux).mean()),
             background_variances=_background_variances(pair),
             stamps=(middle[0], middle[1]),
+            shift=shift,
         )
 
     def fill(self, planes: tuple[Planes, Planes]) -> tuple[npt.NDArray, npt.NDArray]:
@@ -115,17 +120,27 @@ class ProperFilters:
         reach = max(len(stamp) for stamp in self.stamps)
         grid = (fft.next_fast_len(ny + reach, real=True), fft.next_fast_len(nx + reach, real=True))
         transfers = [transfer(stamp, grid, np.complex64) for stamp in self.stamps]
+        if any(self.shift):  # the template is filled where it lies: before it is moved
+            transfers[1] = transfers[1] * moved((-self.shift[0], -self.shift[1]), grid).astype(np.complex64)
         return fill_from_each_other(
             (planes[0].data, planes[1].data), (planes[0].usable, planes[1].usable), (transfers[0], transfers[1]),
             stamp_fwhm(self.stamps[0]) / 2.355, grid,
         )  # fmt: skip
 
 
-def _background_variances(pair: ProperPair) -> tuple[float, float, float]:
-    """Return the variances of S / F_S and of its derivatives along x and y, the mean over all positions."""
+def _background_variances(pair: ProperPair) -> tuple[float, float, float, float]:
+    """Return the variances of S / F_S and of its derivatives along x and y, and their covariance: means over the field.
+
+    The derivatives are those of `gradient`, which multiplies the transform with i (8 sin k - sin 2k) / 6.
+    """
     ny, nx = pair.shape
     k_n, k_r = pair.score_filters
     power = pair.sigma_n**2 * np.abs(k_n) ** 2 + pair.sigma_r**2 * np.abs(k_r) ** 2
-    y, x = (2 * np.pi * fft.fftfreq(ny)[:, None]) ** 2, (2 * np.pi * fft.rfftfreq(nx)[None, :]) ** 2
-    plain, along_x, along_y = (float((total(power * k2, pair.shape) / pair.score_flux**2).mean()) for k2 in (1.0, x, y))
-    return plain, along_x, along_y
+    y, x = (
+        (8 * np.sin(k) - np.sin(2 * k)) / 6
+        for k in (2 * np.pi * fft.fftfreq(ny)[:, None], 2 * np.pi * fft.rfftfreq(nx)[None, :])
+    )
+    plain, of_x, of_y, of_both = (
+        float((total(power * moment, pair.shape) / pair.score_flux**2).mean()) for moment in (1.0, x**2, y**2, x * y)
+    )
+    return plain, of_x, of_y, of_both

@@ -15,13 +15,17 @@ from skyloom.errors import InputError, NoUsableDataError, ShapeError, SkyloomWar
 from skyloom.exposure import Exposure
 from skyloom.psf import Psf, as_psf
 from skyloom.psf.estimate import estimate_psf_of_planes
-from skyloom.subtraction.dropin_arguments import bad_plane, check_gain, error_plane, logger
-from skyloom.subtraction.error_map import build_error_map
+from skyloom.subtraction.dropin_arguments import bad_plane, check_gain, error_plane, logger, usable_errors
+from skyloom.subtraction.sfft.noise_map import noise_map
 from skyloom.subtraction.zogy.match import Match, Planes
 from skyloom.subtraction.zogy.result import ZogyOptions, ZogyResult
 from skyloom.subtraction.zogy.subtract import difference_planes, fit_match, fits_single_precision
 
 Array = npt.NDArray[np.float64]
+
+LARGEST_ERROR = 1e3
+"""Of pixels that are used, relative to the median: they weigh a millionth, and their variance would bring rounding
+errors of its size into those of others, by the transforms."""
 
 
 def run_zogy(  # noqa: PLR0917  the reference's signature
@@ -64,8 +68,8 @@ def run_zogy(  # noqa: PLR0917  the reference's signature
     mask, template_mask : array_like of bool, optional
         True where a pixel is bad. So are pixels that are not finite.
     err, template_err : array_like, optional
-        Standard deviation of every pixel; built from the image and its gain by default, see
-        `skyloom.subtraction.build_error_map`.
+        Standard deviation of every pixel; by default that of the background and, with a gain, the photon noise of
+        sources. Pixels where it is not finite and above 0, or more than 1000 times the median, are bad.
     image_psf, template_psf : mapping, array_like, path or Psf, optional
         Point spread functions, see `skyloom.psf.as_psf`; measured on the images by default.
     image_gain, template_gain : float, optional
@@ -115,6 +119,8 @@ def run_zogy(  # noqa: PLR0917  the reference's signature
         All pixels of an image are bad.
     TooFewSourcesError
         Too few stars for a point spread function or for the fit.
+    SubtractionError
+        The stars do not tell the flux scale: the images are not of one field, or not registered.
     """
     say = logger(verbose)
     _check_options(dx, dy, nx, ny, overlap, nthreads, kwargs)
@@ -195,13 +201,18 @@ def _planes(  # noqa: PLR0917
     bad = ~exposure.usable | bad_plane(mask, exposure.shape, f"the mask of the {what}")
     if bad.all():
         raise NoUsableDataError(f"All pixels of the {what} are masked or not finite; check its mask.")
-    noise, level = build_error_map(np.asarray(exposure.data), bad, gain)
     given = error_plane(err, exposure.shape, f"the noise of the {what}")
-    noise = noise if given is None else given
-    bad |= ~(noise > 0)
-    if bad.all():
+    if given is not None:
+        bad |= ~usable_errors(given)
+        bad |= given > LARGEST_ERROR * np.median(given[~bad]) if not bad.all() else False
+    noise = level = given
+    if not bad.all():
+        built, level = noise_map(np.asarray(exposure.data), bad, gain)
+        noise = built if given is None else given
+        bad |= ~usable_errors(noise)
+    if noise is None or level is None or bad.all():
         raise NoUsableDataError(
-            f"The noise of the {what} is above 0 in no usable pixel: it is constant, or err is wrong."
+            f"The noise of the {what} is a number above 0 in no usable pixel: it is constant, or err is wrong."
         )
     sigma = float(np.median(noise[~bad] if bad.any() else noise))
     data, variance = exposure.data - level, np.square(noise, out=noise)

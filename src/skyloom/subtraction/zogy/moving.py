@@ -8,9 +8,10 @@ difference, and to first order in d
 In white noise the best statistic for the unknown vector f d is the correlation with the derivatives of P_D, which is
 the gradient of the score
 
-    Z = -grad S,      Z^2 = Z_x^2 / Var Z_x + Z_y^2 / Var Z_y
+    Z = -grad S,      Z^2 = Z^T C^-1 Z
 
-(Springer et al. 2024, AJ 167, 281, who derive it in Fourier space). In noise alone Z^2 follows a chi-square
+with the covariance matrix C of Z (Springer et al. 2024, AJ 167, 281, who derive it in Fourier space); elongated point
+spread functions correlate Z_x and Z_y. In noise alone Z^2 follows a chi-square
 distribution with two degrees of freedom. S is largest where a source has appeared, and
 Z = 0 there; of a dipole Z is largest in the middle, where S = 0.
 """
@@ -24,8 +25,12 @@ import numpy.typing as npt
 from scipy import special
 
 from skyloom.subtraction.zogy.bank import ProperFilters
+from skyloom.subtraction.zogy.match import Match
 
 Array = npt.NDArray[Any]
+
+_ROUNDING = 1e-5
+"""Least part of a derivative's variance that is believed to be its own, far above single precision's rounding."""
 
 
 def gradient(plane: Array) -> tuple[Array, Array]:
@@ -59,33 +64,42 @@ def moving_significance(z2: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def moving_statistic(
-    score: Array,
-    variance: Array,
-    slopes: tuple[Array, ...],
-    scatter: tuple[float, float],
-    filters: ProperFilters,
+    score: Array, variance: Array, slopes: tuple[Array, Array], match: Match, filters: ProperFilters
 ) -> Array:
     """Return Z^2 in every pixel.
 
-    Where the variance of S is larger than that of the background's noise, that of its gradient is taken to be so by the
-    same factor; the scatter of positions moves what the template holds.
+    Where the noise of S is larger than that of the background, that of its gradient is taken to be so by the same
+    factor. The scatter of positions and of fluxes changes what the template holds, S_r: its gradient changes by the
+    derivatives of grad S_r times the former, and by grad S_r times the latter.
 
     Parameters
     ----------
     score, variance : ndarray, shape (ny, nx)
-        S / F_S and its variance.
+        S / F_S, and the variance that noise alone gives it.
     slopes : (ndarray, ndarray)
-        Derivatives of the template's part of S / F_S along x and y.
-    scatter : (float, float)
-        Of positions, in pixels.
+        Derivatives along x and y of the template's part S_r of S / F_S.
+    match : Match
+        Whose scatter of positions and fluxes counts.
     filters : ProperFilters
     """
-    plain, *white = filters.background_variances
-    excess = np.maximum(variance / variance.dtype.type(plain), 1)
-    total = np.zeros_like(score)
-    for derivative, slope, of_noise in zip(gradient(score), slopes, white, strict=True):
-        moved = sum(
-            variance.dtype.type(sigma**2) * bend**2 for sigma, bend in zip(scatter, gradient(slope), strict=True)
-        )
-        total += derivative**2 / (variance.dtype.type(of_noise) * excess + moved)
-    return total
+    plain, *white = (variance.dtype.type(value) for value in filters.background_variances)
+    excess = np.maximum(variance / plain, 1)
+    xx, yy, xy = (excess * value for value in white)
+    del excess
+    for sigma, bend in zip(match.scatter, zip(*map(gradient, slopes), strict=True), strict=True):
+        _add_product(xx, yy, xy, bend, sigma)
+    _add_product(xx, yy, xy, slopes, match.flux_scatter)
+    # decorrelated: Z_x / sqrt(C_xx), and Z_y less what follows from it
+    xx, yy = np.sqrt(xx), np.sqrt(yy)
+    xy /= xx * yy
+    x, y = (derivative / sigma for derivative, sigma in zip(gradient(score), (xx, yy), strict=True))
+    return np.asarray(x**2 + (y - xy * x) ** 2 / np.maximum(1 - xy**2, _ROUNDING))
+
+
+def _add_product(xx: Array, yy: Array, xy: Array, vector: tuple[Array, ...], sigma: float) -> None:
+    """Add, in place, the covariance of a vector that is multiplied with a number of the deviation `sigma`."""
+    if sigma:
+        x, y = vector[0] * xx.dtype.type(sigma), vector[1] * xx.dtype.type(sigma)
+        xx += x**2
+        yy += y**2
+        xy += x * y

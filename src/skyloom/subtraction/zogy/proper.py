@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import fft
 
 from skyloom.proper import total
 
@@ -111,6 +112,12 @@ class ProperPair:
         p_n, p_r, den = self._filters
         both = self.sigma_r**2 * p_n.conj() * n + self.beta * self.sigma_n**2 * p_r.conj() * r
         return p_r * p_n * both / den**3
+
+
+def moved(shift: tuple[float, float], shape: tuple[int, int]) -> Array:
+    """Return what multiplies the transform of an image, shape (ny, nx // 2 + 1), to move it by (x, y) pixels."""
+    ny, nx = shape
+    return np.exp(-2j * np.pi * (shift[0] * fft.rfftfreq(nx)[None, :] + shift[1] * fft.fftfreq(ny)[:, None]))
 
 
 def centred(grid: Array, half: int) -> Array:

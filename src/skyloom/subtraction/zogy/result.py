@@ -15,7 +15,7 @@ from skyloom.proper import transfer
 from skyloom.psf import Psf
 from skyloom.psf.model import Stamp, stamp_fwhm
 from skyloom.subtraction.zogy.match import Match
-from skyloom.subtraction.zogy.proper import ProperPair, centred
+from skyloom.subtraction.zogy.proper import ProperPair, centred, moved
 
 Plane = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
@@ -81,8 +81,8 @@ class ZogyResult:
     psf : Psf
         P_D, the point spread function of `image` (a source of unit flux in the science image has this sum).
     moving : ndarray
-        Z^2 of TRANSLIENT, divided by 2 and as significant as `significance`**2: see `skyloom.subtraction.zogy.moving`.
-        Empty unless asked for.
+        Z^2 of TRANSLIENT, in noise a chi-square of two degrees of freedom; `moving_significance` makes it comparable
+        with `significance`. Empty unless asked for.
     statistics : dict
         Numbers that tell how well it went.
     """
@@ -131,10 +131,19 @@ class DifferencePsf:
         Noise of the images, both in the flux unit of the science image.
     shape : (int, int)
         Shape (ny, nx) of the images.
+    shift : (float, float)
+        By how much (x, y) the template was moved, pixels.
     """
 
-    def __init__(self, psfs: tuple[Psf, Psf], sigma_n: float, sigma_r: float, shape: tuple[int, int]) -> None:
-        self.shape = shape
+    def __init__(
+        self,
+        psfs: tuple[Psf, Psf],
+        sigma_n: float,
+        sigma_r: float,
+        shape: tuple[int, int],
+        shift: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        self.shape, self.shift = shape, shift
         self.psfs, self.sigmas = psfs, (sigma_n, sigma_r)
 
     @property
@@ -156,7 +165,8 @@ class DifferencePsf:
     def pixel_responses(self, x: float, y: float) -> tuple[Stamp, Stamp]:
         """Return what a single bright pixel of the science image, and one of the template, leaves in the difference."""
         pair = self._pair(x, y)
-        n, r = (centred(fft.irfft2(one, pair.shape), self.half) for one in pair.difference_filters)
+        of_n, of_r = pair.difference_filters
+        n, r = (centred(fft.irfft2(one, pair.shape), self.half) for one in (of_n, of_r * moved(self.shift, pair.shape)))
         return np.asarray(n), np.asarray(r)
 
     def _pair(self, x: float, y: float) -> ProperPair:

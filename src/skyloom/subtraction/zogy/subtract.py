@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import sep
 
-from skyloom.background import SMALLEST, estimate_background
+from skyloom.background import MAD_TO_SIGMA, SMALLEST, estimate_background
 from skyloom.errors import NoOverlapError, ShapeError, SubtractionError
 from skyloom.exposure import UNUSABLE, Exposure, MaskBit
 from skyloom.filters import correlate
@@ -31,6 +31,8 @@ MIN_COVERAGE = 0.1
 """Least part of a source's signal that must come from usable pixels for a flux."""
 GOOD_COVERAGE = 0.95
 FIT_SNR = 20.0
+LEAST_RATIO_SNR = 5.0
+"""Of a fitted flux ratio; of other stars at the same places it is some 0 to 4, of the same stars tens to thousands."""
 
 
 def subtract_zogy(
@@ -53,8 +55,8 @@ def subtract_zogy(
     psf_science, psf_template : Psf, optional
         Point spread functions; measured on the images by default.
     sources : table, optional
-        Sources of the science image with columns x, y, and flux or snr; detected by default. The fit of flux ratio and
-        shift takes the best of them.
+        Sources of the science image with columns x, y, and flux, if known; detected by default. The fit of flux ratio
+        and shift takes the best of them.
     moving : bool
         Compute TRANSLIENT's Z^2 as well.
 
@@ -71,7 +73,7 @@ def subtract_zogy(
     TooFewSourcesError
         Too few stars for a point spread function, or for a fit that was asked for.
     SubtractionError
-        The flux ratio of the images is not above 0.
+        The stars do not tell a flux ratio above 0: the images are not of one field, or not registered.
     """
     options = options or ZogyOptions()
     _check(science, template)
@@ -138,7 +140,7 @@ def fit_match(
     TooFewSourcesError
         Too few stars for what is to be fitted or measured.
     SubtractionError
-        The flux ratio is not above 0.
+        The flux ratio is not above 0, or not determined by the stars.
     """
     measured = isinstance(options.scatter, str)
     x, y = np.broadcast_to(0.0 if measured else np.asarray(options.scatter, float), 2)
@@ -165,7 +167,25 @@ def fit_match(
             "ratio above 0 is needed. Check that both show the same field.",
             flux_ratio=match.flux_ratio,
         )
+    if options.fit_ratio:
+        _check_ratio(match)
     return match if measured else dataclasses.replace(match, scatter=given)
+
+
+def _check_ratio(match: Match) -> None:
+    """Raise SubtractionError if the stars do not tell the flux ratio: they differ from it, or noise hides them."""
+    assert match.stars is not None
+    number = int(match.stars["used"].sum())
+    error = float(np.hypot(match.flux_ratio_error, match.flux_ratio * match.flux_scatter / np.sqrt(max(number, 1))))
+    if match.flux_ratio < LEAST_RATIO_SNR * error:
+        raise SubtractionError(
+            f"{number} stars of the science image have {match.flux_ratio:.3g} +- {error:.2g} times their flux in the "
+            f"template; a ratio of at least {LEAST_RATIO_SNR:.0f} times its error is needed. Check that both images "
+            "show the same field and are registered, or give the ratio and do not fit it.",
+            flux_ratio=match.flux_ratio,
+            error=error,
+            n_stars=number,
+        )
 
 
 def bad_bits(usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
@@ -235,7 +255,8 @@ def difference_planes(
         threads,
         dtype=precision,
     )
-    slopes: tuple[Array, ...] = gradient(of_template) if moving or any(match.scatter) else ()
+    slopes = gradient(of_template) if moving or any(match.scatter) else None
+    noise_variance = np.maximum(score_variance, 0) if moving else None
     _add_scatter(score_variance, of_template, slopes, match)
     valid = both & (coverage > MIN_COVERAGE) & (score_variance > 0)
     if flatten and min(image.shape) >= SMALLEST and valid.any():
@@ -248,7 +269,10 @@ def difference_planes(
     score_variance[~valid] = coverage[~valid] = 1
     empty = np.empty((0, 0), np.float32)
     pixel_variances = [np.where(usable, np.maximum(one, 0), 0) for one in pixel_variances] or [empty, empty]
-    z2 = moving_statistic(score, score_variance, slopes, match.scatter, filters) if moving else None
+    z2 = empty
+    if slopes is not None and noise_variance is not None:
+        z2 = moving_statistic(score, noise_variance, slopes, match, filters)
+        z2 = np.where(valid, z2, 0).astype(np.float32, copy=False)
     image[~usable] = score[~valid] = 0
     significance = (score / np.sqrt(score_variance)).astype(np.float32, copy=False)
     score /= coverage
@@ -266,8 +290,8 @@ def difference_planes(
         match=match,
         psf_science=psfs[0],
         psf_template=psfs[1],
-        psf=DifferencePsf(psfs, science.sigma, template.sigma, image.shape),
-        moving=empty if z2 is None else np.where(valid, z2, 0).astype(np.float32),
+        psf=DifferencePsf(psfs, science.sigma, template.sigma, image.shape, match.shift),
+        moving=z2,
     )
     if variances:
         result.statistics.update(_statistics(result))
@@ -284,18 +308,21 @@ def _smooth_background(image: Array, score: Array, variance: Array, usable: npt.
     return np.asarray(plane.back(dtype=image.dtype))
 
 
-def _add_scatter(score_variance: Array, of_template: Array, slopes: tuple[Array, ...], match: Match) -> None:
+def _add_scatter(score_variance: Array, of_template: Array, slopes: tuple[Array, ...] | None, match: Match) -> None:
     """Add, in place, what stars do that lie differently in both images: what the template holds moves (eqs. 30-33)."""
     kind = score_variance.dtype.type
     np.maximum(score_variance, 0, out=score_variance)
-    for sigma, slope in zip(match.scatter, slopes, strict=False):
+    for sigma, slope in zip(match.scatter, slopes or (), strict=False):
         score_variance += kind(sigma**2) * slope**2
     score_variance += (kind(match.flux_scatter) * of_template) ** 2
 
 
 def fits_single_precision(data: Array, sigma: float) -> bool:
-    """Whether transforms in float32, whose errors are some 2e-7 of the brightest pixel, stay below 1 % of the noise."""
-    return bool(max(data.max(), -data.min()) * 2e-7 < 0.01 * sigma)
+    """Whether transforms in float32, whose errors are some 2e-7 of the brightest pixel, stay below 1 % of the noise.
+
+    Nor may the squares of variances leave its range.
+    """
+    return 1e-9 < sigma < 1e9 and bool(max(data.max(), -data.min()) * 2e-7 < 0.01 * sigma)
 
 
 def _in_one_unit(planes: tuple[Planes, Planes], match: Match) -> tuple[Planes, Planes]:
@@ -329,7 +356,7 @@ def _statistics(result: ZogyResult) -> dict[str, Any]:
     usable = result.usable & (result.variance > 0)
     scaled = result.image[usable] / np.sqrt(result.variance[usable])
     score = result.significance[usable]
-    robust = [1.4826 * float(np.median(np.abs(v - np.median(v)))) if v.size else 1.0 for v in (scaled, score)]
+    robust = [MAD_TO_SIGMA * float(np.median(np.abs(v - np.median(v)))) if v.size else 1.0 for v in (scaled, score)]
     stars = result.match.stars
     return {
         "noise_std": robust[0],
