@@ -13,10 +13,10 @@ from skyloom.errors import InputError, NoUsableDataError, ShapeError, SkyloomErr
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.psf import ArrayPsf, PsfModel, estimate_psf, shift_stamp, stamp_fwhm
 from skyloom.psf.analytic import Profile, fit_profile
-from skyloom.psf.estimate import _model_weight
 from skyloom.psf.fit import constrain
 from skyloom.psf.model import polynomial_terms
 from skyloom.psf.shift import shift_matrices
+from skyloom.psf.weights import model_weight
 
 ROUND = replace(SCIENCE, shear=(0.0, 0.0), vary_shear=(0.0, 0.0), vary_fwhm=(0.0, 0.0, 0.0))
 offsets = st.floats(-0.5, 0.5)
@@ -208,10 +208,26 @@ def test_weights_do_not_follow_the_noise(of_counts):
     data = rng.poisson((model + sky) * gain) / gain - sky
     expected = (model + sky) / gain
     given = np.maximum(np.abs(data) + sky, 1) / gain if of_counts else expected
-    weight = _model_weight(1 / given, model, data - model)
+    weight = model_weight(1 / given, model, data - model)
     bright = model > 4 * np.sqrt(expected)
     follows = np.sum((1 / weight - expected)[bright] * (data - model)[bright]) / np.sum((data - model)[bright] ** 2)
     assert abs(follows) < 0.1 / gain  # of the counts as they are: 1 / gain
+
+
+def test_weights_of_a_star_that_is_mostly_masked_are_finite():
+    rng = np.random.default_rng(23)
+    model = rng.uniform(2e3, 5e4, 20)[:, None, None] * Profile(4.0, 3.0).stamp(12)
+    data = rng.poisson(model + 100.0) - 100.0
+    weight = 1 / np.maximum(data + 100, 1)
+    whole = model_weight(weight, model, data - model)
+    weight[3] = np.where(Profile(4.0, 3.0).stamp(12) > 1e-3, weight[3], 0)
+    weight[4] = 0
+    assert (weight[3] > 0).mean() < 0.2
+    found = model_weight(weight, model, data - model)
+    assert np.isfinite(found).all()
+    assert ((found > 0) == (weight > 0)).all()
+    # the others' weights change with the common fit only
+    assert np.abs(found[5:] / whole[5:] - 1).max() < 0.05
 
 
 def test_stamps_have_unit_sum_and_quiet_wings(model):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.ndimage import gaussian_filter
 
 from simulate import simulate_pair
 from skyloom.errors import InputError, ShapeError, TooFewSourcesError
@@ -64,6 +65,18 @@ def test_a_model_of_given_stars(pair):
     assert (fine["sampling"], fine["width"]) == (0.5, 49)
     assert_allclose(get_psf_stamp(fine, 100, 100), raw.stamp(100, 100), atol=2e-3 * raw.stamp(100, 100).max())
     assert central_error(fine, pair.science_psf, 190, 190) < 0.04
+
+
+def test_stars_are_chosen_among_the_callers(pair):
+    """The others are wider here, and count as neighbours only."""
+    data = pair.science.data - np.median(pair.science.data)
+    data[:, 192:] = gaussian_filter(data, 2.0)[:, 192:]
+    sources = pair.stars["x", "y"]
+    ours, theirs = sources[sources["x"] < 180], sources[sources["x"] > 204]
+    ours_alone = create_psf_model(data, ours, get_raw=True).fwhm()
+    for others in (sources, theirs):  # with or without those of the caller
+        assert abs(create_psf_model(data, ours, neighbors_obj=others, get_raw=True).fwhm() / ours_alone - 1) < 0.02
+    assert create_psf_model(data, theirs, get_raw=True).fwhm() > 1.1 * ours_alone
 
 
 def test_masked_stars_do_not_count(pair):

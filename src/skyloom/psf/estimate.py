@@ -20,6 +20,7 @@ from skyloom.psf.fit import StarStamps, fit_basis, refined_profile, residuals
 from skyloom.psf.model import PsfModel, polynomial_terms, stamp_fwhm
 from skyloom.psf.shift import shift_matrices
 from skyloom.psf.stars import SourceField, choose_stars
+from skyloom.psf.weights import model_weight, soft_weight
 
 logger = logging.getLogger("skyloom.psf")
 
@@ -28,14 +29,8 @@ Array = npt.NDArray[np.float64]
 MIN_STARS = {0: 3, 1: 12, 2: 30}
 """Fewest stars for each order: some three for each polynomial term, and enough to test the choice."""
 MAX_STARS = 160
-SYSTEMATIC = 0.02
-"""Error of the model relative to itself that the weights allow for, so that one bright star does not rule the fit."""
 RING = 1.5
 """Outer radius, in half sizes of the stamps, of the ring where the background of a star is measured."""
-NOISY_SNR = (2.0, 20.0)
-"""Pixels of stars whose residuals are noise, in units of that noise."""
-OF_COUNTS = 0.8
-"""Variances whose slope with the residuals is so large a part of that with the model are those of the counts."""
 PASSES = 4
 FOLDS = 4
 JUDGES = 100
@@ -50,12 +45,13 @@ def estimate_psf(
     half: int | None = None,
     order: int | Literal["auto"] = "auto",
     fallback: Literal["moffat", "gaussian"] | None = None,
+    stars: Any = None,
 ) -> PsfModel:
     """Measure the point spread function from the stars of an image.
 
     The pixels of the PSF, as polynomials of the position, are fitted to all chosen stars at once by weighted least
     squares (a forward model, as Bertin 2011 does; the effective PSF of Anderson & King 2000): every star is the PSF
-    of its place, moved by its sub-pixel offset with Lanczos interpolation, times its flux. Fluxes, positions and
+    of its place, moved by its sub-pixel offset (see `shift_matrices`), times its flux. Fluxes, positions and
     the neighbours' light are refined in turn with the PSF; stars that the model does not describe are left out.
 
     Parameters
@@ -72,6 +68,8 @@ def estimate_psf(
         as well as the lower ones.
     fallback : {'moffat', 'gaussian'}, optional
         With fewer than 3 good stars, but at least one, fit that profile to what there is, instead of an error.
+    stars : table, optional
+        Columns x, y: which of the sources (to a pixel) may be chosen as stars. By default all of them.
 
     Returns
     -------
@@ -91,7 +89,7 @@ def estimate_psf(
     """
     _check_options(half, order, fallback)
     planes = _prepare(exposure)
-    return _estimate(*planes, sources, half=half, order=order, fallback=fallback, name=exposure.name)
+    return _estimate(*planes, sources, half=half, order=order, fallback=fallback, name=exposure.name, stars=stars)
 
 
 def estimate_psf_of_planes(
@@ -129,9 +127,10 @@ def _estimate(
     order: int | Literal["auto"],
     fallback: str | None,
     name: str,
+    stars: Any = None,
 ) -> PsfModel:
     shape = image.shape[0], image.shape[1]
-    field = choose_stars(image, variance, usable, sources, max_stars=MAX_STARS)
+    field = choose_stars(image, variance, usable, sources, max_stars=MAX_STARS, stars=stars)
     needed = MIN_STARS[0 if order == "auto" else order]
     if field.stars.size < needed and (fallback is None or field.stars.size == 0):
         raise _too_few(name, field, needed)
@@ -368,7 +367,7 @@ class _Work:
         shapes = models[:n]
         light = self.flux[:n, None, None] * shapes
         data = residual[rows, columns] + light
-        weight = _soft_weight(_model_weight(self.weight[rows, columns], light, residual[rows, columns]), light)
+        weight = soft_weight(model_weight(self.weight[rows, columns], light, residual[rows, columns]), light)
         data -= self._levels(residual)[:, None, None]
         flux = _flux(data, weight, shapes)
         # pixels far off the model, outside of the core: neighbours that nobody found, cosmic rays
@@ -456,7 +455,7 @@ class _Work:
         self, data: Array, models: Array, weight: Array, index: npt.NDArray[np.intp], core: npt.NDArray[np.bool_]
     ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
         """Fit flux, position and level of sources to their cores; return flux, steps (n, 2), and what was possible."""
-        weight = _soft_weight(weight, self.flux[index, None, None] * models)[:, core]
+        weight = soft_weight(weight, self.flux[index, None, None] * models)[:, core]
         slopes = (np.gradient(models, axis=axis)[:, core] for axis in (2, 1))
         along_x, along_y = slopes
         columns = np.stack([models[:, core], -along_x, -along_y, np.ones_like(along_x)], axis=1)
@@ -467,32 +466,6 @@ class _Work:
         flux = np.maximum(solution[:, 0], 0.0)
         steps = np.clip(solution[:, 1:3] / np.where(flux > 0, flux, np.inf)[:, None], -0.3, 0.3)
         return flux, steps, good
-
-
-def _model_weight(weight: Array, model: Array, residual: Array) -> Array:
-    """Return weights that do not follow the noise of the data.
-
-    Where the photon noise was taken from the counts themselves, a pixel that happens to be high has a large variance:
-    the mean is drawn down by about one electron per pixel. Of the variances v = v_0 + a model + b residual, b is
-    a = 1 / gain if they are those of the counts, and b residual is taken out; it is less if they come from elsewhere.
-    """
-    snr = model * np.sqrt(weight)
-    sky = 1 / np.quantile(weight, 0.8, axis=(1, 2), keepdims=True)
-    variance = 1 / np.where(weight > 0, weight, np.inf)
-    noisy = (snr > NOISY_SNR[0]) & (snr < NOISY_SNR[1])  # residuals of brighter pixels are errors of the model
-    if not noisy.any():
-        return weight
-    columns = np.stack([model, residual, variance - sky])[:, noisy] * np.sqrt(weight[noisy])
-    a, b = np.linalg.lstsq(columns[:2].T, columns[2], rcond=None)[0]
-    if not b > OF_COUNTS * a > 0:
-        return weight
-    corrected = np.where(snr > NOISY_SNR[0], np.maximum(variance - b * residual, sky), variance)
-    return np.divide(1, corrected, out=np.zeros_like(weight), where=weight > 0)
-
-
-def _soft_weight(weight: Array, model: Array) -> Array:
-    """Return the inverse variance with an error of the model in proportion to the model."""
-    return weight / (1 + weight * (SYSTEMATIC * model) ** 2)
 
 
 def _flux(data: Array, weight: Array, model: Array) -> Array:

@@ -115,9 +115,10 @@ def refined_profile(stars: StarStamps, profile: Profile) -> Profile:
 def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int = 12) -> Array:
     """Fit the basis images of a varying PSF to stars.
 
-    Minimises ``sum_s w_s (D_s - M_s)**2 + sum_u ((Phi_0 - m) / (tau m))**2 + sum_km (a_km / tau_a)**2`` by
-    preconditioned conjugate gradients, m being the analytic profile. The prior holds the pixels that the stars do
-    not determine, in the wings, near the profile, so that noise in the wings stays below the wings.
+    Minimises ``sum_s w_s (D_s - M_s)**2 + sum_u ((Phi_0 - m) / (tau m'))**2 + sum_km (a_km / tau_a)**2`` by
+    preconditioned conjugate gradients, m being the analytic profile and m' its maximum over 3 x 3 pixels. The prior
+    holds the pixels that the stars do not determine, in the wings, near the profile, so that noise in the wings stays
+    below the wings.
 
     Parameters
     ----------

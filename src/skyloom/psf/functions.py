@@ -21,6 +21,7 @@ from skyloom.exposure import Exposure, MaskBit
 from skyloom.psf.estimate import estimate_psf
 from skyloom.psf.model import PsfModel
 from skyloom.psf.psfex import PsfexModel
+from skyloom.psf.stars import nearest, source_columns
 
 Array = npt.NDArray[np.float64]
 Verbose = bool | Callable[..., Any]
@@ -172,7 +173,7 @@ def create_psf_model(  # noqa: PLR0917  the reference's signature
     degree : int
         Degree of the variation over the image, 0 to 2.
     neighbors_obj : Table, optional
-        All sources, if `obj` holds some of them only: neighbours are fitted and subtracted.
+        All sources, if `obj` holds some of them only: neighbours are fitted and subtracted, stars chosen from `obj`.
     get_raw : bool
         Return the `PsfModel`.
     fwhm, regularization, subtract_neighbors, subtract_background, isolation
@@ -188,15 +189,35 @@ def create_psf_model(  # noqa: PLR0917  the reference's signature
     InputError, NoUsableDataError, TooFewSourcesError
         See `estimate_psf`.
     """
-    sources = obj if neighbors_obj is None else neighbors_obj
+    sources, stars = obj, None
+    if obj is not None and neighbors_obj is not None:
+        sources, stars = _joined(obj, neighbors_obj), obj
+    elif obj is None:
+        sources = neighbors_obj
     exposure = _exposure(image, mask, None)
     # without gain and sky the noise of the background is all that is known
     exposure = exposure.replace(variance=np.full(exposure.shape, white_noise(exposure) ** 2))
-    model = estimate_psf(exposure, sources, order=degree, half=None if size is None else max(2, int(size) // 2))
+    model = estimate_psf(
+        exposure, sources, order=degree, half=None if size is None else max(2, int(size) // 2), stars=stars
+    )
     _say(verbose, f"{model!r}")
     if get_raw:
         return model
     return _oversampled(model, 1 if oversampling is None else oversampling).to_dict()
+
+
+def _joined(obj: Any, others: Any) -> Table:
+    """Return the positions (and fluxes, if both have them) of `others`, and of what of `obj` is not among them."""
+    one, two = source_columns(obj), source_columns(others)
+    position = np.where(np.isfinite(one[0]) & np.isfinite(one[1]), one[:2], -1e9)
+    new = nearest(position[0], position[1], others) >= 1
+    return Table(
+        {
+            name: np.concatenate([theirs, own[new]])
+            for name, own, theirs in zip(("x", "y", "flux"), one, two, strict=True)
+            if own is not None and theirs is not None
+        }
+    )
 
 
 def _oversampled(model: PsfModel, factor: int) -> PsfexModel:

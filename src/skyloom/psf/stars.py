@@ -75,15 +75,28 @@ def source_columns(sources: Any) -> tuple[Array, Array, Array | None]:
     return np.asarray(sources["x"], float), np.asarray(sources["y"], float), flux
 
 
+def nearest(x: Array, y: Array, sources: Any) -> Array:
+    """Return the distance of positions from the nearest of some sources; infinity without any."""
+    found = np.column_stack(source_columns(sources)[:2])
+    found = found[np.isfinite(found).all(axis=1)]
+    return np.asarray(cKDTree(found).query(np.column_stack([x, y]))[0]) if len(found) else np.full(x.size, np.inf)
+
+
 def choose_stars(
-    image: Plane, variance: Plane, usable: npt.NDArray[np.bool_], sources: Any, *, max_stars: int
+    image: Plane,
+    variance: Plane,
+    usable: npt.NDArray[np.bool_],
+    sources: Any,
+    *,
+    max_stars: int,
+    stars: Any = None,
 ) -> SourceField:
     """Choose isolated, unmasked, well exposed sources of the stars' size.
 
     Stars share one half-light radius: the mode of the radii of all well exposed sources. Kept are sources within 15
-    % of it (plus what noise explains), without unusable pixels in their core, and to which neighbours add less than
-    a tenth of the flux within half a FWHM of their core's border. In crowded fields, where less than a tenth of the
-    sources pass that last test, the limit is relaxed step by step.
+    % of it (plus what noise explains), without unusable pixels in their core, and to which neighbours add, at the
+    border of their core, less than a twentieth of their peak. In crowded fields, where fewer than max_stars / 4 (at
+    least 20) of them pass that last test, the limit is what so many pass.
 
     Parameters
     ----------
@@ -94,6 +107,8 @@ def choose_stars(
         Known sources: columns x, y, optionally flux. None: detect them.
     max_stars : int
         Largest number of stars to choose.
+    stars : table, optional
+        Columns x, y: only sources within a pixel of one of these are chosen.
 
     Returns
     -------
@@ -108,6 +123,7 @@ def choose_stars(
     counts = {"sources": int(x.size)}
     if x.size == 0:
         return SourceField(x, y, np.zeros(0), np.zeros(0, np.intp), np.nan, counts)
+    eligible = np.ones(x.size, bool) if stars is None else nearest(x, y, stars) < 1
     aperture = 4.0
     for _ in range(4):  # the aperture follows the size of the stars
         light, error, _ = sep.sum_circle(image, x, y, aperture, err=sigma, mask=~usable)
@@ -118,9 +134,9 @@ def choose_stars(
             image, x[measured], y[measured], np.full(measured.size, 2 * aperture), 0.5, mask=~usable, subpix=5
         )[0]
         dark = sep.sum_circle(unusable, x, y, aperture / 2)[0]
-        good = (snr > 20) & (dark == 0) & np.isfinite(radius) & (radius > 0.5)
+        good = eligible & (snr > 20) & (dark == 0) & np.isfinite(radius) & (radius > 0.5)
         if np.count_nonzero(good) < 5:
-            good = (snr > 10) & (dark == 0) & np.isfinite(radius) & (radius > 0.5)
+            good = eligible & (snr > 10) & (dark == 0) & np.isfinite(radius) & (radius > 0.5)
         if not good.any():
             return SourceField(x, y, light if flux is None else flux, np.zeros(0, np.intp), np.nan, counts)
         # the brightest ones: in crowded fields, neighbours make faint ones look large

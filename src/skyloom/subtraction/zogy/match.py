@@ -279,6 +279,7 @@ class _Cutouts:
         planes = [of_n * self.n - moved, pair.beta_derivative(self.n, r), kx * moved, ky * moved]
         box = slice(side // 2 - self.half, side // 2 + self.half + 1)
         images = [fft.irfft2(plane, (side, side))[:, box, box].reshape(len(self.xy), -1) for plane in planes]
+        images[1] -= background * self.sigma[1] ** 2 * (scale / beta) ** 3  # d(scale) / d(beta), as of N - background
         constant = np.full(images[0].shape, -scale)  # a constant in N, less what is subtracted
         residual = images[0] - background * scale
         share = (self.sigma[0] * beta) ** 2 / ((self.sigma[0] * beta) ** 2 + self.sigma[1] ** 2)
