@@ -1,12 +1,13 @@
 """The scatter of the stars' flux ratios: found where it is, entered in variance and score; and the bias by noise."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from simulate import simulate_pair
-from skyloom.detection import score
+from skyloom.detection import forced_photometry, score
 from skyloom.subtraction import AlardLuptonOptions, subtract
 from skyloom.subtraction.normal import Model, StampSums, solve
 
@@ -60,6 +61,21 @@ def test_score_knows_that_the_pixels_of_a_star_scatter_together(scenes):
     far = coloured.matched < np.median(coloured.matched) + np.sqrt(coloured.variance)  # sky: as it was
     ratio = found.significance[far] / np.where(blind.significance[far] != 0, blind.significance[far], 1)
     assert np.median(ratio[blind.significance[far] != 0]) == pytest.approx(1, abs=0.01)
+
+
+def test_forced_photometry_has_the_errors_of_the_score(scenes):
+    pair, coloured = scenes[COLOUR]
+    found = score(coloured, pair.science_psf)
+    difference = SimpleNamespace(
+        image=coloured.image, variance=coloured.variance, mask=coloured.mask, score=found, science=pair.science,
+        template=pair.template, subtraction=coloured,
+    )  # fmt: skip
+    y, x = np.nonzero(near_bright_stars(pair, coloured.usable & found.valid))
+    table = forced_photometry(difference, np.column_stack([x, y]))
+    # 5 %: the score's filters and gains are those of a grid's nodes, photometry's those of the place
+    np.testing.assert_allclose(table["flux_err"], np.sqrt(found.flux_variance[y, x]), rtol=0.05)
+    plain = forced_photometry(SimpleNamespace(**{**vars(difference), "subtraction": None}), np.column_stack([x, y]))
+    assert np.median(table["flux_err"] / plain["flux_err"]) > 1.5
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

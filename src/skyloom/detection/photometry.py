@@ -166,6 +166,22 @@ def fit_position(data: Array, weight: Array, stamp: Array, core: npt.NDArray[np.
     return float(dx), float(dy)
 
 
+def _uncertain_light(difference: DifferenceLike) -> Array:
+    """Return the light that was subtracted times the scatter of the stars' flux ratios: common to all pixels of a star.
+
+    Differences without a kernel have it in their effective variance.
+    """
+    subtraction: Any = getattr(difference, "subtraction", None)
+    scatter = 0.0
+    if getattr(subtraction, "kernel", None) is not None:
+        scatter = float(subtraction.statistics.get("flux_scatter", 0.0))
+    if not scatter > 0:
+        return np.zeros(np.shape(difference.image))
+    from skyloom.subtraction.scatter import constant_light
+
+    return scatter * constant_light(subtraction)
+
+
 def forced_photometry(difference: DifferenceLike, xy: npt.ArrayLike, *, score: Score | None = None) -> Table:
     """Measure point-source fluxes at given positions of a difference, changed or not.
 
@@ -193,6 +209,7 @@ def forced_photometry(difference: DifferenceLike, xy: npt.ArrayLike, *, score: S
         raise InputError(f"xy has the shape {xy.shape}; (N, 2) is needed.", shape=xy.shape)
     score = difference.score if score is None else score
     pixels = Pixels.of(difference, score)
+    light = np.pad(_uncertain_light(difference), pixels.pad)
     rows = np.full((len(xy), 3), np.nan)
     rows[:, 2] = 0
     for row, (x, y) in zip(rows, xy, strict=True):
@@ -204,7 +221,8 @@ def forced_photometry(difference: DifferenceLike, xy: npt.ArrayLike, *, score: S
         row[2] = (model**2)[pixels.weight[box] > 0].sum() / (model**2).sum()
         result = psf_flux(pixels.image[box], pixels.weight[box], pixels.effective[box], model)
         if result is not None:
-            row[:2] = result.flux, result.error
+            weight = pixels.weight[box] * model
+            row[:2] = result.flux, np.hypot(result.error, (weight * light[box]).sum() / (weight * model).sum())
     unit = getattr(difference.science, "unit", None)
     return Table(
         {

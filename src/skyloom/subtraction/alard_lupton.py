@@ -12,6 +12,7 @@ from astropy.table import Table
 from scipy import ndimage
 
 from skyloom._threads import serial_blas
+from skyloom.background import MAD_TO_SIGMA
 from skyloom.convolution import polynomial
 from skyloom.errors import NoUsableDataError, ShapeError, SubtractionError, TooFewStampsError
 from skyloom.exposure import UNUSABLE, Exposure, FloatArray
@@ -374,7 +375,7 @@ def noise_statistics(result: Subtraction) -> dict[str, float]:
     middle = float(np.median(sky))
     kept = sky[np.abs(sky - middle) < 5]
     return {
-        "noise_ratio": float(1.4826 * np.median(np.abs(sky - middle))),
+        "noise_ratio": float(MAD_TO_SIGMA * np.median(np.abs(sky - middle))),
         "mean_over_sigma": float(kept.mean()) if len(kept) else middle,
         "systematic_fraction": systematic_fraction(image, sigma**2, signal),
     }

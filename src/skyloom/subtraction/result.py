@@ -44,7 +44,7 @@ class Subtraction:
     convolved : {'template', 'science', 'both'}
         Which image was convolved.
     stamps : Table
-        Stars of the fit: x, y, snr, chi2, used.
+        Stars of the fit: x, y, chi2, used, and snr (NaN with free pixels), or those of `zogy.match.Match.stars`.
     statistics : dict
         Numbers that tell how well it went.
     correlation_science, correlation_template : float

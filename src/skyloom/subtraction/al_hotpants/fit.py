@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom._threads import map_bands
+from skyloom.background import MAD_TO_SIGMA
 from skyloom.convolution import Float32Array, PolynomialKernel, convolve_varying, exponents, monomials
 from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray
@@ -113,7 +114,7 @@ class _Fit:
         self.grams, self.moments = np.zeros((count, n, n)), np.zeros((count, n))
         rows = np.arange(count)
         self.take_next(rows)
-        # the first fit, on every fourth pixel, is only there to find the weights of the second
+        # the first fit, on every second pixel, is only there to find the weights of the second
         self.sum_up(rows, 2 if self.weighted else 1)
 
     def take_next(self, rows: npt.NDArray[np.intp]) -> None:
@@ -286,7 +287,7 @@ def clipped(values: Float64Array, limit: float) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     if not len(values):
         return np.nan, np.nan
-    centre, sigma = np.median(values), 1.4826 * np.median(np.abs(values - np.median(values)))
+    centre, sigma = np.median(values), MAD_TO_SIGMA * np.median(np.abs(values - np.median(values)))
     for _ in range(10):
         kept = values[np.abs(values - centre) <= limit * sigma] if sigma > 0 else values
         before = len(values)

@@ -15,7 +15,7 @@ from skyloom.subtraction.al_hotpants.kernel import HotpantsKernel, Region
 from skyloom.subtraction.al_hotpants.options import HotpantsOptions
 from skyloom.subtraction.al_hotpants.planes import Products
 
-_SAMPLE = 600  # pixels of a region along each axis from which its statistics are found
+_SAMPLE = 600  # pixels of a region along each axis, at most, from which its statistics are found
 
 
 def make_header(
@@ -96,7 +96,7 @@ def _statistics_cards(region: Region, products: Products, options: HotpantsOptio
 def _lattice(region: Region) -> tuple[slice, slice]:
     """Return the pixels of a region from which statistics are taken."""
     spans = (region.y0, region.y1 + 1), (region.x0, region.x1 + 1)
-    y, x = (slice(low, high, max(1, (high - low) // _SAMPLE)) for low, high in spans)
+    y, x = (slice(low, high, -(-(high - low) // _SAMPLE)) for low, high in spans)
     return y, x
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom._threads import map_bands, row_bands
+from skyloom.background import MAD_TO_SIGMA
 from skyloom.errors import NoUsableDataError
 from skyloom.exposure import LARGEST
 from skyloom.subtraction.al_hotpants.fit import Side
 from skyloom.subtraction.al_hotpants.options import HotpantsOptions
 from skyloom.subtraction.dropin_arguments import real_plane, usable_errors
 
-_SAMPLE = 256  # pixels along each axis from which levels are found
+_SAMPLE = 256  # pixels along each axis, at most, from which levels are found
 _LEAST_VARIANCE = 1e-6  # in units of the sky's: only keeps divisions finite
 
 
@@ -180,7 +181,7 @@ def _bad_bits(
 
 def sampled_level(raw: npt.NDArray[Any], good: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """Return median and normalised median deviation of the good pixels, on a lattice of them; NaN if there are none."""
-    step = tuple(max(1, n // _SAMPLE) for n in raw.shape)
+    step = tuple(-(-n // _SAMPLE) for n in raw.shape)
     lattice = slice(None, None, step[0]), slice(None, None, step[1])
     values = raw[lattice][good[lattice]]
     if len(values) < min(1000, raw.size // 2):
@@ -189,4 +190,4 @@ def sampled_level(raw: npt.NDArray[Any], good: npt.NDArray[np.bool_]) -> tuple[f
         return np.nan, np.nan
     values = values.astype(np.float64)
     level = float(np.median(values))
-    return level, 1.4826 * float(np.median(np.abs(values - level)))
+    return level, MAD_TO_SIGMA * float(np.median(np.abs(values - level)))
