@@ -72,6 +72,25 @@ def test_kernel_sum_is_the_flux_ratio():
     assert kernel.image_at(100.0, 400.0).sum() == pytest.approx(kernel.sum_at(100.0, 400.0), rel=1e-9)
 
 
+def test_flux_ratio_varies_where_one_image_is_vignetted():
+    truth = pair()
+    corners = np.array([[20.0, 20.0], [490.0, 490.0], [256.0, 256.0]]).T
+    np.testing.assert_allclose(default_subtraction().kernel.sum_at(*corners), 1 / truth.flux_ratio, rtol=0.01)
+    y, x = np.mgrid[:512, :512]
+    shade = 1 - ((x - 256) ** 2 + (y - 256) ** 2) / (2 * 256**2) * 0.35  # 0.65 in the corners
+    data = (truth.science.data * shade).astype(np.float32)
+    science = truth.science.replace(data=data, variance=truth.science.variance * (shade**2).astype(np.float32))
+    result = subtract(science, truth.template)
+    # a polynomial of second order is among the kernels; corners have no stamps beyond them
+    expected = shade[corners[1].astype(int), corners[0].astype(int)] / truth.flux_ratio
+    np.testing.assert_allclose(result.kernel.sum_at(*corners), expected, rtol=0.03)
+    constant = subtract(science, truth.template, AlardLuptonOptions(vary_kernel_sum=False))
+    assert np.ptp(constant.kernel.sum_at(*corners)) < 1e-9
+    # what a constant ratio leaves is taken for scatter of the stars' colours, which costs depth
+    assert constant.statistics["flux_scatter"] > 0.02
+    assert result.statistics["flux_scatter"] < 0.01
+
+
 def test_bookkeeping():
     result, truth = default_subtraction(), pair()
     assert result.convolved == "template"

@@ -186,7 +186,7 @@ class _Fitter:
         self._noise_gram = _noise_gram(self._images, images.correlation, len(exponents(self.max_background)))
         order = 0 if options.spatial_order == "auto" else options.spatial_order
         background = 0 if options.background_order == "auto" else options.background_order
-        self.model = Model(len(images.basis), order, background, self.max_background, options.vary_kernel_sum)
+        self.model = Model(len(images.basis), order, background, self.max_background, options.vary_kernel_sum is True)
         # before there is a kernel, the source's noise is taken as it is
         self.source_variances = [_inner(stamp.source_variance, images.basis.half) for stamp in self.stamps]
         self.weights = [
@@ -226,17 +226,23 @@ class _Fitter:
 
         The background gets the best one. The kernel gets the highest one that is about as good as the best: its prior
         keeps needless terms small, and a held-out bright star asks for an extrapolation that the full fit does not
-        make.
+        make. The flux ratio varies only where that is clearly better.
         """
         orders = [n for n in _AUTO_ORDERS if _STAMPS_PER_TERM * len(exponents(n)) <= len(self.stamps)] or [0]
         if self.options.background_order == "auto":
             models = [replace(self.model, background_order=n) for n in orders]
             self.model = min(models, key=self._held_out_chi2)
-        if self.options.spatial_order == "auto":
-            models = [replace(self.model, spatial_order=n) for n in orders]
+        if self.options.spatial_order != "auto":
+            orders = [self.model.spatial_order]
+        n_pixels = sum(np.count_nonzero(weight) for weight in self.weights)
+        vary = self.options.vary_kernel_sum
+        best = np.inf
+        for vary_sum in (False, True) if vary == "auto" else (vary,):
+            models = [replace(self.model, spatial_order=n, vary_sum=vary_sum) for n in orders]
             chi2 = np.array([self._held_out_chi2(model) for model in models])
-            n_pixels = sum(np.count_nonzero(weight) for weight in self.weights)
-            self.model = models[np.flatnonzero(chi2 <= chi2.min() + _AS_GOOD * n_pixels)[-1]]
+            chosen = np.flatnonzero(chi2 <= chi2.min() + _AS_GOOD * n_pixels)[-1]
+            if chi2[chosen] < best - _AS_GOOD * n_pixels:
+                best, self.model = chi2[chosen], models[chosen]
 
     def choose_debiasing(self) -> None:
         """Set how far the bias by noise is taken off: as far as that helps to predict unseen stamps.

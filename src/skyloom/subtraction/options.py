@@ -24,8 +24,9 @@ class AlardLuptonOptions:
     background_order : 'auto' or int
         Order of the polynomial of the differential background, 0 to 4; 'auto' is the one of 0 to 3 that
         predicts best.
-    vary_kernel_sum : bool
-        Let the kernel's sum (the flux ratio of the two images) vary over the field like the rest of the kernel.
+    vary_kernel_sum : 'auto' or bool
+        Let the kernel's sum (the flux ratio of the two images) vary over the field like the rest of the kernel; 'auto'
+        if that predicts stamps clearly better: vignetting or clouds in one image only.
     kernel_half_width : int, optional
         Pixels from the kernel's centre to its edge; from the two FWHMs if not given.
     gaussian_sigmas, gaussian_orders : tuple, optional
@@ -66,7 +67,7 @@ class AlardLuptonOptions:
     convolve: Literal["auto", "template", "science"] = "auto"
     spatial_order: Literal["auto"] | int = "auto"
     background_order: Literal["auto"] | int = "auto"
-    vary_kernel_sum: bool = False
+    vary_kernel_sum: Literal["auto"] | bool = "auto"
     kernel_half_width: int | None = None
     gaussian_sigmas: tuple[float, ...] | None = None
     gaussian_orders: tuple[int, ...] = (6, 4, 2)
@@ -89,6 +90,8 @@ class AlardLuptonOptions:
             order = getattr(self, what)
             if order != "auto" and order not in range(MAX_ORDER + 1):
                 raise InputError(f"{what} is {order!r}; it must be 'auto' or a whole number from 0 to {MAX_ORDER}.")
+        if self.vary_kernel_sum not in ("auto", True, False):
+            raise InputError(f"vary_kernel_sum is {self.vary_kernel_sum!r}; it must be 'auto', True or False.")
         if self.gaussian_sigmas is not None and len(self.gaussian_sigmas) != len(self.gaussian_orders):
             raise InputError(
                 f"There are {len(self.gaussian_sigmas)} gaussian_sigmas and {len(self.gaussian_orders)} "
