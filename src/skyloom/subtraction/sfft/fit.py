@@ -44,8 +44,9 @@ class FitOptions:
     accuracy : float
         How near to the minimum the unknowns are brought, in units of their statistical errors, of all taken together.
     noise_correlation : ndarray, optional
-        That of the template's noise, see `Design.noise_product`. If given, the kernel is expected to be one pixel of 1,
-        and is so where noise leaves nothing to measure.
+        That of the template's noise in units of `FitPlanes.template_variance`, see `Design.noise_product`.
+    like_one_pixel : bool
+        The kernel is expected to be one pixel of 1, and is so where noise leaves nothing to measure.
     """
 
     model: DeltaModel
@@ -56,6 +57,7 @@ class FitOptions:
     log: Callable[[str], None] | None = None
     accuracy: float = _IN_THE_END
     noise_correlation: Float64Array | None = None
+    like_one_pixel: bool = False
 
     def __post_init__(self) -> None:
         if self.sigma_clip is not None and not self.sigma_clip >= 0:
@@ -141,7 +143,7 @@ class _Fitter:
         self.planes, self.options = planes, options
         self.design = Design(planes.template, options.model)
         self.expected: Float64Array | None = None
-        if options.noise_correlation is not None:
+        if options.like_one_pixel:
             self.expected = np.zeros(options.model.size)
             self.expected[options.model.taps // 2] = 1
         self.solver = Solver(self.design, planes.science, options.penalties, self.expected)
@@ -154,7 +156,9 @@ class _Fitter:
         self.solver.start(self.weight)
         if self.planes.template_variance is not None:
             self.fit(_BEFORE_WEIGHING)
+            before = self.unit
             self.set_variance(self.full_variance())
+            self.solver.scale_prior(self.unit / before)
             self.solver.go_on(self.weight)
         for attempt in range(self.options.max_iter):
             self.fit(_WHILE_CLIPPING)
@@ -184,10 +188,11 @@ class _Fitter:
         self.need_enough(usable)
         self.variance = variance
         self.inverse = usable.astype(np.float32)
+        self.unit = 1.0
         if variance is not None:
             # in units of their mean, so that single precision holds them whatever the unit of the images
-            mean = float(np.mean(variance[usable]))
-            np.divide(mean, variance, out=self.inverse, where=usable, casting="unsafe")
+            self.unit = float(np.mean(variance[usable]))
+            np.divide(self.unit, variance, out=self.inverse, where=usable, casting="unsafe")
         self.weight = self.inverse
         self.sigma = np.float32(1) if variance is None else np.sqrt(np.where(usable, variance, 1.0), dtype=np.float32)
 

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 from scipy import ndimage
+from scipy.signal import convolve2d
 
 from skyloom.convolution import exponents
 from skyloom.exposure import BoolArray
 from skyloom.subtraction.basis import DeltaBasis
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.match import Match
+from skyloom.subtraction.noise import smoothing_kernel
 from skyloom.subtraction.sfft.design import DeltaModel, Float64Array
 from skyloom.subtraction.sfft.fit import DeltaFit, FitOptions, FitPlanes, fit_delta
 from skyloom.subtraction.sfft.options import SfftOptions
@@ -54,9 +56,11 @@ def match_sfft(
         Of the wider stars, pixels.
     options : SfftOptions
     correlation : float
-        `Exposure.correlation` of the source: its noise is larger by this factor, as a variance, for wide kernels.
+        `Exposure.correlation` of the source: its noise is larger by this factor, as a variance, for wide kernels. It is
+        taken to be white noise smoothed by `skyloom.subtraction.noise.smoothing_kernel`.
     noise_correlation : ndarray, optional
-        See `FitOptions`.
+        How the noise of a source is correlated that went through filters, see `FitOptions`. The kernel is expected to
+        be one pixel of 1 then.
     """
     half = options.kernel_half_width or kernel_half(fwhm)
     side = 2 * half + 1
@@ -65,21 +69,30 @@ def match_sfft(
     usable = target.usable & ~reach(~source.usable, (half + 1 - half % 2, half + 1 - half % 2))
     usable &= ~reach(np.zeros(usable.shape, bool), (side, side))
     region, table = _pixels(usable, xy, fwhm, options, needed=_PIXELS_PER_UNKNOWN * model.size)
+    # of the white noise, which all of it is for weights of wide kernels; the bias knows how it is correlated
+    template_variance = np.where(source.usable, source.variance, 0.0).astype(np.float64) * correlation
+    like_one_pixel = noise_correlation is not None
+    if noise_correlation is None and correlation > 1:
+        smoothing = smoothing_kernel(correlation)
+        covariance = convolve2d(smoothing, smoothing)  # even, so that this is the correlation
+        noise_correlation = covariance / covariance.max() / correlation
     planes = FitPlanes(
         np.where(target.usable, target.data, 0).astype(np.float64),
         np.where(source.usable, source.data, 0).astype(np.float64),
         usable if region is None else usable & region,
         np.where(usable, target.variance, 1.0),
-        np.where(source.usable, source.variance, 0.0).astype(np.float64) * correlation,
+        template_variance,
     )
     precision = _prior(model, planes, fwhm)
-    if noise_correlation is not None:
+    if like_one_pixel:
         precision /= _NEAR_A_PIXEL**2
     penalties = Penalties(options.flux_order, _FLUX_PENALTY, options.ridge, precision)
     limits = options.sigma_clip, options.max_iterations
-    fit = fit_delta(
-        planes, FitOptions(model, penalties, *limits, accuracy=_ACCURACY, noise_correlation=noise_correlation)
-    )
+    choices = FitOptions(
+        model, penalties, *limits, accuracy=_ACCURACY,
+        noise_correlation=noise_correlation, like_one_pixel=like_one_pixel,
+    )  # fmt: skip
+    fit = fit_delta(planes, choices)
     kernel = SpatialKernel(
         DeltaBasis(half), fit.kernel.reshape(len(fit.kernel), -1).T, fit.design.centre, fit.design.scale
     )
@@ -130,7 +143,7 @@ def _prior(model: DeltaModel, planes: FitPlanes, fwhm: float) -> Float64Array:
 def _pixels(
     usable: BoolArray, xy: Float64Array, fwhm: float, options: SfftOptions, *, needed: int
 ) -> tuple[BoolArray | None, Table]:
-    """Return the boxes that are fitted (None: all pixels), and the stars in their middles."""
+    """Return the boxes that are fitted (None: all pixels), and the usable sources in them."""
     size = max(4, round(_BOX * fwhm))
     sources = Table({"x": xy[:, 0], "y": xy[:, 1]})
     region, _ = object_region(sources, ~usable, size=size, grid=_CELLS, per_cell=_PER_CELL)

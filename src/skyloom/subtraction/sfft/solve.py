@@ -17,7 +17,7 @@ small, and so does what single precision loses of them: x ends up as in double p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,14 @@ class Solver:
         """Take weights that differ a little: the unit stays, and the matrix unless it has become a bad guide."""
         anew = rebuild or self._steps > _MANY_STEPS
         self._set(weight, self._design.matrix(weight) if anew else None)
+
+    def scale_prior(self, factor: float) -> None:
+        """Take the variance of a pixel of weight 1, the unit of `Penalties.precision`, to have grown by a factor."""
+        precision = self._penalties.precision
+        if precision is not None:
+            diagonal = self._penalty.diagonal.copy()
+            diagonal[: precision.size] += (factor - 1) * precision
+            self._penalty = replace(self._penalty, diagonal=diagonal)
 
     def refine(self, tolerance: float) -> None:
         """Bring x to the minimum as `solve` does, in double precision."""
