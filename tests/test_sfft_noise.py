@@ -7,11 +7,15 @@ import pytest
 from scipy.signal import fftconvolve
 
 from simulate import Epoch, simulate_pair
+from skyloom.errors import InputError, SkyloomError
 from skyloom.subtraction import SfftOptions, subtract
 from skyloom.subtraction.noise import smoothing_kernel
+from skyloom.subtraction.sfft import run_sfft, solve
 from skyloom.subtraction.sfft.design import DeltaModel
 from skyloom.subtraction.sfft.fit import FitOptions, FitPlanes, fit_delta
 from skyloom.subtraction.sfft.solve import Penalties
+
+TINY, HUGE = 2.0**-66, 2.0**100  # 1e-20, 1e30
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +69,52 @@ def test_prior_is_in_the_unit_of_the_full_variance():
     # the fits before the last are only brought near to the minimum: a part of the errors of a tap
     error = np.sqrt(full / np.sum(A[:, 4] ** 2))
     np.testing.assert_allclose(fit.unknowns[:9], best(full, noise)[:9], atol=0.1 * error)
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(("of_science", "of_template"), [(TINY, TINY), (HUGE, HUGE), (TINY, 1.0), (1.0, HUGE)])
+def test_results_scale_with_the_images(given, of_science, of_template):
+    pair = simulate_pair(5, 128, n_stars=25, n_galaxies=0, n_transients=0)
+    science, template = (np.asarray(one.data, np.float64) for one in (pair.science, pair.template))
+
+    def run(first, second):
+        errors = {"err": True, "template_err": True}
+        if given:
+            errors = {
+                "err": first * np.sqrt(pair.science.variance),
+                "template_err": second * np.sqrt(pair.template.variance),
+            }
+        return run_sfft(
+            first * science, second * template, **errors, image_gain=1.5 / first, template_gain=6 / second,
+            kernel_shape=None, kernel_poly_order=1, get_convolved=True, get_scaled=True, get_noise=True,
+            get_kernel=True,
+        )  # fmt: skip
+
+    plain, scaled = run(1.0, 1.0), run(of_science, of_template)
+    # all by powers of 2, which multiply without rounding
+    for k, unit in ((0, of_science), (1, of_science), (2, 1.0), (3, of_science)):
+        np.testing.assert_array_equal(scaled[k] / unit, plain[k])
+    ratio = of_science / of_template
+    np.testing.assert_array_equal(scaled[4].kernel_coeffs / ratio, plain[4].kernel_coeffs)
+    np.testing.assert_array_equal(scaled[4].bg_coeffs / of_science, plain[4].bg_coeffs)
+    assert scaled[4].rms == plain[4].rms * of_science
+
+
+@pytest.mark.parametrize("kernel_shape", [(5, 5), None])
+@pytest.mark.parametrize(
+    "wrong", ["stars", [["a", "b"], ["c", "d"]], np.ones((32, 32)) * 1j, np.ones((32, 32), object)]
+)
+def test_images_that_are_no_numbers_are_typed_errors(wrong, kernel_shape):
+    good = np.ones((32, 32))
+    for images in ((wrong, good), (good, wrong)):
+        with pytest.raises(SkyloomError):
+            run_sfft(*images, kernel_shape=kernel_shape)
+        with pytest.raises(SkyloomError):
+            solve(*images, kernel_shape=kernel_shape)
+
+
+@pytest.mark.parametrize("name", ["image_gain", "template_gain"])
+@pytest.mark.parametrize("gain", [0.0, -1.0, np.nan, np.inf, "2"])
+def test_gains_that_cannot_be(name, gain):
+    with pytest.raises(InputError, match=name):
+        run_sfft(*np.ones((2, 32, 32)), **{name: gain})

@@ -189,7 +189,7 @@ class Design:
         """Return N x, where N is what the template's noise adds to the expectation of A^T W A.
 
         N_(a ij)(a' i'j') = rho(a' - a) sum_p w(p) X^(i+i') Y^(j+j') V(p - a), for pixels of variance V whose noise has
-        the correlation rho: a stamp with its middle at lag 0, delta if not given. (If V is that of the white noise which
+        the correlation rho: a stamp with its middle at lag 0, delta if not given. (If V is that of white noise which
         resampling has smoothed by s, rho is s correlated with s, sum s^2 at lag 0.)
         """
         model = self.model

@@ -18,6 +18,7 @@ from skyloom.exposure import BoolArray
 from skyloom.subtraction.dropin_arguments import error_plane, logger
 from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
 from skyloom.subtraction.sfft.fit import FitOptions, fit_delta, flux_scale
+from skyloom.subtraction.sfft.noise_map import power_of_two
 from skyloom.subtraction.sfft.planes import SfftPlanes, make_planes
 from skyloom.subtraction.sfft.regions import kernel_shape_for
 from skyloom.subtraction.sfft.solve import Penalties
@@ -195,23 +196,28 @@ def make_penalties(flux_order: int, flux_penalty: float, ridge: float) -> Penalt
 
 def fit_planes(planes: SfftPlanes, options: FitOptions, region: BoolArray | None = None) -> SFFTResult:
     """Fit to the pixels of a region, and put the result together."""
-    fit = fit_delta(planes.restricted(region), options)
+    units = planes.units
+    fit = fit_delta(planes.restricted(units, region), options)
     model = fit.design.model
-    background = fit.background.copy()
+    kernel, background, residual = (
+        fit.kernel * (units[0] / units[1]),
+        fit.background * units[0],
+        fit.residual * units[0],
+    )
     background[exponents(model.background_order).index((0, 0))] += planes.science_level
     level = planes.template_level
     flux_order = options.penalties.flux_order
     if model.background_order >= model.kernel_order:
         # K * (R - r) = K * R - r sum K, whose last part the background can take up
-        sums = dict(zip(exponents(model.kernel_order), fit.kernel.sum(axis=(1, 2)), strict=True))
+        sums = dict(zip(exponents(model.kernel_order), kernel.sum(axis=(1, 2)), strict=True))
         background -= level * np.array([sums.get(term, 0.0) for term in exponents(model.background_order)])
         level = 0.0
-    flux = flux_scale(fit, flux_order)
+    flux = flux_scale(fit, flux_order) * (units[0] / units[1])
     image = planes.science + planes.science_level
     return SFFTResult(
-        diff=np.where(planes.finite, fit.residual, 0.0),
-        model=image - fit.residual,
-        kernel_coeffs=_reordered(fit.kernel.reshape(len(fit.kernel), -1), model.kernel_order).T.copy(),
+        diff=np.where(planes.finite, residual, 0.0),
+        model=image - residual,
+        kernel_coeffs=_reordered(kernel.reshape(len(kernel), -1), model.kernel_order).T.copy(),
         bg_coeffs=_reordered(background, model.background_order),
         kernel_shape=model.kernel_shape,
         kernel_poly_order=model.kernel_order,
@@ -219,7 +225,7 @@ def fit_planes(planes: SfftPlanes, options: FitOptions, region: BoolArray | None
         flux_poly_order=flux_order,
         flux_poly_coeffs=_reordered(flux, model.kernel_order)[: len(terms(flux_order))],
         n_iter=fit.n_iter,
-        rms=float(np.sqrt(np.mean(fit.residual[fit.used] ** 2))),
+        rms=float(np.sqrt(np.mean(fit.residual[fit.used] ** 2))) * units[0],
         n_good=int(np.count_nonzero(fit.used)),
         dmask=planes.dmask,
         template_level=level,
@@ -246,7 +252,9 @@ def convolved_variance(result: SFFTResult, variance: Float64Array) -> Float64Arr
     model = DeltaModel(result.kernel_shape, result.kernel_poly_order, 0)
     planes = _ordered_back(result.kernel_coeffs.T, result.kernel_poly_order).reshape(-1, *result.kernel_shape)
     unknowns = np.append(planes[:, ::-1, ::-1].ravel(), 0.0)
-    return np.maximum(Design(np.zeros(variance.shape), model).convolved_variance(unknowns, variance), 0.0)
+    units = power_of_two(unknowns, unknowns != 0), power_of_two(variance, variance > 0)  # sums are in single precision
+    convolved = Design(np.zeros(variance.shape), model).convolved_variance(unknowns / units[0], variance / units[1])
+    return np.maximum(convolved.astype(np.float64), 0.0) * units[0] ** 2 * units[1]
 
 
 def _monomials(x: Any, y: Any, order: int, image_shape: tuple[int, int]) -> Float64Array:

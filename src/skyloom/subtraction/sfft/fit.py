@@ -76,6 +76,8 @@ class FitPlanes:
         The pixels of the fit.
     variance, template_variance : ndarray of float64, optional
         Of the pixels; positive where usable. Without a variance all weights are the same.
+    unit : float
+        Of the science image, for messages.
     """
 
     science: Float64Array
@@ -83,6 +85,7 @@ class FitPlanes:
     usable: BoolArray
     variance: Float64Array | None
     template_variance: Float64Array | None
+    unit: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +204,7 @@ class _Fitter:
         self.n_iter += 1
         if self.options.log is not None:
             used = self.weight > 0
-            rms = np.sqrt(np.mean(self.solver.residual[used] ** 2))
+            rms = self.planes.unit * np.sqrt(np.mean(self.solver.residual[used] ** 2))
             self.options.log(f"SFFT fit {self.n_iter}: rms {rms:.6g} over {np.count_nonzero(used)} pixels")
 
     def full_variance(self) -> Float64Array:

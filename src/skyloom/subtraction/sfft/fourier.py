@@ -7,7 +7,7 @@ all pixels counting the same, the model
 
 has a normal matrix whose entries are correlations of images, taken at differences of shifts (their eq. 12 to 20):
 
-    <shift_a I_s, shift_a' I_t> = C_st(a' - a),  C_st = F^-1[conj(F I_s) F I_t],
+    <shift_a I_s, shift_a' I_t> = C_st(a' - a),  C_st = F^-1[F I_s conj(F I_t)],
 
 one transform for each pair (s, t), whatever the number of shifts. The boundary is periodic.
 

@@ -41,18 +41,20 @@ def noise_map(image: Float64Array, bad: BoolArray, gain: float | None) -> tuple[
         raise NoUsableDataError("No pixel can be used for a noise map: all are masked or NaN.")
     # the level is taken off first: single precision, and sums of squares, lose digits to a high sky
     level = rough_level(image, ~bad)
-    data = np.where(bad, 0.0, image - level).astype(np.float32)
+    data = np.where(bad, 0.0, image - level)
+    unit = power_of_two(data, ~bad)
+    data = (data / unit).astype(np.float32)
     background = sep.Background(data, mask=bad)
     rms, plane = background.rms(dtype=np.float32), background.back(dtype=np.float32)
     if gain is None:
-        return rms.astype(np.float64), plane + level
+        return rms * np.float64(unit), plane * np.float64(unit) + level
     data -= plane
     data[bad] = 0
     data = _smoothed(_smoothed(data).T).T
     data[data <= np.float32(_SOURCE * _SMOOTHED_NOISE) * rms] = 0
-    data /= np.float32(gain)
+    data /= np.float32(gain * unit)
     data += rms * rms
-    return np.sqrt(data, dtype=np.float64), plane + level
+    return np.sqrt(data, dtype=np.float64) * unit, plane * np.float64(unit) + level
 
 
 def _smoothed(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -71,3 +73,13 @@ def rough_level(image: Float64Array, good: BoolArray) -> float:
     """Return the median of some good pixels, evenly spread: near the sky, to be taken off, and exact to shifts."""
     values = image[good]
     return float(np.median(values[:: max(1, values.size // _SAMPLE)])) if values.size else 0.0
+
+
+def power_of_two(image: Float64Array, good: BoolArray) -> float:
+    """Return a power of 2 near the absolute values of the good pixels: a unit in which single precision holds squares.
+
+    To divide by it is exact.
+    """
+    size = np.abs(image)
+    typical = rough_level(size, good) or float(size[good].max(initial=0.0))
+    return float(np.ldexp(1.0, int(np.frexp(typical)[1])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ from scipy import ndimage
 
 from skyloom.errors import ShapeError
 from skyloom.exposure import BoolArray
-from skyloom.subtraction.dropin_arguments import bad_plane, usable_errors
+from skyloom.subtraction.dropin_arguments import bad_plane, real_plane, usable_errors
 from skyloom.subtraction.sfft.design import Float64Array
 from skyloom.subtraction.sfft.fit import FitPlanes
-from skyloom.subtraction.sfft.noise_map import rough_level
+from skyloom.subtraction.sfft.noise_map import power_of_two, rough_level
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +69,21 @@ class SfftPlanes:
             template_err=template_err,
         )
 
-    def restricted(self, region: BoolArray | None = None) -> FitPlanes:
-        """Return what is fitted: the usable pixels, of a region."""
-        variance = None if self.err is None else np.where(self.bad_science, 1.0, self.err) ** 2
-        of_template = None if self.template_err is None else np.where(self.bad_template, 0.0, self.template_err) ** 2
+    @property
+    def units(self) -> tuple[float, float]:
+        """Powers of 2 in which science image and template are fitted, so that single precision holds their squares."""
+        return power_of_two(self.science, self.usable), power_of_two(self.template, self.usable)
+
+    def restricted(self, units: tuple[float, float], region: BoolArray | None = None) -> FitPlanes:
+        """Return what is fitted: the usable pixels, of a region, in units of their own."""
+        of_science, of_template = units
+        variance = None if self.err is None else np.where(self.bad_science, 1.0, self.err / of_science) ** 2
+        template_variance = None
+        if self.template_err is not None:
+            template_variance = np.where(self.bad_template, 0.0, self.template_err / of_template) ** 2
         usable = self.usable if region is None else self.usable & region
-        return FitPlanes(self.science, self.template, usable, variance, of_template)
+        science, template = self.science / of_science, self.template / of_template
+        return FitPlanes(science, template, usable, variance, template_variance, of_science)
 
 
 def make_planes(image: Any, template: Any, mask: Any, template_mask: Any, kernel_shape: tuple[int, int]) -> SfftPlanes:
@@ -81,12 +91,14 @@ def make_planes(image: Any, template: Any, mask: Any, template_mask: Any, kernel
 
     Raises
     ------
+    InputError
+        They are no real numbers.
     ShapeError
         They differ in shape, or a mask does.
     """
-    science, reference = (np.array(np.ma.getdata(plane), np.float64) for plane in (image, template))
+    science, reference = numbers(image, "the image"), numbers(template, "the template")
     shape = science.shape
-    if science.ndim != 2 or shape != reference.shape or science.size == 0:
+    if shape != reference.shape:
         raise ShapeError(
             f"The image has the shape {shape} and the template {reference.shape}; two images of the same shape are "
             "needed. "
@@ -112,6 +124,12 @@ def make_planes(image: Any, template: Any, mask: Any, template_mask: Any, kernel
         dmask=dmask,
         kernel_shape=kernel_shape,
     )
+
+
+def numbers(image: Any, what: str) -> Float64Array:
+    """Return a copy of an image, with what lies below its mask; paths are read."""
+    whole = image if isinstance(image, str | Path) else np.ma.getdata(image)
+    return real_plane(whole, what).astype(np.float64)
 
 
 def reach(bad: BoolArray, kernel_shape: tuple[int, int]) -> BoolArray:

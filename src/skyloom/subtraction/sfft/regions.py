@@ -8,7 +8,9 @@ import numpy as np
 
 from skyloom.errors import InputError, NoUsableDataError
 from skyloom.exposure import BoolArray, Exposure
+from skyloom.subtraction.dropin_arguments import real_plane
 from skyloom.subtraction.sfft.design import Float64Array
+from skyloom.subtraction.sfft.noise_map import power_of_two
 
 _DEFAULT_SIZE = 15
 _PER_FWHM = 3.0
@@ -35,10 +37,12 @@ def kernel_shape_for(image: Any, template: Any, mask: Any, template_mask: Any) -
     from skyloom.registration import detect_sources, image_fwhm
 
     widths = []
-    for plane, bad in ((image, mask), (template, template_mask)):
+    for plane, bad, what in ((image, mask, "the image"), (template, template_mask, "the template")):
+        data = real_plane(plane, what).astype(np.float64)
+        data /= power_of_two(data, np.isfinite(data))
         try:
             known: dict[str, Any] = {} if bad is None else {"mask": np.asarray(bad, bool)}
-            stars = detect_sources(Exposure(plane, **known))
+            stars = detect_sources(Exposure(data, **known))
         except NoUsableDataError:
             continue  # the fit will tell that there are too few pixels
         if len(stars):

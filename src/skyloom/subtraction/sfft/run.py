@@ -100,6 +100,8 @@ def run_sfft(  # noqa: PLR0917  the reference's signature
         The template is constant.
     """
     log = logger(verbose)
+    for gain, what in ((image_gain, "image_gain"), (template_gain, "template_gain")):
+        check_gain(gain, what)
     if kernel_shape is None:
         kernel_shape = kernel_shape_for(image, template, mask, template_mask)
     model = make_model(kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, max_iter)
@@ -175,7 +177,6 @@ def background_plane(result: SFFTResult) -> Float64Array:
 def _errors(err: Any, plane: Float64Array, bad: BoolArray, gain: float | None, what: str) -> Float64Array | None:
     if err is not True:
         return error_plane(err, plane.shape, f"argument {what}")
-    check_gain(gain, f"The gain for {what}=True")
     if bad.all():
         return np.zeros(plane.shape)  # the fit will tell that there are too few pixels
     return noise_map(plane, bad, gain)[0]
