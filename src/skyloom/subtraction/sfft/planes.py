@@ -53,12 +53,13 @@ class SfftPlanes:
         return ~(self.bad_science | self.dmask)
 
     def with_errors(self, err: Float64Array | None, template_err: Float64Array | None) -> SfftPlanes:
-        """Return the planes with errors; pixels whose error is not positive and finite become bad."""
+        """Return the planes with errors; pixels whose error no image of this unit can have become bad."""
         bad_science, bad_template = self.bad_science, self.bad_template
+        of_science, of_template = self.units
         if err is not None:
-            bad_science = bad_science | ~usable_errors(err)
+            bad_science = bad_science | ~usable_errors(err / of_science)
         if template_err is not None:
-            bad_template = bad_template | ~usable_errors(template_err, zero=True)
+            bad_template = bad_template | ~usable_errors(template_err / of_template, zero=True)
         return replace(
             self,
             template=np.where(bad_template, 0.0, self.template),
