@@ -50,8 +50,9 @@ def test_a_measured_model_is_that_of_the_stars(pair, tmp_path):
     assert (psf["width"], psf["degree"], psf["ncoeffs"]) == (25, 1, 3)
     assert len(objects) > 20
     for x, y in ((60, 60), (190, 200), (320, 310)):
-        # some 40 stars; the field's quadratic variation is beyond order 1
-        assert central_error(psf, pair.science_psf, x, y) < 0.04
+        # the largest of 625 pixels, from some 40 stars, and the field's quadratic variation is beyond order 1: 0.036 in
+        # the mean of ten such fields, 0.02 from field to field
+        assert central_error(psf, pair.science_psf, x, y) < 0.06
     written = load_psf(tmp_path / "model.psf", get_header=True)
     assert written.pop("header")["POLDEG1"] == 1
     assert_allclose(written["data"], psf["data"], atol=1e-7)
