@@ -115,9 +115,7 @@ def test_fruchter_and_hook_correlation():
     p, s = 0.8, 1.0
     exposures = [Exposure(np.ones((60, 60), np.float32), variance=np.ones((60, 60))) for _ in range(150)]
     shifts = rng.uniform(0, 1, (150, 2))
-    result = coadd(
-        exposures, CoaddOptions("mean", p, background="none"), maps=[lambda xy, d=d: xy + d for d in shifts]
-    )
+    result = coadd(exposures, CoaddOptions("mean", p, background="none"), maps=[lambda xy, d=d: xy + d for d in shifts])
     ratio = p / s
     expected = 1 / (1 - ratio / 3) ** 2 if ratio <= 1 else (ratio / (1 - 1 / (3 * ratio))) ** 2
     # 150 dithers: the mean of squared overlaps is known to a few per cent
