@@ -119,7 +119,11 @@ def pairs(title: str, images: list[Exposure]) -> None:
 
 
 def scaled(image: Exposure, factor: float) -> Exposure:
-    """Return the same sky on pixels of another size, by area overlap: a survey of lower resolution."""
+    """Return the same sky on pixels of another size, by area overlap: a survey of lower resolution.
+
+    Its pixels see the light of all stars, of those that are saturated (cut off at 3000) here, too.
+    """
+    image = image.replace(mask=None, saturation=None)
     ny, nx = (int(n / factor) for n in image.shape)
     coarse = resample(image, lambda xy: (xy + 0.5) * factor - 0.5, (ny, nx), method="area")
     return coarse.replace(name=f"{image.name} on {factor:g} px")
