@@ -38,7 +38,7 @@ MOST_STEPS = 50
 CHANCE = 1e-6
 """Probability that white noise passes for structure."""
 EXPONENTS = np.arange(-4.0, 8.1, 0.5)
-"""Of the strength of the penalty: from following every box to a constant."""
+"""Of the strength of the penalty: from following every box to a bilinear surface, which it leaves alone."""
 STEEP = 0.1
 """Part of what the surface changes by from box to box that it may be off by: a box is odd only beyond that."""
 ROBUST_STEPS = 4
@@ -124,7 +124,9 @@ def _box_means(
 def smooth_surface(values: Float64Array, weights: Float64Array) -> SmoothSurface:
     """Smooth values on a regular grid: minimise sum w (y - z)^2 + s (|D_y z|^2 + |D_x z|^2), D second differences.
 
-    The penalty is diagonal in the products of the eigenvectors of the two matrices D'D, as Garcia's is in cosines.
+    The penalty is diagonal in the products of the eigenvectors of the two matrices D'D, with the sums of their
+    eigenvalues; Garcia's is so in cosines, with the squared sums. His residuals are studentised for the robust weights;
+    these are not, but may be as large as a part of the surface's own steps (`STEEP`).
 
     Parameters
     ----------

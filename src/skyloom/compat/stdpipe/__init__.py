@@ -1,1 +1,1 @@
-"""The parts of ``stdpipe`` that skyloom serves: image subtraction."""
+"""The parts of ``stdpipe`` that skyloom serves: image subtraction, and the point spread functions that it needs."""
