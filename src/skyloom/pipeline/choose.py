@@ -13,7 +13,7 @@ The rule follows from what the three methods do on the same pairs (docs/methods.
 - Either image is the sharper one along some axis (the seeing differs by less than `ALIKE`), so that a kernel has to
   sharpen; or the sharper image is much the noisier one (`NOISIER`), and a kernel would spread its noise: the proper
   subtraction, which does neither. Not with a deep template (less than `DEEP` of the noise): its noise is nothing.
-- Else all methods do equally well, and Alard & Lupton's takes the least time.
+- Else all methods do equally well: Alard & Lupton.
 """
 
 from __future__ import annotations
