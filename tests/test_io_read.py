@@ -395,6 +395,11 @@ def test_saturation_is_seen_at_any_level_and_in_floating_point():
     assert pile_up_level(clipped) == 8000.5
     assert read(data).saturation is None
     assert read(clipped, saturation=9000.0).saturation == 9000.0
+    # equal stars on the middles of pixels, without noise and with a little of it in the sky alone
+    equal = np.zeros((90, 90), np.float32)
+    equal[5::10, 5::10] = 1000
+    assert pile_up_level(equal) is None
+    assert pile_up_level(np.where(equal > 0, equal, RNG.normal(0, 1, equal.shape))) is None
 
 
 @given(hnp.arrays(np.float32, (4, 5), elements=st.floats(width=32)), st.booleans())

@@ -27,7 +27,9 @@ logger = logging.getLogger("skyloom.io")
 PILED_PIXELS = 8
 """Fewer pixels of one value are no plateau."""
 PILED_RANGE = 0.05
+"""Part of the range from the sky to the highest value in which fewer pixels than at the plateau must lie."""
 PILED_ABOVE_SKY = 50.0
+"""Deviations of the sky."""
 ROLES = ("error", "variance", "inverse_variance", "quality")
 OTHER_PLANES = {
     "WHT",
@@ -145,7 +147,7 @@ def _fields_of_array(source: Any) -> dict[str, Any]:
         data = source if isinstance(source, np.ma.MaskedArray) else np.asarray(getattr(source, "value", source))
     except (TypeError, ValueError) as error:
         raise InputError(f"A {type(source).__name__} cannot be read as an image: {error}.") from error
-    level = pile_up_level(np.ma.getdata(data)) if data.ndim == 2 else None
+    level = pile_up_level(np.ma.getdata(data))
     return {"data": data, "unit": unit_text(unit), "name": "array", "saturation": level}
 
 
@@ -347,10 +349,11 @@ def pile_up_level(data: npt.NDArray[Any]) -> float | None:
 
     Data that stop at one value, which at least 8 pixels have and more than all the values in the 5 % of the range from
     the sky to it just below, are saturated there: the pixels of stars have any value, and few the highest. The level
-    must lie 50 deviations of the sky above it: images of a few counts stop at one value, too. Anything less is no
+    must lie 50 deviations of the sky above it: images of a few counts stop at one value, too. And half of the pixels
+    must touch another one: the peaks of equal stars, of a simulation without noise, stand alone. Anything less is no
     evidence: None.
     """
-    if data.dtype.kind not in "iuf" or not data.size:
+    if data.dtype.kind not in "iuf" or data.ndim != 2 or not data.size:
         return None
     values = data[np.isfinite(data)] if data.dtype.kind == "f" else data
     if not values.size:
@@ -363,7 +366,11 @@ def pile_up_level(data: npt.NDArray[Any]) -> float | None:
     sky = float(np.median(sample))
     noise = max(1.4826 * float(np.median(np.abs(sample - sky))), 1.0 if data.dtype.kind != "f" else 0.0)
     below = int(np.count_nonzero((values >= top - PILED_RANGE * (top - sky)) & (values < top)))
-    return top if at_top > below and top - sky > PILED_ABOVE_SKY * noise else None
+    if noise == 0 or at_top <= below or top - sky <= PILED_ABOVE_SKY * noise:
+        return None
+    full = np.pad(data == top, 1)
+    touching = full[2:, 1:-1] | full[:-2, 1:-1] | full[1:-1, 2:] | full[1:-1, :-2]
+    return top if 2 * np.count_nonzero(full[1:-1, 1:-1] & touching) >= at_top else None
 
 
 def _integers(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
