@@ -195,6 +195,30 @@ def test_area_and_interpolation_agree_on_levels_and_edges():
     assert set(np.unique(area.mask)) <= {0, 32, int(MaskBit.NO_DATA), int(MaskBit.EDGE)}
 
 
+@pytest.mark.parametrize("shift", [0.0, 1e-5, 0.3])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.7])
+def test_area_knows_nothing_where_no_usable_pixel_overlaps(scale, shift):
+    """Inside a masked block as outside of the image: NO_DATA, with the reasons; a sliver of an overlap is none."""
+    mask = np.zeros((60, 60), np.uint32)
+    mask[20:32, 20:32] = MaskBit.SATURATED
+    exposure = Exposure(np.ones((60, 60)), np.ones((60, 60)), mask)
+    n = int(70 / scale)  # the output reaches beyond the image
+    result = resample(exposure, lambda xy: scale * xy + (scale - 1) / 2 + shift, (n, n), method="area")
+    edges = scale * np.arange(n + 1) - 0.5 + shift
+
+    def overlap(low, high):
+        return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) / scale
+
+    image, block = overlap(-0.5, 59.5), overlap(19.5, 31.5)
+    covered = np.outer(image, image) - np.outer(block, block)
+    no_data = (result.mask & np.uint32(MaskBit.NO_DATA)) > 0
+    np.testing.assert_array_equal(no_data, covered < 1e-3)  # what counts as rounding there
+    assert not result.data[no_data].any()
+    assert not result.coverage[covered == 0].any()
+    inside = np.outer(block, block) == 1
+    assert (no_data[inside] & (result.mask[inside] & np.uint32(MaskBit.SATURATED) > 0)).all()
+
+
 def test_area_without_overlap():
     for map_ in (lambda xy: xy + 500, lambda xy: 2 * xy - 500, lambda xy: xy * np.nan):
         with pytest.raises(NoOverlapError):

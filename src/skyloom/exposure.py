@@ -21,7 +21,7 @@ class MaskBit(IntFlag):
     """Named bits of an exposure's mask. Any bit of `UNUSABLE` gives a pixel weight 0."""
 
     NO_DATA = 1
-    """No value: NaN or infinite in the file, or outside of the input's footprint after resampling."""
+    """No value: NaN or infinite in the file, or no usable input pixel where it was resampled from."""
     BAD = 2
     """Marked bad by the input's own mask or data-quality plane, or without a valid variance."""
     SATURATED = 4

@@ -19,7 +19,8 @@ def resample_by_area(
 
     An output pixel is the mean of the usable input pixels weighted by their overlap with it: square drizzle with
     pixfrac 1 (Fruchter & Hook 2002, section 2), all planes in one pass. The lost part of a pixel is 1 minus the overlap
-    with usable pixels over the area of the output pixel.
+    with usable pixels over the area of the output pixel. Where all of it is lost, outside of the image or to masked
+    pixels, nothing is known: `MaskBit.NO_DATA`, beside the bits of these pixels.
 
     Parameters
     ----------
@@ -78,10 +79,11 @@ def resample_by_area(
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         lost = np.where(area > 0, 1 - weight / area, 1.0)  # area is NaN where the map is not known
-    used = (weight > 0) & (lost <= max_lost)
+    nothing = ~(lost < 1 - _ROUNDING)
+    used = ~nothing & (lost <= max_lost)
     mask = np.where(used, bits, spread_bits(exposure.mask[window], pixmap, (ny, nx)))
     mask[used & (lost > _ROUNDING)] |= np.uint32(MaskBit.SPREAD)
-    mask[~used & (weight == 0)] |= np.uint32(MaskBit.NO_DATA)
+    mask[nothing] |= np.uint32(MaskBit.NO_DATA)
     mask[~used & (mask & np.uint32(UNUSABLE) == 0)] |= np.uint32(MaskBit.EDGE)
     scale = np.where(used, np.where(lost <= _ROUNDING, weight, area) if conserve == "flux" else 1.0, 0.0)
     # sum_i a_i^2 / W^2 for equal variances, against 1 / W of independent shares
@@ -90,7 +92,7 @@ def resample_by_area(
         data=(scale * data).astype(part.dtype),
         variance=None if exposure.variance is None else (scale**2 * squares[0]).astype(part.dtype),
         mask=mask,
-        coverage=np.where(lost <= _ROUNDING, 1.0, 1 - lost),
+        coverage=np.where(nothing, 0.0, np.where(lost <= _ROUNDING, 1.0, 1 - lost)),
         correlation=exposure.correlation / (min(gain.mean(dtype=float), 1.0) if len(gain) else 1.0),
     )
 

@@ -44,8 +44,8 @@ def resample(
     The mask of an output pixel follows from the part of sum abs(w_k) that fell on unusable pixels. None: the
     mask is clean. At most `max_lost`, and the nearest input pixel is usable: the rest is renormalised and the
     pixel gets `MaskBit.SPREAD`. More: it gets the bits of the pixels that were lost, `MaskBit.NO_DATA`
-    outside of the image, and `MaskBit.EDGE` where only the kernel reaches outside. Bits that do not make a
-    pixel unusable are passed on.
+    outside of the image (for 'area' wherever no usable pixel overlaps it), and `MaskBit.EDGE` where only the
+    kernel reaches outside. Bits that do not make a pixel unusable are passed on.
 
     Parameters
     ----------
