@@ -185,6 +185,24 @@ def test_weight_of_good_pixels(weight_type, value):
     np.testing.assert_array_equal(weight, expected)
 
 
+@pytest.mark.parametrize("weight_type", ["ivm", "ivm-sky", "exptime", None])
+def test_weights_of_a_data_model(weight_type):
+    """The pipeline of JWST hands over its data models, which have model[key] and nothing else of a mapping."""
+
+    class DataModel:
+        def __init__(self, values):
+            self._values = values
+
+        def __getitem__(self, key):
+            return self._values[key]
+
+    for given_ in (model(), {k: v for k, v in model().items() if k in ("data", "dq", "exposure_time")}):
+        expected = utils.build_driz_weight(given_, weight_type, good_bits=0)
+        np.testing.assert_array_equal(utils.build_driz_weight(DataModel(given_), weight_type, good_bits=0), expected)
+    with pytest.raises(KeyError, match="has no 'dq'"):
+        utils.build_driz_weight(DataModel({"data": np.ones((3, 4))}), weight_type, good_bits=0)
+
+
 def test_without_good_bits_there_need_be_no_data_quality():
     expected = utils.build_driz_weight(model(dq=np.full((3, 4), 9)), "ivm", good_bits=None)
     np.testing.assert_array_equal(expected, np.full((3, 4), 4))

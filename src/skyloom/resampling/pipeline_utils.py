@@ -131,16 +131,25 @@ def get_tmeasure(model: Mapping[str, Any]) -> tuple[Any, bool]:
     KeyError
         The model has neither.
     """
-    time = model.get("measurement_time")
+    time = _value(model, "measurement_time")
     if time is not None:
         return time, True
-    if "exposure_time" not in model:
-        raise MissingKeyError(f"{_name(model)} has neither 'measurement_time' nor 'exposure_time'.")
-    return model["exposure_time"], False
+    try:
+        return model["exposure_time"], False
+    except KeyError as error:
+        raise MissingKeyError(f"{_name(model)} has neither 'measurement_time' nor 'exposure_time'.") from error
+
+
+def _value(model: Mapping[str, Any], key: str) -> Any:
+    """Return a value of a model, None if it has none; the data models of JWST have no more of a mapping than [key]."""
+    try:
+        return model[key]
+    except KeyError:
+        return None
 
 
 def _name(model: Mapping[str, Any]) -> str:
-    return f"Model {model.get('filename') or '(without a filename)'}"
+    return f"Model {_value(model, 'filename') or '(without a filename)'}"
 
 
 def build_driz_weight(
@@ -150,7 +159,7 @@ def build_driz_weight(
 
     Parameters
     ----------
-    model : dict
+    model : dict, or a data model that has ``model[key]``
         With ``data`` and ``dq`` (not needed if `good_bits` is None), and what the kind of weight needs.
     weight_type : {'ivm', 'ivm-sky', 'exptime', None}
         'ivm' and 'ivm-sky': 1 / ``var_rnoise`` and 1 / ``var_sky``, or 1, with a message to the log, if the model has
@@ -186,18 +195,19 @@ def build_driz_weight(
 
 
 def _take(model: Mapping[str, Any], key: str) -> Any:
-    if model.get(key) is None:
+    value = _value(model, key)
+    if value is None:
         raise MissingKeyError(f"{_name(model)} has no {key!r}, which its weights need.", key=key)
-    return model[key]
+    return value
 
 
 def _unmasked_weight(
     model: Mapping[str, Any], weight_type: str | None, shape: tuple[int, ...]
 ) -> npt.NDArray[np.float32]:
     if weight_type == "ivm":
-        return _get_inverse_variance(model.get("var_rnoise"), shape, "var_rnoise")
+        return _get_inverse_variance(_value(model, "var_rnoise"), shape, "var_rnoise")
     if weight_type == "ivm-sky":
-        return _get_inverse_variance(model.get("var_sky"), shape, "var_sky")
+        return _get_inverse_variance(_value(model, "var_sky"), shape, "var_sky")
     if weight_type == "exptime":
         time, _ = get_tmeasure(model)
         if not (isinstance(time, (int, float, np.number)) and math.isfinite(time) and time >= 0):
