@@ -200,7 +200,7 @@ def test_weights_of_a_data_model(weight_type):
         expected = utils.build_driz_weight(given_, weight_type, good_bits=0)
         np.testing.assert_array_equal(utils.build_driz_weight(DataModel(given_), weight_type, good_bits=0), expected)
     with pytest.raises(KeyError, match="has no 'dq'"):
-        utils.build_driz_weight(DataModel({"data": np.ones((3, 4))}), weight_type, good_bits=0)
+        utils.build_driz_weight(DataModel({"data": np.ones((3, 4)), "exposure_time": 7.0}), weight_type, good_bits=0)
 
 
 def test_without_good_bits_there_need_be_no_data_quality():
