@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 
 import pytest
 
@@ -45,3 +47,24 @@ def test_number_of_threads_comes_from_the_environment(monkeypatch):
     assert 1 < num_threads() <= 1024
     monkeypatch.delenv("SKYLOOM_NUM_THREADS")
     assert num_threads() >= 1
+
+
+def test_bands_may_cut_their_work_into_bands():
+    both = threading.Barrier(2, timeout=30)
+
+    def inner(band):
+        both.wait()  # two at a time, whoever works on them
+        return map_bands(lambda part: 10 * band + part, range(20), threads=3)
+
+    assert map_bands(inner, range(4), threads=2) == [list(range(10 * band, 10 * band + 20)) for band in range(4)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_process_has_threads_of_its_own():
+    map_bands(abs, range(4), threads=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads: that is the test
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if map_bands(abs, range(-3, 0), threads=2) == [3, 2, 1] else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
 from skyloom.errors import InputError
 
 _MOST_THREADS = 1024  # no machine gains from more, and none has the memory for any number of them
+
+
+def _new_pool() -> None:
+    global _pool  # noqa: PLW0603  # a forked process has none of the threads
+    _pool = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="skyloom")  # starts threads as they are needed
+
+
+_pool: ThreadPoolExecutor
+_new_pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_pool)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,8 +58,30 @@ def map_bands(function: Callable[[T], R], bands: Iterable[T], threads: int | Non
     count = min(num_threads() if threads is None else threads, len(bands))
     if count <= 1:
         return [function(band) for band in bands]
-    with ThreadPoolExecutor(count, thread_name_prefix="skyloom") as pool:
-        return list(pool.map(function, bands))
+    results: list[Any] = [None] * len(bands)
+    errors: dict[int, BaseException] = {}
+    waiting = deque(range(len(bands)))
+
+    def work() -> None:
+        while True:
+            try:
+                number = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                results[number] = function(bands[number])
+            except BaseException as error:  # noqa: BLE001  # raised below, in the thread that called
+                errors[number] = error
+                waiting.clear()
+
+    helpers = [_pool.submit(work) for _ in range(count - 1)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():  # those that have not begun have nothing left to do
+            helper.result()
+    if errors:
+        raise errors[min(errors)]
+    return results
 
 
 def row_bands(n_rows: int, rows_per_band: int = 64) -> list[tuple[int, int]]:

@@ -298,6 +298,38 @@ def convolve(image: FloatArray, kernel: npt.ArrayLike, usable: BoolArray | None 
     return _run(masked, PolynomialKernel(kernel[None]), None, None)[0]
 
 
+def convolve_stamps(stamps: Float32Array, kernels: Float64Array) -> Float32Array:
+    """Convolve each stamp with its own kernel.
+
+    Parameters
+    ----------
+    stamps : ndarray of float32, shape (n, sy, sx)
+    kernels : ndarray, shape (n, ky, kx)
+        Odd sides.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, sy - ky + 1, sx - kx + 1)
+        Only the parts that no border touches.
+    """
+    n, sy, sx = stamps.shape
+    ky, kx = kernels.shape[1:]
+    ny, nx = sy - ky + 1, sx - kx + 1
+    width = -(-nx // _CHUNK) * _CHUNK
+    padded = np.zeros((n, sy, width + kx - 1), np.float32)
+    padded[:, :, :sx] = stamps
+    flipped = np.ascontiguousarray(kernels[:, None, ::-1, ::-1], np.float64)
+    out = np.empty((n, ny, width), np.float32)
+
+    def one(k: int) -> None:
+        _kernels.convolve_varying(
+            padded[k], None, None, flipped[k], 0, (0.0, 0.0), (1.0, 1.0), out[k], None, None, None, nx, (0, ny)
+        )
+
+    map_bands(one, range(n))
+    return out[:, :, :nx]
+
+
 def _run(
     data: FloatArray,
     kernel: PolynomialKernel,

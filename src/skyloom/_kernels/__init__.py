@@ -19,10 +19,13 @@ from skyloom._kernels._ext import (
     drizzle_separable,
     drizzle_square,
     expand_grid,
+    filter_stamp,
+    find_substamps,
     interpolate,
     local_signal,
     pixel_area_ratio,
     simd_level,
+    weighted_gram,
 )
 
 __all__ = [
@@ -44,8 +47,11 @@ __all__ = [
     "drizzle_separable",
     "drizzle_square",
     "expand_grid",
+    "filter_stamp",
+    "find_substamps",
     "interpolate",
     "local_signal",
     "pixel_area_ratio",
     "simd_level",
+    "weighted_gram",
 ]

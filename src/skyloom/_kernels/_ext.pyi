@@ -263,3 +263,27 @@ def local_signal(
     row_stop: int,
     signal: FloatArray,
 ) -> None: ...
+
+# stamps
+def filter_stamp(
+    stamp: FloatArray,
+    along_x: FloatArray,
+    along_y: FloatArray,
+    first: npt.NDArray[np.int64],
+    out: FloatArray,
+) -> None: ...
+def find_substamps(
+    data: npt.NDArray[np.float32],
+    good: npt.NDArray[np.bool_],
+    cell: tuple[int, int, int, int],
+    middles: tuple[int, int, int, int],
+    halves: tuple[int, int],
+    levels: tuple[float, float, float],
+    least_good: float,
+    given: npt.NDArray[np.int64] | None,
+    found: npt.NDArray[np.float64],
+    count: int,
+) -> int: ...
+def weighted_gram(
+    planes: npt.NDArray[np.float32], roots: npt.NDArray[np.float32], gram: npt.NDArray[np.float64]
+) -> None: ...

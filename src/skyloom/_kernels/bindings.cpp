@@ -11,6 +11,7 @@ void bind_interpolate(nb::module_& m);
 void bind_covariance(nb::module_& m);
 void bind_delta(nb::module_& m);
 void bind_noise(nb::module_& m);
+void bind_stamps(nb::module_& m);
 
 NB_MODULE(_ext, m) {
   m.doc() = "Numerical loops of skyloom. Pure functions on array views; the GIL is released inside.";
@@ -22,4 +23,5 @@ NB_MODULE(_ext, m) {
   bind_covariance(m);
   bind_delta(m);
   bind_noise(m);
+  bind_stamps(m);
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numpy.polynomial.hermite import hermvander
 
+from skyloom import _kernels
 from skyloom.exposure import FloatArray
 
 Float64Array = npt.NDArray[np.float64]
@@ -34,7 +36,7 @@ class KernelBasis:
 
     filters: Float64Array
     mix: Float64Array
-    _cache: dict[tuple[int, int, np.dtype[Any]], tuple[FloatArray, list[FloatArray], FloatArray]] = field(
+    _cache: dict[np.dtype[Any], tuple[FloatArray, FloatArray, npt.NDArray[np.int64], FloatArray]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -46,7 +48,7 @@ class KernelBasis:
     def __len__(self) -> int:
         return len(self.mix)
 
-    @property
+    @cached_property
     def images(self) -> Float64Array:
         """The functions as images, shape (n, 2 half + 1, 2 half + 1)."""
         raw = self.filters[:, 0, :, None] * self.filters[:, 1, None, :]
@@ -65,35 +67,34 @@ class KernelBasis:
         ndarray, shape (n, ny, nx)
             Only the part that no border touches.
         """
+        dtype = stamp.dtype.newbyteorder("=")
+        along_x, along_y, first, mix = self._bank(dtype)
         ny, nx = (side - 2 * self.half for side in stamp.shape)
-        along_x, along_y, mix = self._bands(ny, nx, stamp.dtype.newbyteorder("="))
-        rows = (stamp @ along_x).reshape(len(stamp), -1, nx)
-        raw = np.concatenate([bands @ rows[:, k] for k, bands in enumerate(along_y)])
-        return (mix @ raw.reshape(mix.shape[1], -1)).reshape(len(mix), ny, nx)
+        raw = np.empty((len(along_y), ny, nx), dtype)
+        whole = np.ascontiguousarray(stamp, dtype)
+        _kernels.filter_stamp(whole, along_x, along_y, first, raw)  # type: ignore[arg-type]  # the stubs lose the type
+        return (mix @ raw.reshape(len(raw), -1)).reshape(len(mix), ny, nx)
 
-    def _bands(self, ny: int, nx: int, dtype: np.dtype[Any]) -> tuple[FloatArray, list[FloatArray], FloatArray]:
-        """Return the filters as band matrices for stamps of one size: out[x] = sum_u f[u] in[x - u + half].
+    def _bank(self, dtype: np.dtype[Any]) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64], FloatArray]:
+        """Return the different filters along x and all along y, in the order of correlations, and `mix`.
 
-        Shape (nx + 2 half, n_x nx) for the n_x different filters along x; for each of them, those along y that go with
-        it, (m ny, ny + 2 half); and `mix`, its columns in this order.
+        Filters along y are sorted by those along x that they go with: those of the k-th are `first[k]` to
+        `first[k + 1]`. So are the columns of `mix`.
         """
-        if (ny, nx, dtype) not in self._cache:
-            width = 2 * self.half + 1
-            # wings far below all rounding would be denormal numbers, which are slow
+        if dtype not in self._cache:
+            # wings far below all rounding cost time and change nothing
             least = np.finfo(dtype).eps ** 2 * np.abs(self.filters).max(axis=2, keepdims=True)
-            factors = np.where(np.abs(self.filters) > least, self.filters, 0.0)
-            filters, index = np.unique(factors[:, 1], axis=0, return_inverse=True)
-            columns = np.lib.stride_tricks.sliding_window_view(np.eye(nx + width - 1), width, axis=1)
-            along_x = np.tensordot(columns, filters[:, ::-1], axes=(2, 1)).transpose(0, 2, 1)
-            rows = np.lib.stride_tricks.sliding_window_view(np.eye(ny + width - 1), width, axis=1)
-            along_y = np.tensordot(factors[:, 0, ::-1], rows, axes=(1, 2)).transpose(0, 2, 1)
-            members = [np.flatnonzero(index.reshape(-1) == k) for k in range(len(filters))]
-            self._cache[ny, nx, dtype] = (
-                along_x.reshape(nx + width - 1, -1).astype(dtype),
-                [along_y[which].reshape(-1, ny + width - 1).astype(dtype) for which in members],
-                self.mix[:, np.concatenate(members)].astype(dtype),
+            factors = np.where(np.abs(self.filters) > least, self.filters, 0.0)[..., ::-1]
+            along_x, index = np.unique(factors[:, 1], axis=0, return_inverse=True)
+            order = np.argsort(index.reshape(-1), kind="stable")
+            first = np.searchsorted(index.reshape(-1)[order], np.arange(len(along_x) + 1))
+            self._cache[dtype] = (
+                along_x.astype(dtype),
+                factors[order, 0].astype(dtype),
+                first.astype(np.int64),
+                self.mix[:, order].astype(dtype),
             )
-        return self._cache[ny, nx, dtype]
+        return self._cache[dtype]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -117,16 +118,26 @@ def normal_matrix(model: Model, terms: Float64Array, grams: Float64Array) -> Flo
         Monomials of `model.spatial_order` at each stamp.
     grams : ndarray, shape (n_stamps, m, m)
     """
+    n, m = terms.shape[1], grams.shape[1]
+    first, place = _places(model, n, m)
+    products = terms[:, first // n] * terms[:, first % n]
+    return (products.T @ grams.reshape(len(terms), -1)).ravel()[place]
+
+
+@lru_cache(maxsize=32)
+def _places(model: Model, n: int, m: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return which products n i + j of two of the n monomials differ, and where the elements of a normal matrix are.
+
+    They are elements (product, row, column) of the sums over stamps of those products times matrices (m, m).
+    """
     powers = np.array(exponents(model.spatial_order))
     pairs = (powers[:, None] + powers[None, :]).reshape(-1, 2)
     # most products of two monomials come twice or more: X Y = X * Y = Y * X = 1 * XY
-    _, first, place = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-    n, m = len(powers), grams.shape[1]
-    products = terms[:, first // n] * terms[:, first % n]
-    sums = (products.T @ grams.reshape(len(terms), -1)).reshape(-1, m, m)
-    full = sums[place.ravel()].reshape(n, n, m, m).transpose(2, 0, 3, 1).reshape(m * n, m * n)
-    kept = [n * k + power for index, phi in model.blocks(terms) for k in index for power in range(phi.shape[1])]
-    return full[np.ix_(kept, kept)]
+    _, first, product = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    kept = [(k, power) for index, phi in model.blocks(np.ones((1, n))) for k in index for power in range(phi.shape[1])]
+    row, power = np.array(kept).T
+    product = product.reshape(n, n)[power[:, None], power[None, :]]
+    return first, (product * m + row[:, None]) * m + row[None, :]
 
 
 def normal_vector(model: Model, terms: Float64Array, moments: Float64Array) -> Float64Array:
@@ -146,13 +157,12 @@ class Factored:
         self._scale = np.where(scale > 0, scale, 1.0)
         scaled = matrix / self._scale[:, None] / self._scale[None, :]
         self._cholesky: Any = None
-        try:
-            factor = scipy.linalg.cho_factor(scaled, lower=False, check_finite=False)
-        except np.linalg.LinAlgError:
-            pass
-        else:
-            if scipy.linalg.lapack.dpocon(factor[0], np.abs(scaled).sum(axis=0).max())[0] > _SMALLEST_RCOND:
-                self._cholesky = factor
+        # the transpose of a symmetric matrix is the same in the order of LAPACK
+        factor, failed = scipy.linalg.lapack.dpotrf(scaled.T, lower=1, clean=0)
+        if not failed:
+            norm = np.abs(scaled).sum(axis=0).max()
+            if scipy.linalg.lapack.dpocon(factor, norm, uplo="L")[0] > _SMALLEST_RCOND:
+                self._cholesky = factor, True
         if self._cholesky is None:
             values, vectors = np.linalg.eigh(scaled)
             kept = values > _CUT_RCOND * values[-1]

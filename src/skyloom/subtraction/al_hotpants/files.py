@@ -31,7 +31,12 @@ def write_files(result: HotpantsResult, options: HotpantsOptions) -> None:
         hdus = [_image(result.diff, header, scale)]
         layers = (
             (options.cim, result.convolved, "Convolved Image", scale),
-            (options.ndm, result.scaled, "Noise-scaled (sigma) Difference Image", scale),
+            (
+                options.ndm,
+                result.scaled if options.ndm or options.allm else None,
+                "Noise-scaled (sigma) Difference Image",
+                scale,
+            ),
             (options.nim, result.noise, "HOTPanTS Noise Image", noise),
         )
         for wanted, plane, name, scaling in layers:
@@ -43,7 +48,7 @@ def write_files(result: HotpantsResult, options: HotpantsOptions) -> None:
     files: tuple[tuple[Any, Any, tuple[bool, float, float]], ...] = (
         (options.omi, result.mask, (False, 1, 0)),
         (options.oni, result.noise, noise),
-        (options.ond, result.scaled, scale),
+        (options.ond, None if options.ond is None else result.scaled, scale),
         (options.oci, result.convolved, scale),
     )
     for path, plane, scaling in files:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skyloom._threads import map_bands
+from skyloom import _kernels
+from skyloom._threads import map_bands, row_bands
 from skyloom.background import MAD_TO_SIGMA
-from skyloom.convolution import Float32Array, PolynomialKernel, convolve_varying, exponents, monomials
+from skyloom.convolution import Float32Array, convolve_stamps, exponents, monomials
 from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray
 from skyloom.subtraction.al_hotpants.kernel import Region
@@ -31,6 +32,7 @@ _MAX_SYSTEMATIC = 0.003  # as in `skyloom.subtraction.fit`
 _SHARED_NOISE = 0.5
 _ROUNDS = 25  # of replacing sub-stamps
 _QUARTILES = 1.35
+_GROUP = 16  # stamps that are worked on together
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +43,15 @@ class Side:
     ----------
     data : ndarray of float32, shape (ny, nx)
         Less a pedestal; 0 where bad.
-    bad : ndarray of bool
+    bad : callable
+        (rows, columns), slices -> where that part is bad.
     variance : callable
-        (rows, columns) -> variance of that part, float32; both are slices, or arrays that broadcast.
+        (rows, columns), slices -> variance of that part, float32.
     """
 
     data: npt.NDArray[np.float32]
-    bad: BoolArray
-    variance: Callable[[Any, Any], Float32Array]
+    bad: Callable[[slice, slice], BoolArray]
+    variance: Callable[[slice, slice], Float32Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,43 +122,39 @@ class _Fit:
 
     def take_next(self, rows: npt.NDArray[np.intp]) -> None:
         """Load the next sub-stamp of these stamps."""
+        n, half, reach = len(self.basis), self.options.rss, self.options.rss + self.basis.half
+        inner = (slice(self.basis.half, -self.basis.half),) * 2
+        near = (self.basis.half + 1) // 2  # the middle half of the kernel holds nearly all of its weight
         for k in rows:
             self.stars[k], self.waiting[k] = self.waiting[k][0], self.waiting[k][1:]
-        if not len(rows):
-            return
-        half, reach = self.options.rss, self.options.rss + self.basis.half
-        x, y = (np.array([getattr(self.stars[k], axis) for k in rows]) for axis in "xy")
-        box, wide = (_boxes(x, y, h) for h in (half, reach))
-        inner = (slice(None), *(slice(self.basis.half, -self.basis.half),) * 2)
-        background = monomials(box[1], box[0], self.options.bgo, self.region.centre, self.region.scale)
-        n = len(self.basis)
-        self.planes[rows, n:-1] = background.reshape(len(background), len(rows), -1).transpose(1, 0, 2)
-        self.planes[rows, -1] = self.target.data[box].reshape(len(rows), -1)
-        self.target_variance[rows] = self.target.variance(*box).reshape(len(rows), -1)
-        variance = self.source.variance(*wide)
-        self.source_variance[rows] = variance
-        # before there is a kernel, the source's noise is taken as it is
-        self.convolved_variance[rows], self.gain[rows] = variance[inner].reshape(len(rows), -1), 1.0
-        if self.weighted:  # the middle half of the kernel holds nearly all of its weight
-            near = (self.basis.half + 1) // 2
-            touched = np.array([dilate(bad, near) for bad in self.source.bad[wide]])[inner]
-            self.usable[rows] = ~(touched | self.target.bad[box]).reshape(len(rows), -1)
-        self.good[rows], self.signal[rows] = self.usable[rows], 0
-        stamps = self.source.data[wide]
+        axis = np.arange(-half, half + 1)
+        x, y = (np.array([getattr(self.stars[k], name) for k in rows], int) for name in "xy")
+        pixels = x[:, None, None] + axis, y[:, None, None] + axis[:, None]
+        background = monomials(*pixels, self.options.bgo, self.region.centre, self.region.scale)
 
-        def convolve(number: int) -> None:
-            self.planes[rows[number], :n] = self.basis.convolve(stamps[number]).reshape(n, -1)
+        def load(number: int) -> None:
+            k = rows[number]
+            x, y = self.stars[k].x, self.stars[k].y
+            box, wide = (np.s_[y - h : y + h + 1, x - h : x + h + 1] for h in (half, reach))
+            planes = self.planes[k]
+            planes[:n] = self.basis.convolve(self.source.data[wide]).reshape(n, -1)
+            planes[n:-1] = background[:, number].reshape(len(background), -1)
+            planes[-1] = self.target.data[box].ravel()
+            self.target_variance[k] = self.target.variance(*box).ravel()
+            self.source_variance[k] = self.source.variance(*wide)
+            # before there is a kernel, the source's noise is taken as it is
+            self.convolved_variance[k], self.gain[k] = self.source_variance[k][inner].ravel(), 1.0
+            if self.weighted:
+                touched = dilate(self.source.bad(*wide), near)[inner]
+                self.usable[k] = ~(touched | self.target.bad(*box)).ravel()
+            self.good[k], self.signal[k] = self.usable[k], 0
 
-        map_bands(convolve, range(len(rows)))
+        map_bands(load, range(len(rows)))
 
-    @property
-    def variance(self) -> Float32Array:
-        """Variance of the residuals, without the systematic part."""
-        return self.target_variance + self.convolved_variance
-
-    def total_variance(self, eps: float) -> Float32Array:
-        """Variance of the residuals of bright stars, too."""
-        return self.variance + np.square(np.float32(eps) * self.signal)
+    def total_variance(self, eps: float, which: Any = slice(None)) -> Float32Array:
+        """Variance of the residuals, with their systematic part, a share `eps` of the signal; of some stamps."""
+        variance = self.target_variance[which] + self.convolved_variance[which]
+        return variance + np.square(np.float32(eps) * self.signal[which])
 
     def sum_up(self, rows: npt.NDArray[np.intp], step: int = 1) -> None:
         """Sum the equations of these sub-stamps over each `step`-th pixel, with their present weights if any.
@@ -163,23 +162,24 @@ class _Fit:
         The products of weighted pixels are summed in float32: that rounds to 1e-7 of a star's signal-to-noise ratio
         squared, which is below that ratio, the uncertainty of the sums.
         """
-        terms, size = self.terms(), self.grams.shape[1]
+        size = self.grams.shape[1]
         if self.weighted:
-            total = self.total_variance(self.eps)
-            roots = np.where(self.good & self.alive[:, None], 1 / np.sqrt(total), np.float32(0))
+            total = self.total_variance(self.eps, rows)
+            roots = np.where(self.good[rows] & self.alive[rows, None], 1 / np.sqrt(total), np.float32(0))
+            roots[:, np.arange(roots.shape[1]) % step > 0] = 0
+            self.noise[rows] = np.einsum("kp,kp,kp->k", roots, roots, self.convolved_variance[rows]) / self.gain[rows]
 
-        def one(k: int) -> None:
+        def one(number: int) -> None:
+            k, products = rows[number], np.empty((size + 1, size + 1))
             if self.weighted:
-                planes = self.planes[k][:, ::step] * roots[k, ::step]
-                weight = roots[k, ::step] ** 2
-                self.noise[k] = float(weight @ self.convolved_variance[k, ::step]) / self.gain[k]
+                _kernels.weighted_gram(self.planes[k], roots[number], products)
             else:
                 planes = self.planes[k].astype(np.float64) * self.alive[k]
-            products = planes @ planes.T
+                np.matmul(planes, planes.T, out=products)
             self.grams[k], self.moments[k] = products[:size, :size], products[:size, -1]
 
-        map_bands(one, rows)
-        self.normal = normal_matrix(self.model, terms, self.grams)
+        map_bands(one, range(len(rows)))
+        self.normal = normal_matrix(self.model, self.terms(), self.grams)
 
     def terms(self) -> Float64Array:
         """Return the monomials of the kernel at each sub-stamp."""
@@ -193,29 +193,28 @@ class _Fit:
         sums = StampSums(self.grams, self.moments, np.zeros(len(noise)), noise, self.noise_gram)
         self.solution = solve(self.model, terms, sums, normal=self.normal)
         self.local = local_coefficients(self.model, self.solution, terms)
-        local = self.local.astype(np.float32)[:, None, :]
-        self.signal = np.matmul(local[:, :, :n], self.planes[:, :n])[:, 0]
-        self.residual = self.planes[:, -1] - self.signal - np.matmul(local[:, :, n:], self.planes[:, n:-1])[:, 0]
+        local = self.local.astype(np.float32)
+
+        def some(band: tuple[int, int]) -> None:
+            which = slice(*band)
+            planes, factors = self.planes[which], local[which, None]
+            self.signal[which] = np.matmul(factors[..., :n], planes[:, :n])[:, 0]
+            self.residual[which] = planes[:, -1] - self.signal[which]
+            self.residual[which] -= np.matmul(factors[..., n:], planes[:, n:-1])[:, 0]
+
+        map_bands(some, row_bands(len(local), _GROUP))
 
     def reweight(self, rows: npt.NDArray[np.intp], local: Float64Array) -> None:
         """Variances with the kernel that was found, given by its coefficients at each of these stamps."""
-        half, side = self.basis.half, 2 * self.options.rss + 1
-        inner = (half, half + side), (half, half + side)
-        kernels = np.tensordot(local, self.basis.images, axes=1)
-
-        def one(number: int) -> None:
-            k, squared = rows[number], PolynomialKernel(kernels[number][None] ** 2)
-            self.convolved_variance[k] = convolve_varying(
-                self.source_variance[k], squared, part=inner, threads=1
-            ).data.ravel()
-            self.gain[k] = float(squared.planes.sum())
-
-        map_bands(one, range(len(rows)))
+        squared = np.tensordot(local, self.basis.images, axes=1) ** 2
+        convolved = convolve_stamps(self.source_variance[rows], squared)
+        self.convolved_variance[rows] = convolved.reshape(len(rows), self.usable.shape[1])
+        self.gain[rows] = squared.sum(axis=(1, 2))
 
     def find_systematic(self) -> None:
         """Find what the residuals of bright stars scatter beyond their noise, and pixels that do not fit."""
         used = self.good & self.alive[:, None]
-        eps = systematic_fraction(self.residual[used], self.variance[used], self.signal[used])
+        eps = systematic_fraction(self.residual[used], self.total_variance(0.0)[used], self.signal[used])
         self.eps = min(eps, _MAX_SYSTEMATIC)
 
     def clip_pixels(self) -> None:
@@ -228,8 +227,13 @@ class _Fit:
         if self.options.fom == "v":
             # one cosmic ray does not make a bad sub-stamp, a variable star does
             most = np.float32(_PIXEL_CLIP**2 if self.weighted else np.inf)
-            ratio = np.minimum(self.residual**2 / self.total_variance(self.eps), most)
-            self.merits[:] = np.mean(ratio, axis=1, where=self.usable, dtype=np.float64)
+
+            def some(band: tuple[int, int]) -> None:
+                which = slice(*band)
+                ratio = np.minimum(self.residual[which] ** 2 / self.total_variance(self.eps, which), most)
+                self.merits[which] = np.mean(ratio, axis=1, where=self.usable[which], dtype=np.float64)
+
+            map_bands(some, row_bands(len(self.merits), _GROUP))
         else:
             for k, usable in enumerate(self.usable):
                 used = self.residual[k, usable]
@@ -260,12 +264,6 @@ class _Fit:
         needed, left = len(exponents(max(self.options.ko, self.options.bgo))), int(self.alive.sum())
         if left < needed:
             raise too_few(self.region, left, len(self.alive) - left, needed)
-
-
-def _boxes(x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], half: int) -> tuple[Any, Any]:
-    """Return the index of the boxes around (x, y): rows (n, side, 1) and columns (n, 1, side)."""
-    axis = np.arange(-half, half + 1)
-    return (y[:, None] + axis)[:, :, None], (x[:, None] + axis)[:, None, :]
 
 
 def too_few(region: Region, found: int, rejected: int, needed: int) -> TooFewStampsError:

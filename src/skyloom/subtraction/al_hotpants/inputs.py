@@ -79,8 +79,12 @@ class Plane:
     sky_variance: float
     name: str = field(default="image")
 
-    def variance(self, rows: Any, columns: Any) -> npt.NDArray[np.float32]:
-        """Return the variance of a part (slices, or arrays that broadcast).
+    def bad(self, rows: slice, columns: slice) -> npt.NDArray[np.bool_]:
+        """Return where a part is bad."""
+        return (self.bits[rows, columns] & np.uint16(HotpantsBit.INPUT_ISBAD)) != 0
+
+    def variance(self, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
+        """Return the variance of a part.
 
         It is noise^2, or |data| / gain + (read noise / gain)^2 as in HOTPANTS.
         """
@@ -88,15 +92,16 @@ class Plane:
             variance = self.noise[rows, columns].astype(np.float32)
             np.square(variance, out=variance)
         else:
-            variance = np.abs(self.data[rows, columns] + np.float32(self.level))
+            variance = self.data[rows, columns] + np.float32(self.level)
+            np.abs(variance, out=variance)
             variance /= np.float32(self.gain)
             variance += np.float32((self.read_noise / self.gain) ** 2)
-        least = np.float32(_LEAST_VARIANCE * self.sky_variance)
-        return np.where(variance > least, variance, least)  # also where it is NaN: those pixels are bad
+        # `fmax`: also where it is NaN; those pixels are bad
+        return np.fmax(variance, np.float32(_LEAST_VARIANCE * self.sky_variance), out=variance)
 
     def side(self) -> Side:
         """Return what the fit needs."""
-        return Side(self.data, (self.bits & np.uint16(HotpantsBit.INPUT_ISBAD)) != 0, self.variance)
+        return Side(self.data, self.bad, self.variance)
 
 
 def prepare(name: str, raw: Any, mask: Any, noise: Any, options: HotpantsOptions) -> Plane:

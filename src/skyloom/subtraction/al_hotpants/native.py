@@ -12,7 +12,7 @@ import numpy.typing as npt
 from astropy.io import fits
 from astropy.table import Table
 
-from skyloom._threads import serial_blas
+from skyloom._threads import map_bands, row_bands, serial_blas
 from skyloom.errors import InputError, ReadError, ShapeError, SubtractionError, TooFewStampsError
 from skyloom.subtraction.al_hotpants.fit import RegionFit, fit_region
 from skyloom.subtraction.al_hotpants.header import make_header
@@ -106,7 +106,7 @@ def hotpants(
     SubtractionError
         The kernel that was found is not one that images can have.
     """
-    options = options or HotpantsOptions()
+    chosen = options = options or HotpantsOptions()
     image, template = real_plane(image, "the image"), real_plane(template, "the template")
     if image.shape != template.shape:
         raise ShapeError(
@@ -115,10 +115,8 @@ def hotpants(
             image=image.shape,
             template=template.shape,
         )
-    sides = {
-        "image": prepare("image", image, options.imi, options.ini, options),
-        "template": prepare("template", template, options.tmi, options.tni, options),
-    }
+    given = [("image", image, options.imi, options.ini), ("template", template, options.tmi, options.tni)]
+    sides = {plane.name: plane for plane in map_bands(lambda one: prepare(*one, chosen), given)}
     fitted: list[RegionFit | None] = []
     if options.ki is not None:
         kernel = options.ki if isinstance(options.ki, HotpantsKernel) else HotpantsKernel.read(options.ki)
@@ -198,10 +196,17 @@ def _fit_way(
     moved, still = (sides[name] for name in (("template", "image") if way == "template" else ("image", "template")))
     limits = [np.inf if limit is None else limit for limit in (options.tuk, options.iuk)]
     upper, upper_still = limits if way == "template" else limits[::-1]
-    good = (moved.bits | still.bits) == 0
-    if np.isfinite(upper_still):
-        good &= still.data < upper_still - still.pedestal
-    window = field_window((good.shape[0], good.shape[1]), options)
+    shape = moved.bits.shape[0], moved.bits.shape[1]
+    good: npt.NDArray[np.bool_] = np.empty(shape, bool)
+
+    def find_good(rows: tuple[int, int]) -> None:
+        part = slice(*rows)
+        np.equal(moved.bits[part] | still.bits[part], 0, out=good[part])
+        if np.isfinite(upper_still):
+            good[part] &= still.data[part] < upper_still - still.pedestal
+
+    map_bands(find_good, row_bands(len(good)))
+    window = field_window(shape, options)
     search = SearchImage(moved.data, good, float(upper - moved.pedestal), window)
     queues = find_stamps(search, region, positions, options)
     fit = fit_region(moved.side(), still.side(), region, queues, basis=own, options=options)

@@ -62,11 +62,12 @@ def make_planes(
     """
     shape = image.data.shape
     products = Products(
-        np.full(shape, options.fi, np.float32),
-        image.bits | template.bits | np.uint16(HotpantsBit.OUTPUT_ISBAD),
-        np.full(shape, options.fi, np.float32) if want_convolved else None,
-        np.full(shape, options.fin, np.float32) if want_noise else None,
+        np.empty(shape, np.float32),
+        np.empty(shape, np.uint16),
+        np.empty(shape, np.float32) if want_convolved else None,
+        np.empty(shape, np.float32) if want_noise else None,
     )
+    blank = ((products.diff, options.fi), (products.convolved, options.fi), (products.noise, options.fin))
     tasks = [
         _task(number, image, template, kernel, options)
         for number in range(len(kernel.regions))
@@ -74,6 +75,11 @@ def make_planes(
     ]
 
     def strip(rows: tuple[int, int]) -> None:
+        here = slice(*rows)
+        for plane, value in blank:
+            if plane is not None:
+                plane[here] = value
+        products.mask[here] = image.bits[here] | template.bits[here] | np.uint16(HotpantsBit.OUTPUT_ISBAD)
         _fill_strip(rows, tasks, products, kernel.basis.half, options)
 
     map_bands(strip, row_bands(shape[0], _ROWS))
@@ -156,7 +162,7 @@ def _region_part(
     rows, columns = slice(max(0, y0 - half), min(ny, y1 + half)), slice(max(0, x0 - half), min(nx, x1 + half))
     inside = (y0 - rows.start, y1 - rows.start), (x0 - columns.start, x1 - columns.start)
     here = slice(y0, y1), slice(x0, x1)
-    good = (task.moved.bits[rows, columns] & np.uint16(HotpantsBit.INPUT_ISBAD)) == 0
+    good = ~task.moved.bad(rows, columns)
     centre = task.kernel.centre
     kernel = PolynomialKernel(
         task.kernel.planes, (centre[0] - columns.start, centre[1] - rows.start), task.kernel.scale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skyloom import _kernels
+from skyloom._threads import map_bands
 from skyloom.errors import InputError
 from skyloom.exposure import BoolArray
 from skyloom.subtraction.al_hotpants.kernel import Region
@@ -20,9 +22,7 @@ from skyloom.subtraction.basis import Float64Array
 _SKY_SAMPLE = 10000  # pixels of a stamp from which its sky is found
 _MODE_SHARE = 0.1  # the mode is the middle of the shortest interval with this share of the pixels
 _QUARTILES = 1.35  # distance of the quartiles of a Gaussian, in standard deviations
-_FIRST = 300  # bright pixels of a stamp that are looked at first
 _LEAST_USABLE = 0.5  # share of a sub-stamp
-_NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def find_stamps(
     cells = [(x[i], x[i + 1] - 1, y[j], y[j + 1] - 1) for j in range(nsy) for i in range(nsx)]
     stamps: list[list[Substamp]] = []
     for threshold in (options.ft, options.ft * options.sft):
-        queues = (_find_substamps(image, cell, positions, threshold, options) for cell in cells)
+        queues = map_bands(lambda cell: _find_substamps(image, cell, positions, threshold, options), cells)  # noqa: B023
         stamps = [queue for queue in queues if queue]
         if len(stamps) >= options.nft * len(cells) and stamps:
             break
@@ -170,7 +170,8 @@ def sky_statistics(pixels: npt.NDArray[np.floating], clip: float) -> tuple[float
     for _ in range(5):
         low, middle, high = (float(values[int(share * (len(values) - 1))]) for share in (0.25, 0.5, 0.75))
         sigma = (high - low) / _QUARTILES
-        inner = slice(*np.searchsorted(values, (middle - clip * sigma, middle + clip * sigma), side="left"))
+        # float64: the limits must not be rounded to what the pixels are
+        inner = slice(*(bisect_left(values, np.float64(middle + side * clip * sigma)) for side in (-1, 1)))
         kept = values[inner]
         if len(kept) in (0, len(values)):
             break
@@ -199,64 +200,51 @@ def _find_substamps(
         return []
     sky, sigma = sky_statistics(sample, options.ssig)
     floor = sky + threshold * sigma
+    add = _Adding(image, cell, sky, floor, options)
     found: list[Substamp] = []
     if positions is not None:
         inside = (positions > (x0 - 0.5, y0 - 0.5)) & (positions <= (x1 + 0.5, y1 + 0.5))
-        for x, y in np.rint(positions[inside.all(axis=1)]).astype(int):
-            _add(found, image, int(x), int(y), sky=sky, floor=floor, options=options)
-        found.sort(key=lambda one: -one.signal)
-        del found[options.nss :]
+        given = np.rint(positions[inside.all(axis=1)]).astype(np.int64)
+        found = add([], given, len(given))[: options.nss]
     if positions is None or options.afssc:
-        automatic = list(found)
-        for x, y in _peaks(data, good, floor, image.upper):
-            if len(automatic) >= 2 * options.nss:
-                break
-            _add(automatic, image, x0 + x, y0 + y, sky=sky, floor=floor, options=options)
-        new = sorted(automatic[len(found) :], key=lambda one: -one.signal)
-        found += new[: max(0, options.nss - len(found))]
+        found += add(found, None, 2 * options.nss)[: max(0, options.nss - len(found))]
     return found
 
 
-def _peaks(data: npt.NDArray[np.float32], good: BoolArray, floor: float, upper: float) -> Iterator[tuple[int, int]]:
-    """Yield pixels (x, y) above the floor that none of their eight neighbours exceeds, brightest first."""
-    ny, nx = data.shape
-    pixels = np.flatnonzero(data > floor)
-    values = data.ravel()[pixels]
-    fit = (values < upper) & good.ravel()[pixels]
-    pixels = pixels[fit]
-    order = np.argsort(-values[fit], kind="stable")
-    for some in (order[:_FIRST], order[_FIRST:]):  # the brightest are enough, as a rule
-        y, x = np.divmod(pixels[some], nx)
-        for dy, dx in _NEIGHBOURS:
-            row, column = np.minimum(np.maximum(y + dy, 0), ny - 1), np.minimum(np.maximum(x + dx, 0), nx - 1)
-            top = data[row, column] <= data[y, x]
-            y, x = y[top], x[top]
-        yield from zip(x.tolist(), y.tolist(), strict=True)
+@dataclass(frozen=True, eq=False)
+class _Adding:
+    """Adds sub-stamps to those that one stamp has.
 
-
-def _add(
-    found: list[Substamp], image: SearchImage, x: int, y: int, *, sky: float, floor: float, options: HotpantsOptions
-) -> None:
-    """Add a sub-stamp at (x, y) if none of those found has that pixel, and if its pixels are fit for it.
-
-    It needs room for itself and the kernel, no pixel that is bad or too bright in its core (for the fit of HOTPANTS: in
-    all of it), and half of its pixels good.
+    They need room for themselves and the kernel, a pixel in none of those found, no pixel that is bad or too bright in
+    their cores (for the fit of HOTPANTS: in all of them), and half of their pixels good.
     """
-    half, room = options.rss, options.rss + options.r
-    left, right, bottom, top = image.window
-    if not (left + room <= x <= right - room and bottom + room <= y <= top - room):
-        return
-    if any(abs(x - one.x) <= half and abs(y - one.y) <= half for one in found):
-        return
-    core = half if options.fit == "hotpants" else min(half, max(3, round(0.4 * options.r)))
-    good = image.good[y - half : y + half + 1, x - half : x + half + 1]
-    data = image.data[y - half : y + half + 1, x - half : x + half + 1]
-    middle = slice(half - core, half + core + 1)
-    if not good[middle, middle].all() or data[middle, middle].max() >= image.upper:
-        return
-    if np.count_nonzero(good) < _LEAST_USABLE * good.size:
-        return
-    bright = data[(data > floor) & good]
-    signal = float(bright.sum(dtype=np.float64) - sky * len(bright))
-    if signal > 0:
-        found.append(Substamp(x, y, signal))
+
+    image: SearchImage
+    cell: tuple[int, int, int, int]
+    sky: float
+    floor: float
+    options: HotpantsOptions
+
+    def __call__(self, found: list[Substamp], given: npt.NDArray[np.int64] | None, most: int) -> list[Substamp]:
+        """Return new ones, the best first, until there are `most`: at given pixels (n, 2), or at peaks."""
+        options, half = self.options, self.options.rss
+        core = half if options.fit == "hotpants" else min(half, max(3, round(0.4 * options.r)))
+        room = half + options.r
+        left, right, bottom, top = self.image.window
+        rows = np.zeros((max(most, len(found)), 3))
+        for row, one in zip(rows, found, strict=False):
+            row[:] = one.x, one.y, one.signal
+        count = _kernels.find_substamps(
+            self.image.data,
+            self.image.good,
+            self.cell,
+            (left + room, right - room, bottom + room, top - room),
+            (half, core),
+            (self.sky, self.floor, self.image.upper),
+            _LEAST_USABLE,
+            given,
+            rows,
+            len(found),
+        )
+        new = [Substamp(int(x), int(y), signal) for x, y, signal in rows[len(found) : count].tolist()]
+        return sorted(new, key=lambda one: -one.signal)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skyloom._threads import map_bands
 from skyloom.errors import InputError, NoUsableDataError, ShapeError
 from skyloom.subtraction.al_hotpants.binary import run_binary
 from skyloom.subtraction.al_hotpants.files import write_files
@@ -117,8 +118,10 @@ def run_hotpants(  # noqa: PLR0917  # the signature is that of the original
             image=image.shape,
             template=template.shape,
         )
-    masks = {"imi": _bad_pixels(image, mask, "image"), "tmi": _bad_pixels(template, template_mask, "template")}
-    params: dict[str, Any] = _limits("i", image, masks["imi"]) | _limits("t", template, masks["tmi"])
+    sides = (("image", image, mask), ("template", template, template_mask))
+    (image_bad, image_limits), (template_bad, template_limits) = map_bands(lambda side: _bad_pixels(*side), sides)
+    masks = {"imi": image_bad, "tmi": template_bad}
+    params: dict[str, Any] = image_limits | template_limits
     params |= {"n": "i", "c": "t", "ko": 0, "bgo": 0, "v": 2, "nrx": nx, "nry": nx if ny is None else ny}
     params |= _sizes(image_fwhm, template_fwhm, rel_r, rel_rss)
     params |= {name: gain for name, gain in (("ig", image_gain), ("tg", template_gain)) if gain is not None}
@@ -160,21 +163,22 @@ def run_hotpants(  # noqa: PLR0917  # the signature is that of the original
     return result[0] if len(result) == 1 else result
 
 
-def _bad_pixels(plane: npt.NDArray[Any], mask: Any, name: str) -> npt.NDArray[Any]:
-    """Return the mask, with pixels that are not finite."""
-    bad = ~np.isfinite(plane) | bad_plane(mask, plane.shape, f"the mask of the {name}")
+def _bad_pixels(name: str, plane: npt.NDArray[Any], mask: Any) -> tuple[npt.NDArray[Any], dict[str, float]]:
+    """Return the mask, with pixels that are not finite, and the options for the range of valid pixels.
+
+    They run from 10 deviations below the median to above all good ones.
+    """
+    bad = ~np.isfinite(plane)
+    if mask is not None:
+        bad |= bad_plane(mask, plane.shape, f"the mask of the {name}")
     if bad.all():
         raise NoUsableDataError(f"All pixels of the {name} are masked or NaN; check its mask.")
-    return bad
-
-
-def _limits(prefix: str, plane: npt.NDArray[Any], bad: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """Return the range of valid pixels: from 10 deviations below the median to above all good ones."""
     good = plane[~bad] if bad.any() else plane
     low, high = float(good.min()), float(good.max())
     level, deviation = sampled_level(plane, ~bad)
     top = high + 0.01 * (high - low)
-    return {f"{prefix}l": level - _SIGMAS_BELOW * deviation, f"{prefix}u": top, f"{prefix}uk": top}
+    limits = {"l": level - _SIGMAS_BELOW * deviation, "u": top, "uk": top}
+    return bad, {name[0] + suffix: value for suffix, value in limits.items()}
 
 
 def _sizes(image_fwhm: float | None, template_fwhm: float | None, rel_r: float, rel_rss: float) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""The loops over the pixels of stamps, against plain NumPy."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import convolve
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from reference import stamps_oracle
+from skyloom import _kernels
+from skyloom.convolution import convolve_stamps
+
+EPS = np.finfo(np.float32).eps
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.booleans(), st.integers(1, 6))
+def test_sub_stamps_are_those_of_the_plain_search(seed, half, positions, most):
+    rng = np.random.default_rng(seed)
+    ny, nx = rng.integers(4 * half + 2, 40, 2)
+    # few different values, so that there are plateaus and ties
+    data = rng.integers(0, 12, (ny, nx)).astype(np.float32)
+    good = rng.random((ny, nx)) > 0.03
+    data[~good] = 0
+    core, room = int(rng.integers(0, half + 1)), int(rng.integers(half, half + 3))
+    cell = (
+        int(rng.integers(0, 3)),
+        int(nx - rng.integers(1, 4)),
+        int(rng.integers(0, 3)),
+        int(ny - rng.integers(1, 4)),
+    )
+    args = (data, good, cell, (room, nx - 1 - room, room, ny - 1 - room), (half, core), (1.5, 6.2, 10.5), 0.5)
+    tried = np.column_stack([rng.integers(-2, nx + 2, 8), rng.integers(-2, ny + 2, 8)]) if positions else None
+    old = [(float(half), float(half), 3.0)][: most - 1]
+    expected = stamps_oracle.find_substamps(*args, tried, old, most)
+    found = np.zeros((most, 3))
+    found[: len(old)] = np.array(old).reshape(-1, 3)
+    count = _kernels.find_substamps(*args, tried, found, len(old))
+    np.testing.assert_allclose(found[:count], np.array(expected).reshape(-1, 3), rtol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(1, 90))
+def test_the_gram_matrix_is_the_sum_of_weighted_products(seed, n, size):
+    rng = np.random.default_rng(seed)
+    planes = rng.normal(size=(n, size)).astype(np.float32)
+    roots = (rng.random(size) * (rng.random(size) > 0.3)).astype(np.float32)
+    gram = np.empty((n, n))
+    _kernels.weighted_gram(planes, roots, gram)
+    weighted = planes.astype(np.float64) * roots
+    assert np.array_equal(gram, gram.T)
+    # rounding of the weighted planes and of as many additions, in single precision
+    limit = EPS * (size + 4) * (np.abs(weighted) @ np.abs(weighted).T)
+    assert (np.abs(gram - weighted @ weighted.T) <= limit).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 4), st.sampled_from([np.float32, np.float64]))
+def test_stamps_are_filtered_as_by_plain_correlation(seed, half, dtype):
+    rng = np.random.default_rng(seed)
+    width, n_x = 2 * half + 1, int(rng.integers(1, 4))
+    first = np.concatenate([[0], np.cumsum(rng.integers(0, 4, n_x))]).astype(np.int64)
+    # zeros at the ends are skipped
+    along_x, along_y = (
+        (rng.normal(size=(n, width)) * (rng.random((n, width)) > 0.4)).astype(dtype) for n in (n_x, first[-1])
+    )
+    stamp = rng.normal(size=rng.integers(width, width + 25, 2)).astype(dtype)
+    out = np.empty((first[-1], stamp.shape[0] - 2 * half, stamp.shape[1] - 2 * half), dtype)
+    _kernels.filter_stamp(stamp, along_x, along_y, first, out)
+    largest = [np.abs(a).max(initial=0) for a in (stamp, along_x, along_y)]
+    np.testing.assert_allclose(
+        out,
+        stamps_oracle.filter_stamp(stamp.astype(float), along_x.astype(float), along_y.astype(float), first),
+        rtol=0,
+        atol=float(np.finfo(dtype).eps * 4 * width**2 * np.prod(largest)),  # rounding of so many additions
+    )
+
+
+def test_kernels_of_stamps_refuse_arrays_that_do_not_fit():
+    data, good, found = np.zeros((20, 20), np.float32), np.ones((20, 20), bool), np.zeros((3, 3))
+    rest = ((2, 2), (0.0, 1.0, 9.0), 0.5, None, found)
+    for cell, middles, count in (
+        ((0, 20, 0, 19), (4, 15, 4, 15), 0),
+        ((0, 19, 0, 19), (1, 15, 4, 15), 0),
+        ((0, 19, 0, 19), (4, 15, 4, 18), 0),
+        ((0, 19, 0, 19), (4, 15, 4, 15), 4),
+    ):
+        with pytest.raises(ValueError, match=r"cell|sub-stamps|found"):
+            _kernels.find_substamps(data, good, cell, middles, *rest, count)
+    with pytest.raises(ValueError, match="roots"):
+        _kernels.weighted_gram(data, np.zeros(19, np.float32), np.zeros((20, 20)))
+    taps, first = np.zeros((1, 5), np.float32), np.array([0, 1])
+    with pytest.raises(ValueError, match="out"):
+        _kernels.filter_stamp(data, taps, taps, first, np.zeros((1, 16, 15), np.float32))
+    with pytest.raises(ValueError, match="first"):
+        _kernels.filter_stamp(data, taps, taps, np.array([0, 2]), np.zeros((1, 16, 16), np.float32))
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 7), (5, 40, 61), (0, 20, 20)])
+def test_each_stamp_is_convolved_with_its_own_kernel(shape):
+    rng = np.random.default_rng(8)
+    stamps, kernels = rng.random(shape).astype(np.float32), rng.normal(size=(shape[0], 5, 3))
+    stamps.flags.writeable = False
+    out = convolve_stamps(stamps, kernels)
+    assert out.shape == (shape[0], shape[1] - 4, shape[2] - 2)
+    for got, stamp, kernel in zip(out, stamps, kernels, strict=True):
+        expected = convolve(stamp.astype(float), kernel, mode="valid")
+        np.testing.assert_allclose(got, expected, rtol=0, atol=EPS * 20 * np.abs(kernel).sum())
