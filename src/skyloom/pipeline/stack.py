@@ -6,11 +6,19 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skyloom.errors import InputError, NoUsableDataError, RegistrationError, SkyloomWarning, WcsError
+from skyloom.errors import (
+    InputError,
+    NoUsableDataError,
+    RegistrationError,
+    SkyloomWarning,
+    TooFewSourcesError,
+    WcsError,
+)
 from skyloom.exposure import Exposure
 from skyloom.pipeline.align import Alignment, Map
 
@@ -145,7 +153,8 @@ def register_all(
     if reference is None and len(members) == 1 and len(exposures) == 1:
         return grid, members, [_identity], [1.0]
     group = register_group(tables, reference=0 if reference is None else grid, joint=True, progress=progress)
-    grid_fwhm = image_fwhm(tables[0] if reference is None else detect_sources(grid))
+    grid_table = tables[0] if reference is None else detect_sources(grid)
+    grid_share = _share(grid, grid_table)
     found: list[Any] = []
     maps: list[Map] = []
     ratios: list[float] = []
@@ -160,9 +169,28 @@ def register_all(
             ratios.append(1.0)
             continue
         report("measuring flux ratios", number, len(members))
-        measured = flux_ratio(one, load(source), grid, (image_fwhm(tables[number]), grid_fwhm))
+        exposure = load(source)
+        share = _share(exposure, tables[number])
+        shares = None if share is None or grid_share is None else (share, grid_share)
+        widths = image_fwhm(tables[number]), image_fwhm(grid_table)
+        measured = flux_ratio(one, exposure, grid, widths, shares=shares)
         ratios.append(1 / (one.flux_ratio if measured is None else measured.value))
     return grid, found, maps, ratios
+
+
+def _share(exposure: Exposure, sources: Any) -> Callable[[float, tuple[float, float]], float] | None:
+    """Return how much of a star's light circles see, by the PSF of an image; None if it has too few stars for one."""
+    from skyloom.psf import Psf, estimate_psf
+    from skyloom.psf.growth import circle_share
+
+    psf = exposure.psf
+    if not isinstance(psf, Psf):
+        try:
+            psf = estimate_psf(exposure, sources, order=0, fallback="moffat")
+        except TooFewSourcesError:
+            return None
+    ny, nx = exposure.shape
+    return partial(circle_share, psf.stamp((nx - 1) / 2, (ny - 1) / 2))
 
 
 def _identity(xy: Any) -> Any:

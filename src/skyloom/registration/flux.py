@@ -3,11 +3,13 @@
 Fluxes through windows as wide as each image's own stars compare two images only if their PSFs are scaled copies of one
 another, and if no neighbour is in the window. A wide circle around a star less the mean of a ring around it is one
 linear measure of the sky, the same for both images, whatever else lies in it: what neighbours add, they add to both in
-the ratio that is looked for. What the seeing moves across the edge of the circle is small where that is wide.
+the ratio that is looked for. What the seeing moves across the edge of the circle is small where that is wide, and
+the PSFs can tell it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,7 @@ from skyloom.exposure import Exposure
 from skyloom.registration.result import Registration
 
 Float = npt.NDArray[np.float64]
+Share = Callable[[float, tuple[float, float]], float]
 
 _RADIUS = 2.5
 """Radius of the circle in units of the wider FWHM: a Moffat profile of beta 3 has 98 % of its light inside."""
@@ -51,7 +54,12 @@ class _Light:
 
 
 def flux_ratio(
-    registration: Registration, source: Exposure, template: Exposure, fwhm: tuple[float, float]
+    registration: Registration,
+    source: Exposure,
+    template: Exposure,
+    fwhm: tuple[float, float],
+    *,
+    shares: tuple[Share, Share] | None = None,
 ) -> FluxRatio | None:
     """Return the flux of stars in the source image over that in the template.
 
@@ -63,6 +71,10 @@ def flux_ratio(
         The images.
     fwhm : (float, float)
         Width of the stars of each (`skyloom.registration.image_fwhm`), its own pixels.
+    shares : (callable, callable), optional
+        For each image, the part of a star's light that is measured, ``share(radius, ring)`` with the radius of the
+        circle and the radii of the ring, its own pixels: see `skyloom.psf.growth.circle_share`. By default the same for
+        both: right for PSFs of about the same width.
 
     Returns
     -------
@@ -81,7 +93,14 @@ def flux_ratio(
     if good.sum() < _FEWEST:
         return None
     (s, s_variance), (t, t_variance) = ((one.flux[good], one.variance[good]) for one in lights)
-    return _fit(s, s_variance, t, t_variance)
+    found = _fit(s, s_variance, t, t_variance)
+    if shares is None:
+        return found
+    seen = [
+        share(radius * scale, (_RING[0] * radius * scale, _RING[1] * radius * scale))
+        for share, scale in zip(shares, (registration.scale, 1.0), strict=True)
+    ]
+    return FluxRatio(found.value * seen[1] / seen[0], found.error * seen[1] / seen[0], found.n_stars)
 
 
 def _circles(image: Exposure, xy: Float, radius: float) -> _Light:
