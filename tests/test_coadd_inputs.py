@@ -1,5 +1,6 @@
 """What goes into a co-add: skies, units, grids, bad exposures, outliers against the truth, medians."""
 
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +18,7 @@ from skyloom.stacking import CoaddOptions, coadd
 from skyloom.stacking.members import is_surface_brightness
 from skyloom.stacking.memory import Scratch
 from skyloom.stacking.outliers import masked_median, median_variance
-from skyloom.stacking.sky import Levels, cell_levels, match_skies
+from skyloom.stacking.sky import Levels, cell_levels, match_skies, needed_memory
 from test_coadd import GRID, PLAIN, SHAPE, add_rays, observe, pointings, star_positions
 from test_maps import tan
 
@@ -54,6 +55,50 @@ def test_planes_are_found_from_differences(ghost):
     found = match_skies(levels(constants, shape, cell, rng, ghost=ghost), shape, cell, plane=False)
     np.testing.assert_allclose(found[:, 0], constants[:, 0] - constants[0, 0], atol=0.1)
     assert not found[:, 1:].any()
+
+
+def test_skies_are_the_least_squares_solution_with_a_free_level_in_each_cell():
+    """By the whole design matrix, with a column for every exposure and every cell, and the same weights."""
+    rng = np.random.default_rng(3)
+    n, shape, cell, noises = 6, (400, 400), 40, np.array([0.1, 0.1, 0.4, 0.2, 0.1, 0.3])
+    parts = [
+        replace(one, noise=float(noise), level=one.level + rng.normal(0, noise, len(one.level)))
+        for one, noise in zip(
+            levels(rng.normal(0, 9, (n, 3)) * [1, 0, 0], shape, cell, rng, noise=0), noises, strict=True
+        )
+    ]
+    k = np.repeat(np.arange(n), [len(one.cell) for one in parts])
+    cells, j = np.unique(np.concatenate([one.cell for one in parts]), return_inverse=True)
+    value = np.concatenate([one.level for one in parts])
+    design = np.zeros((len(k), n + len(cells)))
+    design[np.arange(len(k)), k] = design[np.arange(len(k)), n + j] = 1
+    scaled = design / noises[k][:, None]
+    # error of a residual: its noise less what the mean of its cell takes
+    own = noises[k] ** 2 * (1 - noises[k] ** -2 / np.bincount(j, noises[k] ** -2)[j])
+    several = np.bincount(j)[j] > 1
+    weight = np.ones(len(k))
+    for _ in range(100):
+        root = np.sqrt(weight)
+        found = np.linalg.lstsq(scaled * root[:, None], root * value / noises[k])[0]
+        ratio2 = np.where(several, (value - design @ found) ** 2 / np.where(several, own, 1), 0)
+        spread = max(1.0, 1.4826 * float(np.sqrt(np.median(ratio2[several]))))
+        weight = 1 / (1 + ratio2 / (2 * spread) ** 2)
+    expected = found[:n] - found[0]
+    # it stops when nothing moves by more than 1e-3 of the noise of a level
+    np.testing.assert_allclose(match_skies(parts, shape, cell, plane=False)[:, 0], expected, atol=3e-4)
+
+
+def test_memory_for_skies_grows_with_the_exposures_and_not_with_their_pairs():
+    rng = np.random.default_rng(4)
+    peaks = []
+    for n in (20, 80):
+        parts = [Levels(np.arange(2000), rng.normal(0, 1, 2000), 1.0) for _ in range(n)]
+        tracemalloc.start()
+        match_skies(parts, (2000, 2000), 40, plane=False)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 5 * peaks[0]  # 4 for what grows with their number, 16 for pairs
+    assert needed_memory(80, plane=False) < peaks[1] / 10
 
 
 def test_groups_that_do_not_overlap_keep_their_first_level():

@@ -30,6 +30,10 @@ from skyloom.resampling.context import CTX_PLANE_BITS
 from skyloom.resampling.model_input import ModelImage
 
 
+_INFINITY = 0x7F800000
+"""Bits of infinity in float32; NaN and values below 0 have larger ones."""
+
+
 @dataclass(frozen=True)
 class Scales:
     """Factors on the data of a model, on its errors, and on its variances (beside the square of that on the data)."""
@@ -283,17 +287,18 @@ class ModelSums:
 
 def root_of_sum(planes: Sequence[FloatArray], dtype: npt.DTypeLike) -> FloatArray:
     """Return the root of the sum of those of the variances that are known; NaN where none is."""
-    root = np.zeros(planes[0].shape, dtype)
+    root = np.empty(planes[0].shape, dtype)
 
     def fill(band: tuple[int, int]) -> None:
-        part = root[slice(*band)]
-        any_known = np.zeros(part.shape, bool)
-        for plane in planes:
-            known = ~np.isnan(plane[slice(*band)])
-            np.add(part, plane[slice(*band)], out=part, where=known)
-            any_known |= known
-        np.sqrt(part, out=part)
-        part[~any_known] = np.nan
+        parts, out = [plane[slice(*band)] for plane in planes], root[slice(*band)]
+        np.copyto(out, parts[0])
+        for part in parts[1:]:
+            out += part
+        some = np.isnan(out)  # in one of them; where not in all, the others count
+        if some.any():
+            some &= ~np.logical_and.reduce([np.isnan(part) for part in parts])
+            out[some] = np.nansum([part[some] for part in parts], axis=0, dtype=dtype)
+        np.sqrt(out, out=out)
 
     map_bands(fill, row_bands(len(root)))
     return root
@@ -314,6 +319,8 @@ def _extremes(plane: FloatArray) -> tuple[float, float]:
 
 def _is_variance(plane: FloatArray) -> bool:
     """Return whether all values are finite and from 0."""
+    if plane.dtype == np.float32 and int(plane.view(np.uint32).max()) < _INFINITY:  # one pass: the bits order as values
+        return True
     low, high = _extremes(plane)
     return low >= 0 and math.isfinite(high)
 

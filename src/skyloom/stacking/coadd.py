@@ -24,7 +24,7 @@ from skyloom.stacking.members import Member, Progress, check_units, flux_scales,
 from skyloom.stacking.memory import Budget, Scratch, parse_memory
 from skyloom.stacking.options import CoaddOptions
 from skyloom.stacking.result import Coadd
-from skyloom.stacking.sky import cell_levels, cell_size, levels_of, match_skies
+from skyloom.stacking.sky import cell_levels, cell_size, levels_of, match_skies, needed_memory
 
 
 def coadd(
@@ -270,6 +270,8 @@ def _matched(placed: Sequence[PlacedExposure], earlier: Coadd | None, options: C
     """Set the skies that are subtracted."""
     if options.background not in ("match", "plane"):
         return list(placed)
+    needed = needed_memory(len(placed) + (earlier is not None), plane=options.background == "plane")
+    Budget.of(options.memory).check(needed, f"Matching the skies of {len(placed)} exposures")
     shape, cell = placed[0].shape, cell_size(placed)
     levels = [levels_of(one, cell) for one in placed]
     if earlier is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
+from scipy import linalg
+from scipy.sparse import coo_array, csr_array, diags_array
 from scipy.sparse.csgraph import connected_components
 
 from skyloom.background import MAD_TO_SIGMA
@@ -78,15 +79,16 @@ def match_skies(
 ) -> Coefficients:
     """Return the skies that have to be subtracted so that the exposures agree where they overlap.
 
-    With s_k(u) = a_k + b_k u_x + c_k u_y for exposure k (b = c = 0 for constants), minimises the differences of all
-    pairs k, m in all cells j that they share,
+    With s_k(u) = a_k + b_k u_x + c_k u_y for exposure k (b = c = 0 for constants), and what the sky itself has in cell
+    j as an unknown L_j, minimises
 
-        sum_kmj w_kmj (d_kj - s_k(u_j) - d_mj + s_m(u_j))^2,
+        sum_kj w_kj (d_kj - s_k(u_j) - L_j)^2,
 
     reweighted until it rests: w = 1 / (sigma^2 (1 + (r / 2 f sigma)^2)), with f >= 1 the typical size of residuals in
-    sigma, so that a variable source or a ghost in some cells does not count. What differences do not tell is set so:
-    the first exposure of each group of exposures that overlap keeps its level; gradients have the mean 0, as in the
-    shortest of all solutions.
+    sigma, so that a variable source or a ghost in some cells does not count. Without the L_j, which have closed forms,
+    that is the sum over all pairs of exposures of w_kj w_mj / W_j times the squared difference, W_j = sum_k w_kj; the
+    pairs are never listed. What differences do not tell is set so: the first exposure of each group of exposures that
+    overlap keeps its level; gradients have the mean 0, as in the shortest of all solutions.
 
     Parameters
     ----------
@@ -108,15 +110,16 @@ def match_skies(
     """
     n = len(levels)
     result = np.zeros((n, 3))
-    pairs = _differences(levels)
-    if pairs is None:
+    seen = _seen(levels)
+    if not len(seen.level):
         return result
-    k, m, difference, variance, number = pairs
     across = int(shape[1] / cell) + 1
-    xy = (np.stack([number % across, number // across], axis=-1) + 0.5) * cell - 0.5
-    terms = np.stack([np.ones(len(k)), *normalised(xy, shape)], axis=1)[:, : 3 if plane else 1]
-    solution = _solve(k, m, difference, variance, terms, n)
-    _, group = connected_components(coo_array((np.ones(len(k)), (k, m)), shape=(n, n)), directed=False)
+    middles = (np.stack([seen.cells % across, seen.cells // across], axis=-1) + 0.5) * cell - 0.5
+    xy = middles.astype(np.float64)
+    terms = np.stack([np.ones(len(xy)), *normalised(xy, shape)], axis=1)[:, : 3 if plane else 1]
+    solution = _solve(seen, terms, n)
+    links = coo_array((np.ones(len(seen.k)), (seen.k, n + seen.j)), shape=(n + len(xy), n + len(xy)))
+    group = connected_components(links, directed=False)[1][:n]
     for label in range(group.max() + 1):
         members = np.flatnonzero(group == label)
         solution[members, 0] -= solution[members[0], 0]
@@ -127,54 +130,70 @@ def match_skies(
     return result
 
 
-def _differences(levels: Sequence[Levels]) -> tuple[npt.NDArray[Any], ...] | None:
-    """Return numbers of two exposures, difference, its variance and cell, for all pairs and shared cells."""
-    parts = []
-    for k in range(len(levels)):
-        for m in range(k):
-            common, at_k, at_m = np.intersect1d(levels[k].cell, levels[m].cell, assume_unique=True, return_indices=True)
-            if not len(common):
-                continue
-            difference = levels[k].level[at_k] - levels[m].level[at_m]
-            variance = np.full(len(common), levels[k].noise ** 2 + levels[m].noise ** 2)
-            parts.append((np.full(len(common), k), np.full(len(common), m), difference, variance, common))
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True)) if parts else None
+def needed_memory(n: int, *, plane: bool) -> int:
+    """Return the bytes that matching the skies of n exposures takes beyond their levels: for the normal equations."""
+    unknowns = n * (3 if plane else 1)
+    return 8 * (4 * unknowns**2 + 3 * n**2)  # matrix and work space of its solution; products of the exposures
 
 
-def _solve(  # noqa: PLR0917
-    k: npt.NDArray[np.int64],
-    m: npt.NDArray[np.int64],
-    difference: npt.NDArray[np.float64],
-    variance: npt.NDArray[np.float64],
-    terms: npt.NDArray[np.float64],
-    n: int,
-) -> Coefficients:
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The levels in cells that two exposures see or more: exposure k and cell number j of each, and the cells."""
+
+    k: npt.NDArray[np.int64]
+    j: npt.NDArray[np.int64]
+    level: npt.NDArray[np.float64]
+    sigma2: npt.NDArray[np.float64]
+    cells: npt.NDArray[np.int64]
+
+
+def _seen(levels: Sequence[Levels]) -> _Seen:
+    cell = np.concatenate([one.cell for one in levels])
+    level = np.concatenate([one.level for one in levels])
+    k = np.repeat(np.arange(len(levels)), [len(one.cell) for one in levels])
+    sigma2 = np.array([one.noise**2 for one in levels])[k]
+    cells, j, count = np.unique(cell, return_inverse=True, return_counts=True)
+    use = count[j] > 1
+    cells, j = np.unique(cell[use], return_inverse=True)
+    spread = float(np.ptp(level[use])) if use.any() else 0.0
+    floor = 1e-12 * max(spread, np.finfo(float).tiny) ** 2
+    return _Seen(k[use], j, level[use], np.maximum(sigma2[use], floor), cells)
+
+
+def _solve(seen: _Seen, terms: npt.NDArray[np.float64], n: int) -> Coefficients:
     """Solve the least-squares problem with weights that fall with the residuals; the shortest of all solutions."""
-    p = terms.shape[1]
-    floor = 1e-12 * max(float(np.abs(difference).max()), np.finfo(float).tiny) ** 2
-    sigma2 = np.maximum(variance, floor)
-    weight = 1 / sigma2
+    k, j, p, m = seen.k, seen.j, terms.shape[1], len(terms)
+    at = terms[j]
+
+    def total(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.bincount(j, values, minlength=m).astype(np.float64)
+
+    prior = 1 / seen.sigma2
+    # a residual from a mean that it is part of is smaller than its error
+    error2 = seen.sigma2 * (1 - prior / total(prior)[j])
+    weight = prior
     solution: Coefficients = np.zeros((n, p))
     for _ in range(_ROUNDS):
-        matrix, right = np.zeros((n, p, n, p)), np.zeros((n, p))
-        products = weight[:, None, None] * terms[:, :, None] * terms[:, None, :]
-        for one, other, sign in ((k, k, 1), (m, m, 1), (k, m, -1), (m, k, -1)):
-            for a in range(p):
-                for b in range(p):
-                    np.add.at(matrix[:, a, :, b], (one, other), sign * products[:, a, b])
-        weighted = (weight * difference)[:, None] * terms
-        np.add.at(right, k, weighted)
-        np.subtract.at(right, m, weighted)
+        norm = total(weight)
+        own = csr_array((weight, (k, j)), shape=(n, m))
+        matrix = np.empty((n, p, n, p))
+        for a, b in itertools.combinations_with_replacement(range(p), 2):
+            product = terms[:, a] * terms[:, b]
+            block = -(own @ diags_array(product / norm) @ own.T).toarray()
+            block[np.diag_indices(n)] += np.bincount(k, weight * product[j], minlength=n)
+            matrix[:, a, :, b] = matrix[:, b, :, a] = block
+        above = weight * (seen.level - (total(weight * seen.level) / norm)[j])
+        right = np.stack([np.bincount(k, above * at[:, a], minlength=n) for a in range(p)], axis=1)
         before = solution
-        solution = (
-            np.linalg.lstsq(matrix.reshape(n * p, n * p), right.ravel(), rcond=1e-11)[0]
-            .reshape(n, p)
-            .astype(np.float64)
-        )
-        residual: npt.NDArray[np.float64] = difference - np.sum(terms * (solution[k] - solution[m]), axis=1)
+        solution = linalg.lstsq(
+            matrix.reshape(n * p, n * p), right.ravel(), cond=1e-11, overwrite_a=True, check_finite=False
+        )[0].reshape(n, p)
+        rest = seen.level - np.sum(at * solution[k], axis=1)
+        residual = rest - (total(weight * rest) / norm)[j]
         # levels scatter more than by noise (stars, flat fields): as much as half of them do at most
-        spread = max(1.0, float(np.median(np.abs(residual) / np.sqrt(sigma2))) * MAD_TO_SIGMA)
-        weight = 1 / (sigma2 * (1 + residual**2 / (_SOFT * spread) ** 2 / sigma2))
-        if np.abs(solution - before).max() <= 1e-3 * np.sqrt(np.median(sigma2)):
+        ratio2 = residual**2 / error2
+        spread = max(1.0, float(np.sqrt(np.median(ratio2))) * MAD_TO_SIGMA)
+        weight = prior / (1 + ratio2 / (_SOFT * spread) ** 2)
+        if np.abs(solution - before).max() <= 1e-3 * np.sqrt(np.median(seen.sigma2)):
             break
     return solution
