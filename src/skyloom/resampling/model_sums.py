@@ -29,7 +29,6 @@ from skyloom.resampling._drizzle_planes import fill_number, fill_text
 from skyloom.resampling.context import CTX_PLANE_BITS
 from skyloom.resampling.model_input import ModelImage
 
-
 _INFINITY = 0x7F800000
 """Bits of infinity in float32; NaN and values below 0 have larger ones."""
 
