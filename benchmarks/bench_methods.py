@@ -53,6 +53,7 @@ from skyloom.pipeline import Difference, DifferenceOptions
 from skyloom.pipeline.align import align, bring_onto_grid
 from skyloom.pipeline.choose import choose_method
 from skyloom.pipeline.diagnose import clipped_moments, sky_pixels
+from skyloom.pipeline.template import find_stars
 from skyloom.psf import estimate_psf, stamp_fwhm
 from skyloom.registration import detect_sources
 
@@ -79,7 +80,9 @@ class Pair:
 def on_grid(name, science, frames, changes=(), *, view=None, how="stars"):
     """Register and resample (co-add, if there are several) once."""
     science, frames = with_variance(science), [with_variance(frame) for frame in frames]
-    alignments = [align(science, frame, how) for frame in frames]
+    options = DifferenceOptions(align=how)
+    grid, *others = (find_stars(image, options) for image in (science, *frames))
+    alignments = [align(grid, frame, how) for frame in others]
     template = with_variance(bring_onto_grid(science, frames, alignments))
     return Pair(name, science, template, np.array(changes, float).reshape(-1, 2), view)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from skyloom.io import read, write_exposure
     from skyloom.pipeline.difference import Difference, difference
     from skyloom.pipeline.find import detect
+    from skyloom.pipeline.many import difference_many
     from skyloom.registration.register import register
     from skyloom.resampling.resample import resample
     from skyloom.stacking.coadd import coadd
@@ -26,6 +27,7 @@ _HOMES = {
     "coadd": "skyloom.stacking",
     "detect": "skyloom.pipeline",
     "difference": "skyloom.pipeline",
+    "difference_many": "skyloom.pipeline",
     "read": "skyloom.io",
     "register": "skyloom.registration",
     "resample": "skyloom.resampling",
@@ -39,6 +41,7 @@ __all__ = [
     "coadd",
     "detect",
     "difference",
+    "difference_many",
     "read",
     "register",
     "resample",

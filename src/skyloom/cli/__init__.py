@@ -78,8 +78,8 @@ def guarded(name: str, job: Callable[[], int]) -> int:
         print(f"{name}: {error}", file=sys.stderr)
     except MemoryError:
         print(f"{name}: the machine's memory is not enough for this job.", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"{name}: interrupted; {str(error) or 'nothing was written'}.", file=sys.stderr)
     except OSError as error:  # files raise errors of skyloom: what names no file is standard output
         if not isinstance(error, BrokenPipeError):
             what = error.filename or "standard output"

@@ -25,9 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from skyloom.cli import EXIT_OK
-    from skyloom.cli.inputs import image_stem
     from skyloom.pipeline.find import detect
-    from skyloom.pipeline.products import Products, write_found
+    from skyloom.pipeline.products import Products, image_stem, write_found
     from skyloom.pipeline.store import read_difference
 
     source = Path(arguments.difference)

@@ -1,31 +1,59 @@
-"""Subtract a template from a science image and list what changed.
+"""Subtract a template from one or many science images and list what changed.
 
-The two images need not be aligned and need no WCS: their stars are matched. Several templates are each registered and
+  skyloom difference SCIENCE TEMPLATE [TEMPLATE ...]
+  skyloom difference SCIENCE [SCIENCE ...] --template TEMPLATE [--template TEMPLATE ...]
+
+The images need not be aligned and need no WCS: their stars are matched. Several templates are each registered and
 co-added on the science grid; one that does not match is left out, and the exit status is 2. Written to the output
 folder:
 
   NAME.difference.fits   difference (SCI), error (ERR), mask (DQ), score, matched template, kernel, PSF
   NAME.candidates.ecsv   what changed, as a text table; also .fits (with cutouts) and .reg (DS9 regions)
   NAME.report.html       a page to look at, which opens from disk
+
+With --template all images are science images, each with its own products; --jobs works on several at a time. One that
+fails does not stop the others: the exit status is 2 if some have failed, and 1 if all have. With --resume a run goes on
+where it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-HELP = "subtract a template from a science image and list what changed"
+if TYPE_CHECKING:
+    from skyloom.pipeline.many import Recipe
+
+HELP = "subtract a template from science images and list what changed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
     from skyloom.cli.inputs import add_reading_options, add_threshold
 
-    parser.add_argument("science", metavar="SCIENCE", help="FITS image in which to look for changes")
-    parser.add_argument("template", metavar="TEMPLATE", nargs="+", help="FITS image(s) to subtract")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="*",
+        help="FITS image in which to look for changes, then those to subtract; with --template: all to look in",
+    )
+    parser.add_argument(
+        "--template", metavar="FILE", action="append", help="FITS image to subtract; may be given several times"
+    )
+    parser.add_argument(
+        "--list", metavar="FILE", help="names of more science images, one in a line (-: standard input)"
+    )
     parser.add_argument("-o", "--output", metavar="FOLDER", default=".", help="folder for the results (default: here)")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     add_threshold(parser, "significance of the faintest candidate")
+    many = parser.add_argument_group("many images", "With --template.")
+    many.add_argument("-j", "--jobs", metavar="N", type=int, default=1, help="images at a time (default: %(default)s)")
+    many.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep results that are complete and were made from the same files with the same options; make the others",
+    )
+    many.add_argument("--summary", metavar="FILE", help="write a table, one row for each image: .json, .csv or .ecsv")
     parser.add_argument("--no-report", action="store_true", help="do not write the HTML page")
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -65,34 +93,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from skyloom.cli import EXIT_OK, EXIT_PARTIAL
-    from skyloom.cli.inputs import check_not_input, image_stem, reading_options
-    from skyloom.cli.messages import progress_bar
-    from skyloom.io import read
-    from skyloom.pipeline import DifferenceOptions, difference
-    from skyloom.pipeline.frames import each_usable
-    from skyloom.pipeline.products import Products, write_products
+    from skyloom.cli.inputs import reading_options
+    from skyloom.errors import InputError
+    from skyloom.pipeline import BatchOptions, DifferenceOptions
+    from skyloom.pipeline.many import Recipe
 
-    products = Products.in_folder(arguments.output, image_stem(arguments.science), report=not arguments.no_report)
-    products.check(overwrite=arguments.overwrite)
-    inputs = [arguments.science, *arguments.template]
-    check_not_input([path for _, path in products.written()], inputs)
-    options = DifferenceOptions(
-        method=arguments.method,
-        align=arguments.align,
-        subtraction=_matching(arguments),
+    many = bool(arguments.template)
+    if not many and (arguments.list or arguments.resume or arguments.summary or arguments.jobs != 1):
+        raise InputError("--list, --jobs, --resume and --summary are for many science images: give --template, too.")
+    options = DifferenceOptions(method=arguments.method, align=arguments.align, subtraction=_matching(arguments))
+    batch = BatchOptions(
+        threshold=arguments.threshold,
+        report=not arguments.no_report,
+        jobs=arguments.jobs,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        reading=reading_options(arguments, "science"),
+        template_reading=reading_options(arguments, "template"),
     )
-    with progress_bar(arguments.quiet) as progress:
-        science = read(arguments.science, **reading_options(arguments, "science"))
-        how = reading_options(arguments, "template")
-        templates = each_usable(arguments.template, lambda path: read(path, **how))
-        result = difference(science, templates, options=options, progress=progress)
-    candidates = write_products(result, products, inputs, threshold=arguments.threshold, overwrite=arguments.overwrite)
-    if not arguments.quiet:
-        from skyloom.cli.summary import print_summary
+    if many:
+        from skyloom.cli.difference_many import run_many
 
+        return run_many(arguments, options, batch)
+    if len(arguments.images) < 2:
+        raise InputError("Give a SCIENCE image and a TEMPLATE, or SCIENCE images and --template.")
+    return _run_one(arguments, arguments.images[0], Recipe(tuple(arguments.images[1:]), options, batch))
+
+
+def _run_one(arguments: argparse.Namespace, science: str, recipe: Recipe) -> int:
+    from skyloom.cli import EXIT_OK, EXIT_PARTIAL
+    from skyloom.cli.inputs import check_not_input
+    from skyloom.cli.messages import progress_bar
+    from skyloom.cli.summary import print_summary
+    from skyloom.pipeline.products import Products, image_stem
+
+    products = Products.in_folder(arguments.output, image_stem(science), report=recipe.batch.report)
+    products.check(overwrite=arguments.overwrite)
+    check_not_input([path for _, path in products.written()], recipe.inputs(science))
+    with progress_bar(arguments.quiet) as progress:
+        result, candidates = recipe.make(science, recipe.prepared(), products, progress=progress)
+    if not arguments.quiet:
         print_summary(result, candidates, products)
-    return EXIT_OK if len(result.alignments) == len(arguments.template) else EXIT_PARTIAL
+    return EXIT_OK if len(result.alignments) == len(recipe.templates) else EXIT_PARTIAL
 
 
 def _matching(arguments: argparse.Namespace) -> Any:

@@ -70,14 +70,3 @@ def reading_options(arguments: argparse.Namespace, role: str = "") -> dict[str, 
         "saturation": getattr(arguments, f"{stem}saturation"),
         "verify": not arguments.no_verify,
     }
-
-
-def image_stem(path: str | Path) -> str:
-    """Return the file name without the endings of (compressed) FITS files."""
-    name = Path(path).name
-    for ending in (".gz", ".fz", ".bz2"):
-        name = name.removesuffix(ending)
-    for ending in (".fits", ".fit", ".fts"):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name

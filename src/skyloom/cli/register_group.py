@@ -51,23 +51,18 @@ def run_group(arguments: argparse.Namespace) -> int:
 
 def _outputs(arguments: argparse.Namespace, paths: list[str]) -> list[Path] | None:
     """Return the file for each image, and the one for the stars, all of which can be written; None without --output."""
-    from skyloom.cli.inputs import check_not_input, image_stem
-    from skyloom.errors import InputError, WriteError
+    from skyloom.cli.inputs import check_not_input
+    from skyloom.errors import InputError
     from skyloom.io import check_writable
+    from skyloom.pipeline.products import stems_in_folder
 
     if arguments.catalogue is not None or arguments.plot is not None:
         raise InputError("--catalogue and --plot are for a single image; register the images one by one.")
     if arguments.output is None:
         return None
     folder = Path(arguments.output)
-    files = [folder / f"{image_stem(path)}.registered.fits" for path in paths] + [folder / "stars.ecsv"]
-    if len(set(files)) < len(files):
-        raise InputError("Two of the images have the same file name, and would be written to one file; rename one.")
+    files = [folder / f"{stem}.registered.fits" for stem in stems_in_folder(paths, folder)] + [folder / "stars.ecsv"]
     check_not_input(files, [*paths, arguments.reference])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"The folder {folder} cannot be made: {error.strerror}.", path=str(folder)) from error
     for file in files if arguments.joint else files[:-1]:
         check_writable(file, overwrite=arguments.overwrite)
     return files

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ class Provenance:
     parameters : mapping
         All options, by name. Anything that JSON can hold; other objects are written as their ``repr``.
     inputs : sequence of path or str
-        Files that went in. Their checksums are taken from the files when the cards are made.
+        Files that went in. Their checksums (SHA-256) are taken from the files when the cards are made.
     version : str
         Version of the software; that of skyloom if not given.
     """
@@ -47,11 +49,17 @@ class Provenance:
             name, total = _identify(source)
             cards.append((f"SLIN{number}", _ascii(name), "input"))
             if total is not None:
-                cards.append((f"SLSUM{number}", total, "checksum of that file (as DATASUM)"))
+                cards.append((f"SLSUM{number}", total, ""))
         for number, (key, value) in enumerate(self.parameters.items(), 1):
             cards.append((f"SLPAR{number}", f"{_ascii(key)}={json.dumps(value, default=_plain)}", "parameter"))
         cards.append(("HISTORY", f"skyloom {version}: {_ascii(self.command)}", ""))
         return cards
+
+    def made(self, header: Mapping[str, Any]) -> bool:
+        """Whether a file with this header was made so: by this version, from these bytes, with these options."""
+        cards = [(key, value) for key, value, _ in self.cards() if key not in ("DATE", "HISTORY")]
+        more = f"SLPAR{len(self.parameters) + 1}"
+        return more not in header and all(str(header.get(key)) == str(value) for key, value in cards)
 
 
 def read_provenance(header: Mapping[str, Any]) -> Provenance | None:
@@ -76,15 +84,23 @@ def read_provenance(header: Mapping[str, Any]) -> Provenance | None:
 
 
 def _identify(source: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """Return the name of an input and the checksum of its bytes (None if it is not a file)."""
-    from skyloom.io.fits_layout import checksum
-
+    """Return the name of an input and the SHA-256 of its bytes (None if it is not a file)."""
     path = Path(source)
     try:
-        with path.open("rb") as stream:
-            return path.name, str(checksum(stream, 0, path.stat().st_size))
+        found = path.stat()
+        return path.name, _digest(path.resolve(), found.st_size, found.st_mtime_ns, found.st_ino)
     except OSError:
         return str(source), None
+
+
+@lru_cache(64)
+def _digest(path: Path, *_state: int) -> str:
+    """Return the SHA-256 of a file (the sum of a FITS file with CHECKSUM cards, as these sum it up, is always 0).
+
+    A template of many differences is read once, as long as size, time and inode, the `_state`, stay what they are.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _plain(value: Any) -> Any:

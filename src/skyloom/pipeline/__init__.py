@@ -2,5 +2,19 @@
 
 from skyloom.pipeline.difference import Difference, DifferenceOptions, difference
 from skyloom.pipeline.find import detect
+from skyloom.pipeline.many import BatchOptions, Outcome, difference_many, outcome_table, write_outcomes
+from skyloom.pipeline.template import Template, prepare_template
 
-__all__ = ["Difference", "DifferenceOptions", "detect", "difference"]
+__all__ = [
+    "BatchOptions",
+    "Difference",
+    "DifferenceOptions",
+    "Outcome",
+    "Template",
+    "detect",
+    "difference",
+    "difference_many",
+    "outcome_table",
+    "prepare_template",
+    "write_outcomes",
+]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, ShapeError, WcsError
 from skyloom.exposure import Exposure
+from skyloom.pipeline.template import Frame
 
 if TYPE_CHECKING:
     from skyloom.registration import Registration, RegistrationOptions
@@ -42,13 +43,13 @@ class Alignment:
     registration: Registration | None = None
 
 
-def align(grid: Exposure, frame: Exposure, how: str, options: RegistrationOptions | None = None) -> Alignment:
+def align(of_grid: Frame, of_frame: Frame, how: str, options: RegistrationOptions | None = None) -> Alignment:
     """Find the maps between a frame and the image whose grid it shall be brought onto.
 
     Parameters
     ----------
-    grid, frame : Exposure
-        The image that gives the grid, and the one that is to be brought onto it.
+    of_grid, of_frame : Frame
+        The image that gives the grid, and the one that is to be brought onto it; with their sources for 'stars'.
     how : {'stars', 'wcs', 'none'}
         By a match of the stars, by the WCS of both, or not at all.
     options : RegistrationOptions, optional
@@ -59,15 +60,12 @@ def align(grid: Exposure, frame: Exposure, how: str, options: RegistrationOption
     RegistrationError, WcsError, ShapeError
         The chosen way does not work for these images.
     """
+    grid, frame = of_grid.exposure, of_frame.exposure
     if how == "stars":
-        from skyloom.registration import RegistrationOptions, detect_sources, flux_ratio, image_fwhm, register
+        from skyloom.registration import flux_ratio, image_fwhm, register
 
-        threshold = (options or RegistrationOptions()).threshold
-        tables = [detect_sources(image, threshold=threshold) for image in (grid, frame)]
-        for table, image in zip(tables, (grid, frame), strict=True):
-            table.meta["wcs"] = image.wcs
-        result = register(tables[0], tables[1], options)
-        measured = flux_ratio(result, grid, frame, (image_fwhm(tables[0]), image_fwhm(tables[1])))
+        result = register(of_grid.sources, of_frame.sources, options)
+        measured = flux_ratio(result, grid, frame, (image_fwhm(of_grid.sources), image_fwhm(of_frame.sources)))
         ratio = result.flux_ratio if measured is None else measured.value
         return Alignment(frame.name, result.template_to_source, result.source_to_template, ratio, result)
     if how == "wcs":

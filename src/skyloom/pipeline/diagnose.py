@@ -58,7 +58,8 @@ def diagnose(result: Subtraction, scored: Score, psf: Psf, alignments: Sequence[
     -------
     dict
         `noise_mean`, `noise_std`: of difference / error over the sky; `score_std`: of the significance there; the
-        statistics of the subtraction; `psf_fwhm`; `registration_rms`, `registration_n` of the first template.
+        statistics of the subtraction; `psf_fwhm`; `n_templates`, the frames that were used; `registration_rms`,
+        `registration_n` of the first of them.
     """
     sky = sky_pixels(result)
     ratio = result.image[sky] / np.sqrt(result.variance[sky])
@@ -74,6 +75,7 @@ def diagnose(result: Subtraction, scored: Score, psf: Psf, alignments: Sequence[
         "noise_std": noise_std,
         "score_mean": score_mean,
         "score_std": score_std,
+        "n_templates": len(alignments),
     }
     registrations = [one.registration for one in alignments if one.registration is not None]
     if registrations:

@@ -18,6 +18,7 @@ from skyloom.pipeline.align import Alignment, align, bring_onto_grid
 from skyloom.pipeline.frames import each_usable
 from skyloom.pipeline.methods import options_types, subtract_by
 from skyloom.pipeline.smooth import subtract_without_sky
+from skyloom.pipeline.template import Frame, Template, find_stars, prepare_frames, without_science
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -105,6 +106,13 @@ class DifferenceOptions:
     def options_of(self, method: str) -> Any:
         """Return the options of the subtraction by a method: those that were given, or its defaults."""
         return options_types()[method]() if self.subtraction is None else self.subtraction
+
+    @property
+    def stars(self) -> RegistrationOptions:
+        """Options of the registration."""
+        from skyloom.registration import RegistrationOptions
+
+        return self.registration or RegistrationOptions()
 
     @property
     def chosen(self) -> str | None:
@@ -248,9 +256,10 @@ def difference(
     ----------
     science : path, HDU, array, CCDData, NDData or Exposure, or a list of such
         The image in which to look for changes. Several frames are co-added on the grid of the first.
-    template : like `science`
+    template : like `science`, or a Template
         The image to subtract. Several frames are each registered and co-added on the science grid; one of them that
-        has no usable pixel or no noise, or cannot be registered, is left out with a `SkyloomWarning`.
+        has no usable pixel or no noise, cannot be registered, or is the science image itself, is left out with a
+        `SkyloomWarning`. For many science images, `prepare_template` does once what they share.
     method : str, optional
         Shorthand for ``options.method``. 'zogy' co-adds frames properly, the others by a clipped mean.
     options : DifferenceOptions, optional
@@ -276,29 +285,28 @@ def difference(
         options = dataclasses.replace(options, method=method)
     clock = _Clock(progress)
 
-    from skyloom.io import read
-    from skyloom.noise import with_variance
     from skyloom.pipeline.choose import choose_method
     from skyloom.pipeline.diagnose import diagnose
     from skyloom.psf import Psf, estimate_psf
     from skyloom.registration import detect_sources
 
     proper = options.chosen == "zogy"
-    with clock.stage("reading"):
-        sciences = each_usable(_as_list(science), read, "Science frame")
-        templates = each_usable(_as_list(template), read)
-    with clock.stage("measuring noise"):
-        sciences = each_usable(sciences, with_variance, "Science frame")
-        templates = each_usable(templates, with_variance)
-    grid = science = sciences[0]
+    sciences = prepare_frames(science, options, "Science frame", clock.stage)
+    prepared = isinstance(template, Template)
+    frames = template.frames if prepared else prepare_frames(template, options, "Template frame", clock.stage)
+    frames = without_science(frames, sciences)
+    grid = sciences[0]
+    science = grid.exposure
     if len(sciences) > 1:
         with clock.stage("registering and resampling the template"):
-            sciences, of_sciences = _aligned(grid, sciences, options)
-            science = bring_onto_grid(grid, sciences, of_sciences, options.interpolation, proper=proper)
+            of_grid, of_sciences = _aligned(grid, sciences, options)
+            science = bring_onto_grid(science, of_grid, of_sciences, options.interpolation, proper=proper)
     with clock.stage("finding sources"):
-        sources = detect_sources(science, threshold=options.detection_threshold)
+        grid = grid if science is grid.exposure else find_stars(science, options)
+        known = grid.sources is not None and options.detection_threshold == options.stars.threshold
+        sources = grid.sources if known else detect_sources(science, threshold=options.detection_threshold)
     with clock.stage("registering and resampling the template"):
-        templates, alignments = _aligned(science, templates, options)
+        templates, alignments = _aligned(grid, frames, options)
         aligned = bring_onto_grid(science, templates, alignments, options.interpolation, proper=proper)
     with clock.stage("modelling the PSF"):
         psf = science.psf if isinstance(science.psf, Psf) else estimate_psf(science, sources)
@@ -307,7 +315,7 @@ def difference(
     if method == "zogy" and not proper:  # frames were averaged before it was known
         with clock.stage("registering and resampling the template"):
             if len(sciences) > 1:
-                science = bring_onto_grid(grid, sciences, of_sciences, options.interpolation, proper=True)
+                science = bring_onto_grid(science, of_grid, of_sciences, options.interpolation, proper=True)
                 psf = cast(Psf, science.psf)
             if len(templates) > 1:
                 aligned = bring_onto_grid(science, templates, alignments, options.interpolation, proper=True)
@@ -330,30 +338,24 @@ def difference(
         reason=reason,
         alignments=tuple(alignments),
         diagnostics=diagnostics,
-        parameters=_parameters(options),
+        parameters=flat_parameters(options),
     )
 
 
 def _aligned(
-    grid: Exposure, frames: Sequence[Exposure], options: DifferenceOptions
+    grid: Frame, frames: Sequence[Frame], options: DifferenceOptions
 ) -> tuple[list[Exposure], list[Alignment]]:
     """Return the frames that can be brought onto a grid, and how; the one that gives the grid is there already."""
 
-    def step(one: Exposure) -> tuple[Exposure, Alignment]:
-        return one, align(grid, one, "none" if one is grid else options.align, options.registration)
+    def step(one: Frame) -> tuple[Exposure, Alignment]:
+        how = "none" if one is grid else options.align
+        return one.exposure, align(grid, one, how, options.stars)
 
     found = each_usable(frames, step, "Template frame" if grid is not frames[0] else "Science frame")
     return [one for one, _ in found], [how for _, how in found]
 
 
-def _as_list(images: Any) -> Sequence[Any]:
-    frames = list(images) if isinstance(images, (list, tuple)) and not hasattr(images, "info") else [images]
-    if not frames:
-        raise InputError("The list of images is empty; give at least one science image and one template.")
-    return frames
-
-
-def _parameters(options: DifferenceOptions) -> dict[str, Any]:
+def flat_parameters(options: DifferenceOptions) -> dict[str, Any]:
     """Flatten the options to ``{'subtraction.spatial_order': ...}``."""
     import dataclasses
 

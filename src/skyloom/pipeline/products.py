@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skyloom.errors import WriteError
+from skyloom.errors import InputError, WriteError
 
 if TYPE_CHECKING:
     from skyloom.pipeline.difference import Difference
@@ -88,7 +91,8 @@ def write_found(
 ) -> None:
     """Write the products of a difference whose candidates are known.
 
-    Every file is first written to a temporary folder beside its place. Only when all are complete are they moved.
+    Every file is first written to a temporary folder beside its place. Only when all are complete are they moved, the
+    difference last, which tells how they were made.
     """
     from skyloom.detection import write_ecsv, write_fits, write_regions
     from skyloom.io import atomic_write
@@ -112,6 +116,66 @@ def write_found(
             from skyloom.report import write_report
 
             write_report(result, candidates, staged[products.report])
-        for path, complete in staged.items():
-            with atomic_write(path, overwrite=overwrite) as temporary:
-                complete.replace(temporary)
+        with _uninterrupted():
+            for path, complete in reversed(staged.items()):
+                with atomic_write(path, overwrite=overwrite) as temporary:
+                    complete.replace(temporary)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put off signals that would end the process until the block has ended."""
+    if threading.current_thread() is not threading.main_thread():  # signals do not interrupt it
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+        if number is not None and signal.getsignal(number) is not None
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came[:1]:
+        signal.raise_signal(number)
+
+
+def image_stem(path: str | Path) -> str:
+    """Return the file name without the endings of (compressed) FITS files."""
+    name = Path(path).name
+    for ending in (".gz", ".fz", ".bz2"):
+        name = name.removesuffix(ending)
+    for ending in (".fits", ".fit", ".fts"):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name
+
+
+def stems_in_folder(paths: Sequence[str | Path], folder: str | Path) -> list[str]:
+    """Return the names of images from which those of their results are made, and make the folder for these.
+
+    Raises
+    ------
+    InputError
+        Two images have the same name.
+    WriteError
+        The folder cannot be made.
+    """
+    stems: dict[str, str | Path] = {}
+    for path in paths:
+        stem = image_stem(path)
+        if stem in stems:
+            raise InputError(
+                f"{stems[stem]} and {path} have the same name, and their results would be written to the same files. "
+                "Rename one, or give each a folder of its own.",
+                name=stem,
+            )
+        stems[stem] = path
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"The folder {folder} cannot be made: {error.strerror}.", path=str(folder)) from error
+    return list(stems)

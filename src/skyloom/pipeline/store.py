@@ -38,6 +38,7 @@ _PSF_NODES = 5
 """Along each axis, at which a PSF that is neither an array nor a polynomial is written."""
 
 _CARDS = {
+    "method": ("METHOD", "of the subtraction"),
     "n_stamps": ("NSTAMPS", "stamps that the kernel was fitted to"),
     "kernel_sum": ("KSUM", "kernel sum: science flux / template flux"),
     "chi2": ("STAMPCHI", "reduced chi2 of the stamps"),
@@ -50,6 +51,7 @@ _CARDS = {
     "flux_scatter": ("FLUXSCAT", "scatter of the flux ratios of stars"),
     "registration_rms": ("REGRMS", "[pix] rms of the matched stars"),
     "registration_n": ("REGN", "matched stars"),
+    "n_templates": ("NTEMPLAT", "frames of the template that were used"),
 }
 
 
@@ -77,12 +79,12 @@ def write_difference(
     science = result.science
     provenance = Provenance("difference", result.parameters, inputs)
     header = dict(science.header)
+    numbers = {**result.diagnostics, "method": result.method}
     for name, (keyword, comment) in _CARDS.items():
-        value = result.diagnostics.get(name)
-        if value is not None and np.isfinite(value):
+        value = numbers.get(name)
+        if value is not None and (isinstance(value, str) or np.isfinite(value)):
             header[keyword] = (value, comment)
     subtraction = result.subtraction
-    header["METHOD"] = (result.method, "of the subtraction")
     header["METHWHY"] = result.reason
     header["CONVOLVD"] = (subtraction.convolved, "the image that was convolved")
     header["CORRSCI"] = (subtraction.correlation_science, "noise correlation of the science image")
@@ -241,7 +243,7 @@ def _contents(path: str | Path, exposure: Exposure) -> tuple[dict[str, FloatArra
         background=np.zeros(exposure.shape, np.float32),
         convolved=header["CONVOLVD"],
         stamps=stamps,
-        statistics=_statistics(header),
+        statistics=read_diagnostics(header),
         correlation_science=header["CORRSCI"],
         correlation_template=header["CORRTPL"],
     )
@@ -255,7 +257,8 @@ def _score_of(planes: Mapping[str, FloatArray], psf: Any) -> Any:
     return Score(psf=psf, **{plane: planes[name] for name, plane in _SCORE.items() if name in planes})
 
 
-def _statistics(header: Mapping[str, Any]) -> dict[str, Any]:
+def read_diagnostics(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the header of a difference tells of how well it went."""
     return {name: header[keyword] for name, (keyword, _) in _CARDS.items() if keyword in header}
 
 

@@ -1,0 +1,129 @@
+"""What is done with the frames of a template before a science image is known, once for any number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from skyloom.errors import InputError, NoUsableDataError
+from skyloom.exposure import Exposure
+from skyloom.pipeline.frames import each_usable
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from skyloom.pipeline.difference import DifferenceOptions
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """An image with its noise, and the sources that it is registered by.
+
+    Attributes
+    ----------
+    exposure : Exposure
+        With a variance.
+    sources : Table or None
+        See `skyloom.registration.detect_sources`; None where stars are not matched.
+    """
+
+    exposure: Exposure
+    sources: Table | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the image."""
+        return self.exposure.name
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """The frames of a template; `skyloom.difference` takes it in their place."""
+
+    frames: tuple[Frame, ...]
+
+
+def prepare_template(
+    template: Any, options: DifferenceOptions | None = None, read: Callable[[Any], Exposure] | None = None
+) -> Template:
+    """Read the frames of a template, measure their noise and find their sources.
+
+    Parameters
+    ----------
+    template : path, HDU, array, CCDData, NDData or Exposure, or a list of such
+        The frames. One that has no usable pixel, no noise or too few stars is left out with a `SkyloomWarning`.
+    options : DifferenceOptions, optional
+        Those of the differences that it is for: they tell how it is aligned.
+    read : callable, optional
+        What makes an Exposure of a frame; `skyloom.read` by default.
+
+    Returns
+    -------
+    Template
+
+    Raises
+    ------
+    SkyloomError
+        No frame is left, or one cannot be read.
+    """
+    from skyloom.pipeline.difference import DifferenceOptions
+
+    return Template(tuple(prepare_frames(template, options or DifferenceOptions(), "Template frame", read=read)))
+
+
+def prepare_frames(
+    images: Any,
+    options: DifferenceOptions,
+    what: str,
+    stage: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+    read: Callable[[Any], Exposure] | None = None,
+) -> list[Frame]:
+    """Return the usable ones of some images as frames; `what` they are is for the warnings about others."""
+    from skyloom import io
+    from skyloom.noise import with_variance
+
+    with stage("reading"):
+        exposures = each_usable(as_list(images), read or io.read, what)
+    with stage("measuring noise"):
+        exposures = each_usable(exposures, with_variance, what)
+    with stage("finding sources"):
+        return each_usable(exposures, lambda one: find_stars(one, options), what)
+
+
+def find_stars(exposure: Exposure, options: DifferenceOptions) -> Frame:
+    """Return an image with the sources that it will be registered by, if it will."""
+    from skyloom.registration import detect_sources
+
+    if options.align != "stars":
+        return Frame(exposure)
+    sources = detect_sources(exposure, threshold=options.stars.threshold)
+    sources.meta["wcs"] = exposure.wcs
+    return Frame(exposure, sources)
+
+
+def without_science(frames: Sequence[Frame], sciences: Sequence[Frame]) -> list[Frame]:
+    """Return the frames of a template that are not the science image itself: that would be subtracted from itself."""
+
+    def check(frame: Frame) -> Frame:
+        for science in sciences:
+            if np.array_equal(frame.exposure.data, science.exposure.data):
+                raise NoUsableDataError(
+                    f"{frame.name} and the science image {science.name} are the same image: all pixels are equal, and "
+                    "their difference would be 0. Give another template.",
+                    name=frame.name,
+                )
+        return frame
+
+    return each_usable(frames, check)
+
+
+def as_list(images: Any) -> Sequence[Any]:
+    """Return one image, or a list or tuple of images, as a sequence."""
+    found = list(images) if isinstance(images, (list, tuple)) and not hasattr(images, "info") else [images]
+    if not found:
+        raise InputError("The list of images is empty; give at least one science image and one template.")
+    return found
