@@ -18,7 +18,7 @@ from skyloom.pipeline.align import Alignment, align, bring_onto_grid
 from skyloom.pipeline.frames import each_usable
 from skyloom.pipeline.methods import options_types, subtract_by
 from skyloom.pipeline.smooth import subtract_without_sky
-from skyloom.pipeline.template import Frame, Template, find_stars, prepare_frames, without_science
+from skyloom.pipeline.template import Frame, Template, find_stars, prepare_frames
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -258,8 +258,7 @@ def difference(
         The image in which to look for changes. Several frames are co-added on the grid of the first.
     template : like `science`, or a Template
         The image to subtract. Several frames are each registered and co-added on the science grid; one of them that
-        has no usable pixel or no noise, cannot be registered, or is the science image itself, is left out with a
-        `SkyloomWarning`. For many science images, `prepare_template` does once what they share.
+        has no usable pixel or no noise, or cannot be registered, is left out with a `SkyloomWarning`. For many science images, `prepare_template` does once what they share.
     method : str, optional
         Shorthand for ``options.method``. 'zogy' co-adds frames properly, the others by a clipped mean.
     options : DifferenceOptions, optional
@@ -294,7 +293,6 @@ def difference(
     sciences = prepare_frames(science, options, "Science frame", clock.stage)
     prepared = isinstance(template, Template)
     frames = template.frames if prepared else prepare_frames(template, options, "Template frame", clock.stage)
-    frames = without_science(frames, sciences)
     grid = sciences[0]
     science = grid.exposure
     if len(sciences) > 1:

@@ -19,7 +19,7 @@ from skyloom.errors import InputError, SkyloomWarning, WriteError
 from skyloom.pipeline.difference import Difference, DifferenceOptions, difference, flat_parameters
 from skyloom.pipeline.products import Products, stems_in_folder, write_products
 from skyloom.pipeline.store import read_diagnostics
-from skyloom.pipeline.template import Template, prepare_template
+from skyloom.pipeline.template import Template, prepare_template, without_science
 from skyloom.pipeline.workers import WorkerError, work_through
 
 if TYPE_CHECKING:
@@ -153,10 +153,14 @@ class Recipe:
     def make(
         self, science: PathLike, template: Template, products: Products, *, progress: Any = None
     ) -> tuple[Difference, Table]:
-        """Make the difference of one image; write its products, and return it and its candidates."""
+        """Make the difference of one image; write its products, and return it and its candidates.
+
+        The image itself, given as a template, is a mistake here; `difference` takes it for a test.
+        """
         from skyloom.io import read
 
         image = read(science, **self.batch.reading)
+        template = without_science(template, image)
         result = difference(image, template, options=self.options, progress=progress)
         result = replace(result, parameters=self.parameters())
         overwrite = self.batch.overwrite or self.batch.resume

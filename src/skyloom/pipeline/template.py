@@ -105,20 +105,19 @@ def find_stars(exposure: Exposure, options: DifferenceOptions) -> Frame:
     return Frame(exposure, sources)
 
 
-def without_science(frames: Sequence[Frame], sciences: Sequence[Frame]) -> list[Frame]:
-    """Return the frames of a template that are not the science image itself: that would be subtracted from itself."""
+def without_science(template: Template, science: Exposure) -> Template:
+    """Return a template without the frames that are the science image: it would be subtracted from itself."""
 
     def check(frame: Frame) -> Frame:
-        for science in sciences:
-            if np.array_equal(frame.exposure.data, science.exposure.data):
-                raise NoUsableDataError(
-                    f"{frame.name} and the science image {science.name} are the same image: all pixels are equal, and "
-                    "their difference would be 0. Give another template.",
-                    name=frame.name,
-                )
+        if np.array_equal(frame.exposure.data, science.data):
+            raise NoUsableDataError(
+                f"The template {frame.name} and the science image {science.name} are the same image: all pixels are "
+                "equal, and their difference would be 0. Give another template.",
+                name=frame.name,
+            )
         return frame
 
-    return each_usable(frames, check)
+    return Template(tuple(each_usable(template.frames, check)))
 
 
 def as_list(images: Any) -> Sequence[Any]:
