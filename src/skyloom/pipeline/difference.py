@@ -258,7 +258,8 @@ def difference(
         The image in which to look for changes. Several frames are co-added on the grid of the first.
     template : like `science`, or a Template
         The image to subtract. Several frames are each registered and co-added on the science grid; one of them that
-        has no usable pixel or no noise, or cannot be registered, is left out with a `SkyloomWarning`. For many science images, `prepare_template` does once what they share.
+        has no usable pixel or no noise, or cannot be registered, is left out with a `SkyloomWarning`. For many science
+        images, `prepare_template` does once what they share.
     method : str, optional
         Shorthand for ``options.method``. 'zogy' co-adds frames properly, the others by a clipped mean.
     options : DifferenceOptions, optional
