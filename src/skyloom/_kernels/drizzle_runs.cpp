@@ -18,25 +18,25 @@ SKYLOOM_INLINE Vector load_once(const double* p) {
 
 // The registers of each instruction set: pairs of {a, b} are parted, or put together from a's and b's.
 SKYLOOM_INLINE void part(const Pair& u, const Pair& v, Pair& a, Pair& b) {
-  a = __builtin_shufflevector(u, v, 0, 2);
-  b = __builtin_shufflevector(u, v, 1, 3);
+  a = shuffle<0, 2>(u, v);
+  b = shuffle<1, 3>(u, v);
 }
 SKYLOOM_INLINE void part(const Quad& u, const Quad& v, Quad& a, Quad& b) {
-  a = __builtin_shufflevector(u, v, 0, 2, 4, 6);
-  b = __builtin_shufflevector(u, v, 1, 3, 5, 7);
+  a = shuffle<0, 2, 4, 6>(u, v);
+  b = shuffle<1, 3, 5, 7>(u, v);
 }
 SKYLOOM_INLINE void part(const Octet& u, const Octet& v, Octet& a, Octet& b) {
-  a = __builtin_shufflevector(u, v, 0, 2, 4, 6, 8, 10, 12, 14);
-  b = __builtin_shufflevector(u, v, 1, 3, 5, 7, 9, 11, 13, 15);
+  a = shuffle<0, 2, 4, 6, 8, 10, 12, 14>(u, v);
+  b = shuffle<1, 3, 5, 7, 9, 11, 13, 15>(u, v);
 }
 SKYLOOM_INLINE void join(const Pair& a, const Pair& b, Pair& u, Pair& v) { part(a, b, u, v); }
 SKYLOOM_INLINE void join(const Quad& a, const Quad& b, Quad& u, Quad& v) {
-  u = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-  v = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  u = shuffle<0, 4, 1, 5>(a, b);
+  v = shuffle<2, 6, 3, 7>(a, b);
 }
 SKYLOOM_INLINE void join(const Octet& a, const Octet& b, Octet& u, Octet& v) {
-  u = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-  v = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  u = shuffle<0, 8, 1, 9, 2, 10, 3, 11>(a, b);
+  v = shuffle<4, 12, 5, 13, 6, 14, 7, 15>(a, b);
 }
 
 template <int kPower, class Vector>

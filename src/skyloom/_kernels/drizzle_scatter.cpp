@@ -13,11 +13,7 @@ SKYLOOM_INLINE Vector power(const Vector& share) {
 }
 
 SKYLOOM_INLINE Octet twice_each(const Quad& v) {
-#if __has_builtin(__builtin_shufflevector)
-  return __builtin_shufflevector(v, v, 0, 0, 1, 1, 2, 2, 3, 3);
-#else
-  return Octet{v[0], v[0], v[1], v[1], v[2], v[2], v[3], v[3]};
-#endif
+  return shuffle<0, 0, 1, 1, 2, 2, 3, 3>(v, v);
 }
 
 // Drops here and there, N x N cells each.

@@ -166,7 +166,7 @@ template <class T, int Degree>
 SKYLOOM_INLINE void spline_values(const Image<T>& in, const double* xy, typename Lanes<T>::Vector& result) {
   Group<T, Degree + 1> group;
   group.locate(xy, BSpline<T, Degree>());
-  std::ptrdiff_t corners[group.kWidth];
+  std::ptrdiff_t corners[Lanes<T>::kWidth];
   for (int g = 0; g < group.kWidth; ++g) corners[g] = group.corner(g, in.nx);
   group.mean(in.spline, corners, in.nx, result);
 }
@@ -175,7 +175,7 @@ SKYLOOM_INLINE void spline_values(const Image<T>& in, const double* xy, typename
 template <class T, int Taps>
 SKYLOOM_INLINE bool interpolate_group(const Image<T>& in, const Group<T, Taps>& group, const double* xy,
                                       const double* factor, GroupValues<T>& values, bool (&clean)[Lanes<T>::kWidth]) {
-  std::ptrdiff_t corners[group.kWidth];
+  std::ptrdiff_t corners[Lanes<T>::kWidth];
   for (int g = 0; g < group.kWidth; ++g) corners[g] = group.corner(g, in.nx);
   if (Taps < kSplineTaps || in.spline == nullptr)
     group.mean(in.data, corners, in.nx, values.data);

@@ -25,10 +25,15 @@ const char* isa_name(Isa isa);
 #define SKYLOOM_DISPATCH_LANES(RET, NAME, PARAMS, ARGS) \
   SKYLOOM_DISPATCH_BODIES(RET, NAME, PARAMS, ARGS, NAME##_body<16>, NAME##_body<8>, NAME##_body<4>)
 
+#ifdef __clang__
+#define SKYLOOM_AVX512 target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,bmi2"), min_vector_width(512)
+#else
+#define SKYLOOM_AVX512 target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,bmi2,prefer-vector-width=512")
+#endif
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define SKYLOOM_DISPATCH_BODIES(RET, NAME, PARAMS, ARGS, BODY16, BODY8, BODY4)                            \
-  __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,bmi2,prefer-vector-width=512")))     \
-  static RET NAME##_avx512 PARAMS { return BODY16 ARGS; }                                                 \
+  __attribute__((SKYLOOM_AVX512)) static RET NAME##_avx512 PARAMS { return BODY16 ARGS; }                 \
   __attribute__((target("avx2,fma,bmi2"))) static RET NAME##_avx2 PARAMS { return BODY8 ARGS; }           \
   static RET NAME##_baseline PARAMS { return BODY4 ARGS; }                                                \
   RET NAME PARAMS {                                                                                       \

@@ -16,7 +16,7 @@
 #include <cstddef>
 #include <cstring>
 
-#include "isa.hpp"
+#include "vectors.hpp"
 
 namespace skyloom {
 
@@ -112,16 +112,16 @@ struct BSpline {
 // x0 y0 x1 y1, x2 y2 x3 y3, ...  ->  x0 x1 x2 ..., y0 y1 y2 ...
 typedef float FourFloats __attribute__((vector_size(16)));
 SKYLOOM_INLINE void deinterleave(const FourFloats (&xy)[4], Lanes<float>::Vector& x, Lanes<float>::Vector& y) {
-  const Lanes<float>::Vector a = __builtin_shufflevector(xy[0], xy[1], 0, 2, 4, 6, 1, 3, 5, 7);
-  const Lanes<float>::Vector b = __builtin_shufflevector(xy[2], xy[3], 0, 2, 4, 6, 1, 3, 5, 7);
-  x = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
-  y = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  const Lanes<float>::Vector a = shuffle<0, 2, 4, 6, 1, 3, 5, 7>(xy[0], xy[1]);
+  const Lanes<float>::Vector b = shuffle<0, 2, 4, 6, 1, 3, 5, 7>(xy[2], xy[3]);
+  x = shuffle<0, 1, 2, 3, 8, 9, 10, 11>(a, b);
+  y = shuffle<4, 5, 6, 7, 12, 13, 14, 15>(a, b);
 }
 
 SKYLOOM_INLINE void deinterleave(const Lanes<double>::Vector (&xy)[2], Lanes<double>::Vector& x,
                                  Lanes<double>::Vector& y) {
-  x = __builtin_shufflevector(xy[0], xy[1], 0, 2, 4, 6);
-  y = __builtin_shufflevector(xy[0], xy[1], 1, 3, 5, 7);
+  x = shuffle<0, 2, 4, 6>(xy[0], xy[1]);
+  y = shuffle<1, 3, 5, 7>(xy[0], xy[1]);
 }
 
 // v[i][j] <-> v[j][i]
@@ -129,17 +129,17 @@ SKYLOOM_INLINE void transpose(Lanes<float>::Vector (&v)[8]) {
   using V = Lanes<float>::Vector;
   V a[8], b[8];
   for (int i = 0; i < 8; i += 2) {
-    a[i] = __builtin_shufflevector(v[i], v[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    a[i + 1] = __builtin_shufflevector(v[i], v[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    a[i] = shuffle<0, 8, 1, 9, 4, 12, 5, 13>(v[i], v[i + 1]);
+    a[i + 1] = shuffle<2, 10, 3, 11, 6, 14, 7, 15>(v[i], v[i + 1]);
   }
   for (int i = 0; i < 8; i += 4)
     for (int k = 0; k < 2; ++k) {
-      b[i + 2 * k] = __builtin_shufflevector(a[i + k], a[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-      b[i + 2 * k + 1] = __builtin_shufflevector(a[i + k], a[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+      b[i + 2 * k] = shuffle<0, 1, 8, 9, 4, 5, 12, 13>(a[i + k], a[i + k + 2]);
+      b[i + 2 * k + 1] = shuffle<2, 3, 10, 11, 6, 7, 14, 15>(a[i + k], a[i + k + 2]);
     }
   for (int i = 0; i < 4; ++i) {
-    v[i] = __builtin_shufflevector(b[i], b[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    v[i + 4] = __builtin_shufflevector(b[i], b[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    v[i] = shuffle<0, 1, 2, 3, 8, 9, 10, 11>(b[i], b[i + 4]);
+    v[i + 4] = shuffle<4, 5, 6, 7, 12, 13, 14, 15>(b[i], b[i + 4]);
   }
 }
 
@@ -147,12 +147,12 @@ SKYLOOM_INLINE void transpose(Lanes<double>::Vector (&v)[4]) {
   using V = Lanes<double>::Vector;
   V a[4];
   for (int i = 0; i < 4; i += 2) {
-    a[i] = __builtin_shufflevector(v[i], v[i + 1], 0, 4, 2, 6);
-    a[i + 1] = __builtin_shufflevector(v[i], v[i + 1], 1, 5, 3, 7);
+    a[i] = shuffle<0, 4, 2, 6>(v[i], v[i + 1]);
+    a[i + 1] = shuffle<1, 5, 3, 7>(v[i], v[i + 1]);
   }
   for (int i = 0; i < 2; ++i) {
-    v[i] = __builtin_shufflevector(a[i], a[i + 2], 0, 1, 4, 5);
-    v[i + 2] = __builtin_shufflevector(a[i], a[i + 2], 2, 3, 6, 7);
+    v[i] = shuffle<0, 1, 4, 5>(a[i], a[i + 2]);
+    v[i + 2] = shuffle<2, 3, 6, 7>(a[i], a[i + 2]);
   }
 }
 

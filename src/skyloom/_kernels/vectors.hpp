@@ -1,4 +1,4 @@
-// Short vectors of doubles. Loads and stores take any address.
+// Short vectors. Loads and stores take any address.
 #pragma once
 
 #include <cstring>
@@ -15,6 +15,19 @@ typedef double Octet __attribute__((vector_size(64)));
 // A register that holds so many floats, full of doubles: for bodies that SKYLOOM_DISPATCH_LANES builds.
 template <int kFloats>
 using VectorOf = std::conditional_t<kFloats == 16, Octet, std::conditional_t<kFloats == 8, Quad, Pair>>;
+
+// The elements of a and b, in that order, with these indices.
+template <int... kIndex, class Vector>
+SKYLOOM_INLINE auto shuffle(const Vector& a, const Vector& b) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, kIndex...);
+#else  // GCC 11
+  typedef std::remove_cvref_t<decltype(a[0])> Element;
+  typedef Element Result __attribute__((vector_size(sizeof...(kIndex) * sizeof(Element))));
+  constexpr int n = sizeof(Vector) / sizeof(Element);
+  return Result{(kIndex < n ? a[kIndex % n] : b[kIndex % n])...};
+#endif
+}
 
 template <class Vector>
 SKYLOOM_INLINE Vector load_vector(const double* p) {
