@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -299,3 +300,20 @@ def test_output_folder_that_cannot_be_made(tmp_path, capsys):
     status = main(["difference", str(saao_frame(93)), str(saao_frame(27)), "-o", str(tmp_path / "file" / "out")])
     assert status == EXIT_FAILED
     assert "file" in capsys.readouterr().err
+
+
+def test_register_tells_once_or_as_json(capfd):
+    """With -v the result stands on standard output only; programs get the numbers of every image."""
+    pair = [str(saao_frame(93)), str(saao_frame(27))]
+    assert main(["register", "-v", *pair]) == EXIT_OK
+    told = capfd.readouterr()
+    assert (told.out + told.err).count("Registration:") == 1
+    assert main(["register", "--json", *pair]) == EXIT_OK
+    one = json.loads(capfd.readouterr().out)
+    assert one["status"] == "registered"
+    assert f"{one['n_matched']} stars, rms {one['rms']:.3f} px" in told.out
+    assert main(["register", "--json", "--reference", pair[1], *pair]) == EXIT_OK
+    rows = json.loads(capfd.readouterr().out)
+    assert [row["source"] for row in rows] == pair
+    assert [row["status"] for row in rows] == ["registered", "reference"]
+    assert rows[0]["n_matched"] == one["n_matched"]

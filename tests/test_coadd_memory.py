@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from skyloom.errors import InputError, SkyloomWarning, WriteError
+from skyloom.errors import InputError, ReadError, SkyloomWarning, WriteError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.io import read, write_exposure
 from skyloom.io.stream import StreamedImage, write_streamed
+from skyloom.pipeline.stack import stack
 from skyloom.stacking import CoaddOptions, coadd, drizzling, job, members, memory, outliers, read_coadd
 from skyloom.stacking.memory import Budget, Scratch, parse_memory
 from test_coadd import GRID, PLAIN, SHAPE, add_rays, observe, pointings
@@ -251,11 +252,25 @@ def test_what_cannot_be_extended(tmp_path):
         read_coadd(path)
 
 
-def test_files_that_count_twice_are_told(tmp_path):
+def test_files_that_would_count_twice_are_refused(tmp_path):
     """Their noise is not independent: a run that is repeated by mistake would give too small errors."""
     files = [write_exposure(one.replace(mask=None), tmp_path / one.name) for one in field(2)]
-    with pytest.warns(SkyloomWarning, match="is given twice"):
+    with pytest.raises(InputError, match=rf"{files[0].name} is given twice"):
         coadd([files[0], str(files[1]), str(files[0])], PLAIN, wcs=GRID)
+    copy, link = tmp_path / "copy.fits", tmp_path / "link.fits"
+    copy.write_bytes(files[0].read_bytes())
+    link.symlink_to(files[0])
+    for same in (copy, link):
+        with pytest.raises(InputError, match=rf"{files[0].name} and .*{same.name} are the same file"):
+            coadd([*files, same], PLAIN, wcs=GRID)
+        with pytest.raises(InputError, match="are the same file"):
+            stack([*files, same], PLAIN, align="stars")
+    with pytest.raises(ReadError, match="nowhere"):
+        coadd([*files, tmp_path / "nowhere.fits"], PLAIN, wcs=GRID)
+    chips = [fits.ImageHDU(one.data, one.wcs.to_header()) for one in field(2)]
+    fits.HDUList([fits.PrimaryHDU(), *chips]).writeto(tmp_path / "chips.fits")
+    calls = [partial(read, tmp_path / "chips.fits", ext=ext, gain=1.0, exptime=1.0) for ext in (1, 2)]
+    assert coadd(calls, PLAIN, wcs=GRID).n_exposures == 2
     first = coadd(files, PLAIN, wcs=GRID)
     with pytest.warns(SkyloomWarning, match=f"has a {files[1].name} already"):
         coadd(files[1:], PLAIN, resume=first)

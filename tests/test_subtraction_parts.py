@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import convolve2d
@@ -14,7 +15,16 @@ from skyloom.subtraction.masking import combine_masks, spread_mask
 from skyloom.subtraction.noise import convolved_noise_gain, smoothing_kernel
 from skyloom.subtraction.normal import Factored, Model, StampSums, normal_matrix, normal_vector, solve
 from skyloom.subtraction.options import AlardLuptonOptions
-from skyloom.subtraction.stamps import Candidate, Planes, measure_fwhm, spikes, spread, without_spikes
+from skyloom.subtraction.stamps import (
+    Candidate,
+    Planes,
+    measure_fwhm,
+    source_positions,
+    spikes,
+    spread,
+    unflagged,
+    without_spikes,
+)
 
 
 def gauss(sigma, half):
@@ -223,3 +233,17 @@ def test_spikes_are_told_from_stars(fwhm):
     np.testing.assert_array_equal(repaired.data[~found], planes.data[~found])
     # a median of up to eight pixels of an empty sky: below the scatter of one, but for hits that touch
     assert np.median(np.abs(repaired.data[found] - clean[found])) < 1.5 * np.sqrt(27.0)
+
+
+@pytest.mark.parametrize("name", ["flag", "flags"])
+@pytest.mark.parametrize("kind", [int, np.uint8, float])
+def test_one_reader_of_flags(name, kind):
+    """stdpipe and SExtractor write flags, `detect_sources` flag; a row of an array is read like one of a table."""
+    table = Table({"x": [1.0, 2.0, 3.0], "y": [1.0, 2.0, 3.0], name: np.array([0, 2, 4], kind)})
+    for sources in (table, table.as_array()):
+        assert unflagged(sources).tolist() == [True, False, False]
+        assert source_positions(sources)[:, 0].tolist() == [1.0, 2.0]  # a neighbour does no harm, saturation does
+    if kind is float:
+        table[name][0] = np.nan
+        assert not unflagged(table).any()
+    assert unflagged(Table({"x": [1.0]})).all()

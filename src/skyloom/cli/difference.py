@@ -29,7 +29,7 @@ HELP = "subtract a template from science images and list what changed"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
-    from skyloom.cli.inputs import add_reading_options, add_threshold
+    from skyloom.cli.inputs import add_json, add_reading_options, add_threshold
 
     parser.add_argument(
         "images",
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep results that are complete and were made from the same files with the same options; make the others",
     )
     many.add_argument("--summary", metavar="FILE", help="write a table, one row for each image: .json, .csv or .ecsv")
+    add_json(parser)
     parser.add_argument("--no-report", action="store_true", help="do not write the HTML page")
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -121,10 +122,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_one(arguments: argparse.Namespace, science: str, recipe: Recipe) -> int:
+    from dataclasses import asdict
+
     from skyloom.cli import EXIT_OK, EXIT_PARTIAL
     from skyloom.cli.inputs import check_not_input
     from skyloom.cli.messages import progress_bar
-    from skyloom.cli.summary import print_summary
+    from skyloom.cli.summary import print_json, print_summary
+    from skyloom.pipeline.many import outcome_of
     from skyloom.pipeline.products import Products, image_stem
 
     products = Products.in_folder(arguments.output, image_stem(science), report=recipe.batch.report)
@@ -132,7 +136,9 @@ def _run_one(arguments: argparse.Namespace, science: str, recipe: Recipe) -> int
     check_not_input([path for _, path in products.written()], recipe.inputs(science))
     with progress_bar(arguments.quiet) as progress:
         result, candidates = recipe.make(science, recipe.prepared(), products, progress=progress)
-    if not arguments.quiet:
+    if arguments.json:
+        print_json(asdict(outcome_of(science, products, result.diagnostics, candidates)))
+    elif not arguments.quiet:
         print_summary(result, candidates, products)
     return EXIT_OK if len(result.alignments) == len(recipe.templates) else EXIT_PARTIAL
 

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
 def run_many(arguments: argparse.Namespace, options: DifferenceOptions, batch: BatchOptions) -> int:
     """Difference all science images of the command line."""
+    from dataclasses import asdict
+
     from skyloom.cli import EXIT_FAILED, EXIT_OK, EXIT_PARTIAL
     from skyloom.cli.inputs import check_not_input
     from skyloom.cli.messages import logger, progress_bar
+    from skyloom.cli.summary import print_json
     from skyloom.io import check_writable
     from skyloom.pipeline import difference_many, write_outcomes
     from skyloom.pipeline.many import summary_format
@@ -34,7 +37,7 @@ def run_many(arguments: argparse.Namespace, options: DifferenceOptions, batch: B
             logger.warning("%s: warning: %s", one.science, text)
         if one.status == "failed":
             logger.error("%s: failed: %s: %s", one.science, one.error, one.message)
-        elif not arguments.quiet:
+        elif not (arguments.quiet or arguments.json):
             print(f"{one.science}: {_line(one)}", flush=True)
 
     try:
@@ -46,8 +49,10 @@ def run_many(arguments: argparse.Namespace, options: DifferenceOptions, batch: B
         raise KeyboardInterrupt("what is written is complete, and --resume goes on from there") from None
     if arguments.summary is not None:
         write_outcomes(known, arguments.summary, overwrite=replace)
+    if arguments.json:
+        print_json([asdict(one) for one in known])
     counts = {status: sum(one.status == status for one in known) for status in ("done", "kept", "failed")}
-    if not arguments.quiet:
+    if not (arguments.quiet or arguments.json):
         where = arguments.output if arguments.summary is None else arguments.summary
         print(", ".join(f"{n} {status}" for status, n in counts.items()) + f": {where}")
     if counts["failed"] == len(known):

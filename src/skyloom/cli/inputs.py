@@ -30,6 +30,11 @@ def add_threshold(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``: the result for programs."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 def add_positions(parser: argparse.ArgumentParser) -> None:
     """Add ``--positions``: how stars are measured."""
     parser.add_argument(

@@ -20,7 +20,7 @@ HELP = "register an image to another by their stars"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
-    from skyloom.cli.inputs import add_positions, add_reading_options, add_threshold
+    from skyloom.cli.inputs import add_json, add_positions, add_reading_options, add_threshold
 
     parser.add_argument("source", metavar="SOURCE", help="FITS image to register")
     parser.add_argument("template", metavar="TEMPLATE", nargs="?", help="FITS image to register it to")
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--distortion", choices=("sip", "tpv"), default="sip", help="how the WCS writes distortions (default: sip)"
     )
     parser.add_argument("--plot", metavar="FILE", help="draw the residuals to this PNG, PDF or SVG file")
+    add_json(parser)
     add_threshold(parser, "detection threshold of the stars")
     add_positions(parser)
     add_reading_options(parser, ("source", "template"))
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from skyloom.cli import EXIT_OK
     from skyloom.cli.inputs import check_not_input, reading_options
+    from skyloom.cli.summary import print_json, registration_row
     from skyloom.errors import InputError
     from skyloom.io import check_writable, read
     from skyloom.pipeline.align import wcs_to_write, write_registered
@@ -84,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.output is not None and not arguments.resample:
             wcs_to_write(template)  # so that it fails before the work
         registration = register(source, template, options)
-    if not arguments.quiet:
+    if arguments.json:
+        print_json(registration_row(arguments.source, registration, output=arguments.output))
+    elif not arguments.quiet:
         print(registration)
     if arguments.output is not None:
         write_registered(

@@ -18,6 +18,7 @@ def run_group(arguments: argparse.Namespace) -> int:
     from skyloom.cli import EXIT_OK, EXIT_PARTIAL
     from skyloom.cli.inputs import reading_options
     from skyloom.cli.messages import progress_bar
+    from skyloom.cli.summary import print_json, registration_row
     from skyloom.io import read
     from skyloom.pipeline.align import wcs_to_write
     from skyloom.registration import RegistrationOptions, register_group
@@ -42,10 +43,14 @@ def run_group(arguments: argparse.Namespace) -> int:
             joint=arguments.joint,
             progress=progress,
         )
-        if not arguments.quiet:
-            _print(group, paths)
         if outputs is not None:
             _write(arguments, group, paths, outputs, progress)
+    if arguments.json:
+        files = [None] * len(paths) if outputs is None else outputs[:-1]
+        rows = zip(paths, group, range(len(paths)), files, strict=True)
+        print_json([registration_row(path, one, group.errors.get(index), file) for path, one, index, file in rows])
+    elif not arguments.quiet:
+        _print(group, paths)
     return EXIT_PARTIAL if group.errors else EXIT_OK
 
 

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skyloom.errors import SkyloomError
     from skyloom.pipeline import Difference
     from skyloom.pipeline.products import Products
+    from skyloom.registration import Registration
+
+
+def print_json(data: Any) -> None:
+    """Print lists, dictionaries and numbers as JSON, which knows no NaN: those are null."""
+    print(json.dumps(_finite(data), indent=1))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    value = data.item() if hasattr(data, "item") else data
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def registration_row(
+    path: str, registration: Registration | None, error: SkyloomError | None = None, output: object = None
+) -> dict[str, Any]:
+    """Return what is told of the registration of a file; without one and without an error, it is the reference."""
+    row: dict[str, Any] = {"source": path, "output": None if output is None else str(output)}
+    if registration is None:
+        status = "reference" if error is None else "failed"
+        return row | {"status": status, "error": error and type(error).__name__, "message": error and str(error)}
+    names = ("n_matched", "rms", "scale", "rotation", "parity", "order", "flux_ratio", "chance_probability")
+    values = {name: getattr(registration, name) for name in names}
+    x, y = registration.rms_xy
+    return row | {"status": "registered", **values, "rms_x": x, "rms_y": y, "kind": registration.transform.kind}
 
 
 def print_summary(difference: Difference, candidates: Any, products: Products, n_best: int = 8) -> None:

@@ -85,20 +85,24 @@ def read_provenance(header: Mapping[str, Any]) -> Provenance | None:
 
 def _identify(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     """Return the name of an input and the SHA-256 of its bytes (None if it is not a file)."""
-    path = Path(source)
     try:
-        found = path.stat()
-        return path.name, _digest(path.resolve(), found.st_size, found.st_mtime_ns, found.st_ino)
+        return Path(source).name, file_digest(source)
     except OSError:
         return str(source), None
 
 
-@lru_cache(64)
-def _digest(path: Path, *_state: int) -> str:
-    """Return the SHA-256 of a file (the sum of a FITS file with CHECKSUM cards, as these sum it up, is always 0).
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, which is read once as long as its size, time and inode stay what they are.
 
-    A template of many differences is read once, as long as size, time and inode, the `_state`, stay what they are.
+    (The sum of a FITS file with CHECKSUM cards, as these sum it up, is always 0.)
     """
+    path = Path(path).resolve()
+    found = path.stat()
+    return _digest(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@lru_cache(4096)
+def _digest(path: Path, *_state: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skyloom.background import MAD_TO_SIGMA
 from skyloom.errors import InputError, NoUsableDataError, ReadError, SkyloomWarning
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.io.ccddata import ccddata_fields
@@ -364,7 +365,7 @@ def pile_up_level(data: npt.NDArray[Any]) -> float | None:
         return None
     sample = values.ravel()[:: max(1, values.size // 100_000)].astype(np.float64)
     sky = float(np.median(sample))
-    noise = max(1.4826 * float(np.median(np.abs(sample - sky))), 1.0 if data.dtype.kind != "f" else 0.0)
+    noise = max(MAD_TO_SIGMA * float(np.median(np.abs(sample - sky))), 1.0 if data.dtype.kind != "f" else 0.0)
     below = int(np.count_nonzero((values >= top - PILED_RANGE * (top - sky)) & (values < top)))
     if noise == 0 or at_top <= below or top - sky <= PILED_ABOVE_SKY * noise:
         return None

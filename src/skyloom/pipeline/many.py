@@ -272,7 +272,7 @@ def _outcome(recipe: Recipe, template: Template, task: tuple[PathLike, Products]
             outcome = _kept(recipe, science, products) if recipe.batch.resume else None
             if outcome is None:
                 result, candidates = recipe.make(science, template, products)
-                outcome = _done(science, products, result.diagnostics, candidates)
+                outcome = outcome_of(science, products, result.diagnostics, candidates)
         except Exception as error:
             logger.debug("%s", science, exc_info=True)
             outcome = _failed(science, error)
@@ -286,7 +286,8 @@ def _failed(science: PathLike, error: Exception) -> Outcome:
     return Outcome(os.fspath(science), "failed", error=type(error).__name__, message=message)
 
 
-def _done(science: PathLike, products: Products, numbers: Mapping[str, Any], candidates: Table) -> Outcome:
+def outcome_of(science: PathLike, products: Products, numbers: Mapping[str, Any], candidates: Table) -> Outcome:
+    """Return the outcome of an image whose products are written, given the diagnostics of its difference."""
     real = int(candidates["real"].sum())
     return Outcome(
         os.fspath(science),
@@ -297,6 +298,7 @@ def _done(science: PathLike, products: Products, numbers: Mapping[str, Any], can
         n_templates=numbers.get("n_templates"),
         n_candidates=real,
         n_artefacts=len(candidates) - real,
+        seconds=round(sum(numbers["timings"].values()), 3) if "timings" in numbers else None,
         difference=str(products.difference or ""),
         candidates=str(products.table),
         report=str(products.report or ""),
@@ -318,7 +320,7 @@ def _kept(recipe: Recipe, science: PathLike, products: Products) -> Outcome | No
         numbers = read_diagnostics(header)
     except (OSError, ValueError, KeyError):  # damaged: it is made again
         return None
-    return replace(_done(science, products, numbers, candidates), status="kept")
+    return replace(outcome_of(science, products, numbers, candidates), status="kept")
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:

@@ -95,10 +95,12 @@ def _by_stars(  # noqa: PLR0917
     progress: Progress | None,
 ) -> Coadd:
     from skyloom.stacking import Coadd, CoaddOptions, coadd, read_coadd
+    from skyloom.stacking.members import check_repeats
 
     earlier = resume if isinstance(resume, Coadd) or resume is None else read_coadd(resume)
     if options is None:
         options = CoaddOptions() if earlier is None else earlier.options
+    check_repeats(exposures)
     frame = earlier.exposure if earlier is not None else reference
     grid, members, maps, ratios = register_all(exposures, frame, progress)
     scales = np.array(ratios) / (ratios[0] if earlier is None else 1.0)

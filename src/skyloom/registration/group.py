@@ -157,7 +157,7 @@ def register_group(
             images=len(images),
         )
     result = Group(tuple(found), errors, chosen, stars, rounds)
-    log.info("%s", result)
+    log.debug("%s", result)
     return result
 
 

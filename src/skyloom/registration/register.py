@@ -143,7 +143,7 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
             position_error=error,
             needed=options.max_error,
         )
-    log.info("%s", result)
+    log.debug("%s", result)
     return result
 
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from skyloom.stacking.drizzling import check_weights
 from skyloom.stacking.files import read_coadd
 from skyloom.stacking.frames import PlacedExposure, area_factor, place
 from skyloom.stacking.job import Job
-from skyloom.stacking.members import Member, Progress, check_units, flux_scales, is_surface_brightness, survey
+from skyloom.stacking.members import Member, Progress, check_units, file_of, flux_scales, is_surface_brightness, survey
 from skyloom.stacking.memory import Budget, Scratch, parse_memory
 from skyloom.stacking.options import CoaddOptions
 from skyloom.stacking.result import Coadd
@@ -83,7 +82,8 @@ def coadd(
     WcsError
         An exposure has neither WCS nor map, or one that is finite nowhere; or the grid that would hold all is absurd.
     InputError
-        No exposures, mixed units, an option that makes no sense, or too little memory. Nothing is written then.
+        No exposures, a file or a copy of it twice, mixed units, an option that makes no sense, or too little memory.
+        Nothing is written then.
     """
     from skyloom.io import check_writable
 
@@ -100,8 +100,8 @@ def coadd(
         members = survey(
             exposures, scratch, with_wcs=maps is None, memory=parse_memory(options.memory), progress=report
         )
-        _warn_of_repeats(members, earlier)
         if earlier is not None:
+            _warn_of_repeats(members, earlier)
             check_units([_as_member(earlier), *members])
             wcs, shape = earlier.wcs, earlier.shape
         else:
@@ -117,35 +117,20 @@ def coadd(
         if output is None:
             return result
         report("writing", 0, 1)
-        files = [path for path in (_file_of(one.member.source) for one in placed) if path is not None]
+        files = [path for path in (file_of(one.member.source) for one in placed) if path is not None]
         result.write(output, overwrite=options.overwrite, inputs=files)
     return read_coadd(output, verify=False)
 
 
-def _file_of(source: Any) -> str | os.PathLike[str] | None:
-    """Return the file of a path, or of a call of `read` that waits (functools.partial)."""
-    first = source.args[0] if isinstance(source, partial) and source.args else source
-    return first if isinstance(first, str | os.PathLike) else None
-
-
-def _warn_of_repeats(members: Sequence[Member], earlier: Coadd | None) -> None:
-    """Warn of files that count twice: their noise is not independent, and the errors come out too small."""
-    known = set() if earlier is None else set(earlier.names)
-    paths: set[str] = set()
+def _warn_of_repeats(members: Sequence[Member], earlier: Coadd) -> None:
+    """Warn of files that may be in a co-add already, of whose exposures only the names are known."""
     for member in members:
-        file = _file_of(member.source)
-        if file is None:
-            continue
-        path = os.path.realpath(Path(file).expanduser())
-        if path in paths:
-            warnings.warn(f"{member.name} is given twice and counts twice.", SkyloomWarning, stacklevel=3)
-        elif member.name in known:
+        if file_of(member.source) is not None and member.name in set(earlier.names):
             warnings.warn(
                 f"The co-add that is extended has a {member.name} already; if it is the same, it counts twice.",
                 SkyloomWarning,
                 stacklevel=3,
             )
-        paths.add(path)
 
 
 def _silent(*_: Any) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ import numpy.typing as npt
 from skyloom.errors import InputError, SkyloomError, WcsError
 from skyloom.exposure import BoolArray, Exposure
 from skyloom.io.keywords import EXPTIME, as_number
+from skyloom.io.provenance import file_digest
 from skyloom.stacking.memory import Plane, Scratch
 
 _SAMPLES = 100_000  # pixels of an exposure that its sky level is measured on
@@ -119,6 +123,38 @@ def load(source: Any) -> Exposure:
     return exposure
 
 
+def file_of(source: Any) -> str | os.PathLike[str] | None:
+    """Return the file of a path, or of a call of `read` that waits (functools.partial)."""
+    first = source.args[0] if isinstance(source, partial) and source.args else source
+    return first if isinstance(first, str | os.PathLike) else None
+
+
+def check_repeats(sources: Sequence[Any]) -> None:
+    """Raise if a file, or a copy of it, would count twice: its noise is not independent, and errors come out too small.
+
+    Extensions of one file are different exposures.
+
+    Raises
+    ------
+    InputError
+        Naming both.
+    """
+    found = [(file, Path(file).expanduser(), source) for source in sources if (file := file_of(source)) is not None]
+    files = [one for one in found if one[1].is_file()]  # of others, reading tells
+    sizes = Counter(path.stat().st_size for _, path, _ in files)
+    seen: dict[tuple[str, str], str | os.PathLike[str]] = {}
+    for file, path, source in files:
+        if sizes[path.stat().st_size] == 1:
+            continue
+        how = source.keywords if isinstance(source, partial) else {}
+        first = seen.setdefault((file_digest(path), repr(sorted(how.items()))), path)
+        if first is not path:
+            what = (
+                f"{file} is given twice" if first == path else f"{first} and {file} are the same file, or copies of it"
+            )
+            raise InputError(f"{what}, and would count twice. Leave one out.", file=str(file))
+
+
 def _any_in_blocks(usable: BoolArray, step: int) -> BoolArray:
     if step == 1:
         return usable
@@ -151,7 +187,7 @@ def survey(
     Raises
     ------
     InputError
-        There are none, their units differ, or one has an exposure time of 0 or less.
+        There are none, one is there twice, their units differ, or one has an exposure time of 0 or less.
     WcsError
         One has no WCS, or one that is not finite anywhere on the image.
     SkyloomError
@@ -162,6 +198,7 @@ def survey(
     sources = list(sources)
     if not sources:
         raise InputError("There are no exposures to co-add; at least one is needed.")
+    check_repeats(sources)
     on_disk = memory is not None and 4 * _SAMPLES * len(sources) > memory // _SHARE_OF_SAMPLES
     members = []
     for number, source in enumerate(sources):

@@ -90,16 +90,33 @@ def find_sources(planes: Planes) -> Float64Array:
     return np.column_stack([found["x"], found["y"]])
 
 
+def column_names(sources: Any) -> list[str]:
+    """Return the names of the columns of a table, or of the fields of an array."""
+    names = getattr(sources, "colnames", None) or getattr(getattr(sources, "dtype", None), "names", None)
+    return list(names or ())
+
+
+def unflagged(sources: Any, bits: int = -1) -> BoolArray:
+    """Return True for the sources of a table without any of some bits, shape (N,).
+
+    The column is flag (`skyloom.registration.detect_sources`) or flags (stdpipe, SExtractor): they have the same bits.
+    """
+    good = np.ones(len(sources), bool)
+    for name in {"flag", "flags"} & set(column_names(sources)):
+        flags = np.asarray(sources[name])
+        if flags.dtype.kind == "f":
+            flags = np.where(np.isfinite(flags), flags, -1)
+        good &= (flags.astype(np.int64) & bits) == 0
+    return good
+
+
 def source_positions(sources: Any) -> Float64Array:
     """Return (x, y) of the sources of a table that are not saturated or cut, brightest first, shape (N, 2)."""
-    names = getattr(sources, "colnames", None) or sources.dtype.names
-    good = np.ones(len(sources), bool)
-    if "flag" in names:
-        good &= (np.asarray(sources["flag"]).astype(int) & _FLAG_BAD) == 0
+    good = unflagged(sources, _FLAG_BAD)
     xy = np.column_stack([np.asarray(sources["x"], np.float64), np.asarray(sources["y"], np.float64)])
     good &= np.isfinite(xy).all(axis=1)
     order = np.arange(len(sources))
-    if "flux" in names:
+    if "flux" in column_names(sources):
         order = np.argsort(-np.nan_to_num(np.asarray(sources["flux"], np.float64), nan=-np.inf), kind="stable")
     return xy[order[good[order]]]
 

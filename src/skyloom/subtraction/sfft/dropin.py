@@ -15,7 +15,7 @@ import numpy.typing as npt
 from skyloom.convolution import exponents, monomials
 from skyloom.errors import InputError
 from skyloom.exposure import BoolArray
-from skyloom.subtraction.dropin_arguments import error_plane, logger
+from skyloom.subtraction.dropin_arguments import Log, error_plane, logger
 from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
 from skyloom.subtraction.sfft.fit import FitOptions, fit_delta, flux_scale
 from skyloom.subtraction.sfft.noise_map import power_of_two
@@ -148,50 +148,62 @@ def solve(  # noqa: PLR0917  the reference's signature
     TooFewPixelsError
         Fewer good pixels than unknowns; a RuntimeError.
     """
-    if kernel_shape is None:
-        kernel_shape = kernel_shape_for(image, template, mask, template_mask)
-    model = make_model(kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, max_iter)
-    planes = make_planes(image, template, mask, template_mask, model.kernel_shape)
-    shape = planes.science.shape
-    planes = planes.with_errors(
-        error_plane(err, shape, "argument err"), error_plane(template_err, shape, "argument template_err")
+    asked = Asked(
+        kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, flux_penalty, ridge, sigma_clip, max_iter
     )
-    penalties = make_penalties(flux_poly_order, flux_penalty, ridge)
-    options = FitOptions(model, penalties, sigma_clip, max_iter, rebuild, logger(verbose))
-    return fit_planes(planes, options)
+    planes, options = asked.of(image, template, mask, template_mask, logger(verbose), rebuild=rebuild)
+    shape = planes.science.shape
+    errors = error_plane(err, shape, "argument err"), error_plane(template_err, shape, "argument template_err")
+    return fit_planes(planes.with_errors(*errors), options)
 
 
-def make_model(
-    kernel_shape: tuple[int, int], kernel_order: int, background_order: int, flux_order: int, max_iter: int
-) -> DeltaModel:
-    """Check the arguments of `solve` that say what is fitted."""
-    shape = np.ravel(kernel_shape)
-    if len(shape) != 2 or any(side != int(side) or side < 1 or side % 2 == 0 for side in shape):
-        raise InputError(f"kernel_shape is {kernel_shape}; two odd numbers of pixels are needed, like (7, 7).")
-    for what, order in (
-        ("kernel_poly_order", kernel_order),
-        ("bg_poly_order", background_order),
-        ("flux_poly_order", flux_order),
-    ):
-        if order != int(order) or order < 0:
-            raise InputError(f"{what} is {order}; it must be a whole number of at least 0.")
-    if flux_order > kernel_order:
-        raise InputError(
-            f"flux_poly_order is {flux_order}; it must not be above kernel_poly_order, {kernel_order}: the kernel's "
-            "sum varies no "
-            "more than the kernel."
-        )
-    if max_iter != int(max_iter) or max_iter < 1:
-        raise InputError(f"max_iter is {max_iter}; it must be a whole number of at least 1.")
-    return DeltaModel((int(shape[0]), int(shape[1])), int(kernel_order), int(background_order))
+@dataclass(frozen=True)
+class Asked:
+    """The options of the fit that `solve` and `run_sfft` share; see `solve`."""
 
+    kernel_shape: tuple[int, int] | None
+    kernel_poly_order: int
+    bg_poly_order: int
+    flux_poly_order: int
+    flux_penalty: float
+    ridge: float
+    sigma_clip: float | None
+    max_iter: int
 
-def make_penalties(flux_order: int, flux_penalty: float, ridge: float) -> Penalties:
-    """Check the arguments of `solve` that say what is asked for besides the data."""
-    for what, value in (("flux_penalty", flux_penalty), ("ridge", ridge)):
-        if not (np.isfinite(value) and value >= 0):
-            raise InputError(f"{what} is {value}; it must be a finite number of at least 0.")
-    return Penalties(int(flux_order), float(flux_penalty), float(ridge))
+    def of(
+        self, image: Any, template: Any, mask: Any, template_mask: Any, log: Log, *, rebuild: bool = False
+    ) -> tuple[SfftPlanes, FitOptions]:
+        """Check the options; return the planes that they are for, and how these are fitted."""
+        shape = self.kernel_shape
+        if shape is None:
+            shape = kernel_shape_for(image, template, mask, template_mask)
+        model, penalties = self._model(shape), self._penalties()
+        planes = make_planes(image, template, mask, template_mask, model.kernel_shape)
+        return planes, FitOptions(model, penalties, self.sigma_clip, self.max_iter, rebuild, log)
+
+    def _model(self, kernel_shape: tuple[int, int]) -> DeltaModel:
+        shape = np.ravel(kernel_shape)
+        if len(shape) != 2 or any(side != int(side) or side < 1 or side % 2 == 0 for side in shape):
+            raise InputError(f"kernel_shape is {kernel_shape}; two odd numbers of pixels are needed, like (7, 7).")
+        for what in ("kernel_poly_order", "bg_poly_order", "flux_poly_order"):
+            order = getattr(self, what)
+            if order != int(order) or order < 0:
+                raise InputError(f"{what} is {order}; it must be a whole number of at least 0.")
+        if self.flux_poly_order > self.kernel_poly_order:
+            raise InputError(
+                f"flux_poly_order is {self.flux_poly_order}; it must not be above kernel_poly_order, "
+                f"{self.kernel_poly_order}: the kernel's sum varies no more than the kernel."
+            )
+        if self.max_iter != int(self.max_iter) or self.max_iter < 1:
+            raise InputError(f"max_iter is {self.max_iter}; it must be a whole number of at least 1.")
+        return DeltaModel((int(shape[0]), int(shape[1])), int(self.kernel_poly_order), int(self.bg_poly_order))
+
+    def _penalties(self) -> Penalties:
+        for what in ("flux_penalty", "ridge"):
+            value = getattr(self, what)
+            if not (np.isfinite(value) and value >= 0):
+                raise InputError(f"{what} is {value}; it must be a finite number of at least 0.")
+        return Penalties(int(self.flux_poly_order), float(self.flux_penalty), float(self.ridge))
 
 
 def fit_planes(planes: SfftPlanes, options: FitOptions, region: BoolArray | None = None) -> SFFTResult:

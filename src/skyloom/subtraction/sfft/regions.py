@@ -11,6 +11,7 @@ from skyloom.exposure import BoolArray, Exposure
 from skyloom.subtraction.dropin_arguments import real_plane
 from skyloom.subtraction.sfft.design import Float64Array
 from skyloom.subtraction.sfft.noise_map import power_of_two
+from skyloom.subtraction.stamps import column_names, unflagged
 
 _DEFAULT_SIZE = 15
 _PER_FWHM = 3.0
@@ -19,7 +20,7 @@ _KERNEL_PER_FWHM = 1.5
 
 def box_half_size(objects: Any) -> int:
     """Return 3 times the median FWHM of the objects, or 15 pixels if their FWHM is not known."""
-    if "fwhm" in _names(objects):
+    if "fwhm" in column_names(objects):
         fwhm = np.asarray(objects["fwhm"], np.float64)
         fwhm = fwhm[np.isfinite(fwhm) & (fwhm > 0)]
         if fwhm.size:
@@ -65,7 +66,8 @@ def object_region(
     Parameters
     ----------
     objects : Table
-        Columns x and y, and, if there, flags (objects with any are left out), flux and fluxerr (which tell the order).
+        Columns x and y, and, if there, flag or flags (objects with any are left out), flux and fluxerr (which tell the
+        order).
     bad : ndarray of bool, shape (ny, nx)
         Pixels that cannot be used.
     size : int
@@ -102,14 +104,12 @@ def object_region(
 
 def _positions(objects: Any) -> list[tuple[float, float]]:
     """Return x and y of the objects without flags, those of the highest S/N first."""
-    names = _names(objects)
+    names = column_names(objects)
     for needed in ("x", "y"):
         if needed not in names:
             raise InputError(f"obj has no column {needed}; it has {', '.join(names)}. Give positions as x and y.")
     x, y = (np.asarray(objects[name], np.float64) for name in ("x", "y"))
-    good = np.isfinite(x) & np.isfinite(y)
-    if "flags" in names:
-        good &= np.asarray(objects["flags"]) == 0
+    good = np.isfinite(x) & np.isfinite(y) & unflagged(objects)
     order = np.arange(len(x))
     if "flux" in names:
         merit: Float64Array = np.asarray(objects["flux"], np.float64)
@@ -118,8 +118,3 @@ def _positions(objects: Any) -> list[tuple[float, float]]:
             merit = np.divide(merit, error, out=np.full(len(merit), -np.inf), where=error > 0)
         order = np.argsort(-np.nan_to_num(merit, nan=-np.inf), kind="stable")
     return [(float(x[k]), float(y[k])) for k in order if good[k]]
-
-
-def _names(objects: Any) -> list[str]:
-    names = getattr(objects, "colnames", None) or getattr(getattr(objects, "dtype", None), "names", None)
-    return list(names or ())

@@ -11,17 +11,15 @@ from skyloom.exposure import BoolArray
 from skyloom.subtraction.dropin_arguments import Log, check_gain, error_plane, logger
 from skyloom.subtraction.sfft.design import Float64Array
 from skyloom.subtraction.sfft.dropin import (
+    Asked,
     SFFTResult,
     convolved_variance,
     evaluate_background,
     fit_planes,
-    make_model,
-    make_penalties,
 )
-from skyloom.subtraction.sfft.fit import FitOptions
 from skyloom.subtraction.sfft.noise_map import noise_map
-from skyloom.subtraction.sfft.planes import SfftPlanes, make_planes
-from skyloom.subtraction.sfft.regions import box_half_size, kernel_shape_for, object_region
+from skyloom.subtraction.sfft.planes import SfftPlanes
+from skyloom.subtraction.sfft.regions import box_half_size, object_region
 
 _PIXELS_PER_UNKNOWN = 10  # fewer of them in the boxes of objects, and the whole image is taken
 
@@ -70,8 +68,8 @@ def run_sfft(  # noqa: PLR0917  the reference's signature
     kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, flux_penalty, ridge, sigma_clip, max_iter
         See `solve`.
     obj : Table, optional
-        Objects (columns x, y and, if there, flux, fluxerr, flags, fwhm): the fit is restricted to boxes around the
-        best of them, unless these hold fewer than 10 pixels for each unknown.
+        Objects (columns x, y and, if there, flux, fluxerr, flag or flags, fwhm): the fit is restricted to boxes around
+        the best of them, unless these hold fewer than 10 pixels for each unknown.
     obj_size : int, optional
         Half the size of a box; 3 median FWHM, or 15, if not given.
     obj_grid, obj_per_cell : int
@@ -102,12 +100,10 @@ def run_sfft(  # noqa: PLR0917  the reference's signature
     log = logger(verbose)
     for gain, what in ((image_gain, "image_gain"), (template_gain, "template_gain")):
         check_gain(gain, what)
-    if kernel_shape is None:
-        kernel_shape = kernel_shape_for(image, template, mask, template_mask)
-    model = make_model(kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, max_iter)
-    penalties = make_penalties(flux_poly_order, flux_penalty, ridge)
-    options = FitOptions(model, penalties, sigma_clip, max_iter, log=log)
-    planes = make_planes(image, template, mask, template_mask, model.kernel_shape)
+    asked = Asked(
+        kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, flux_penalty, ridge, sigma_clip, max_iter
+    )
+    planes, options = asked.of(image, template, mask, template_mask, log)
     errors = (
         _errors(err, planes.science, planes.bad_science, image_gain, "err"),
         _errors(template_err, planes.template, planes.bad_template, template_gain, "template_err"),
@@ -118,7 +114,7 @@ def run_sfft(  # noqa: PLR0917  the reference's signature
         region = _region(
             planes,
             obj,
-            needed=_PIXELS_PER_UNKNOWN * model.size,
+            needed=_PIXELS_PER_UNKNOWN * options.model.size,
             size=box_half_size(obj) if obj_size is None else int(obj_size),
             grid=obj_grid,
             per_cell=obj_per_cell,

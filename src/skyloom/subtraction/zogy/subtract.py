@@ -18,6 +18,7 @@ from skyloom.noise import with_variance
 from skyloom.psf import Psf, estimate_psf
 from skyloom.psf.model import stamp_fwhm
 from skyloom.registration import detect_sources
+from skyloom.subtraction.stamps import column_names, unflagged
 from skyloom.subtraction.zogy.bank import ProperFilters
 from skyloom.subtraction.zogy.match import Match, Planes, match_stars
 from skyloom.subtraction.zogy.moving import gradient, moving_statistic
@@ -200,12 +201,8 @@ def _middle(shape: tuple[int, ...]) -> tuple[float, float]:
 def best_stars(sources: Any, sigma: float, psf: Psf) -> npt.NDArray[np.float64]:
     """Return positions (N, 2) of the sources of best signal, the brightest first."""
     xy = np.column_stack([np.asarray(sources["x"], float), np.asarray(sources["y"], float)])
-    names = sources.colnames if hasattr(sources, "colnames") else sources.dtype.names
-    flux = np.asarray(sources["flux"], float) if "flux" in names else np.zeros(len(xy))
-    good = np.isfinite(xy).all(axis=1) & np.isfinite(flux)
-    for flag in ("flag", "flags"):
-        if flag in names:
-            good &= np.asarray(sources[flag]) == 0
+    flux = np.asarray(sources["flux"], float) if "flux" in column_names(sources) else np.zeros(len(xy))
+    good = np.isfinite(xy).all(axis=1) & np.isfinite(flux) & unflagged(sources)
     if flux[good].any():
         # noise of a matched filter on the background
         noise = sigma / np.sqrt((psf.stamp(*xy[good].mean(axis=0)) ** 2).sum())
