@@ -1,10 +1,15 @@
 """Compare measured PSFs with those of PSFEx on real images: width, and what is left of stars.
 
     python benchmarks/bench_psfex.py IMAGE.fits ... [--gain 1] [--saturation 60000] [--order 1]
+    python benchmarks/bench_psfex.py --truth 2.5 3.5 5.0 [--seeds 3]
 
 Needs the programs `psfex` and `source-extractor` (or `sex`). For each image: FWHM of both models in the middle, and
 the median over isolated stars, whose peak is above 25 sigma, of the reduced chi2 (within one FWHM; flux, level and
-position fitted, 2 % error allowed for) of either model. Neither program sees the other's choice of stars.
+position fitted, 2 % error allowed for) of either model. "Wider" is by how much the stars are wider than each model
+(their width fitted, too): 0 for a model without bias. Neither program sees the other's choice of stars.
+
+With --truth, simulated fields of some FWHM (169 stars, one PSF for all of the field): by how much each model is wider
+than the true PSF, and its largest error within two FWHM, in per cent of the peak.
 """
 
 from __future__ import annotations
@@ -18,15 +23,18 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import map_coordinates, spline_filter
 from scipy.optimize import least_squares
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
 import skyloom
+from simulate import Epoch, simulate_pair
 from skyloom.background import estimate_background
 from skyloom.errors import InputError, SkyloomError, SkyloomWarning
 from skyloom.io import write_exposure
 from skyloom.noise import with_variance
 from skyloom.psf import as_psf, estimate_psf, stamp_fwhm
-from skyloom.psf.shift import shift_stamp
 from skyloom.registration import detect_sources
 
 SIDE = 35  # of the vignettes
@@ -48,7 +56,7 @@ def run_psfex(exposure, gain, order):
         folder = Path(name)
         write_exposure(exposure.replace(variance=None), folder / "image.fits")
         (folder / "columns").write_text("\n".join(COLUMNS))
-        level = exposure.saturation or 1e30
+        level = exposure.saturation or 1e9  # SExtractor takes no more
         subprocess.run(
             [sex, "image.fits[1]" if _extended(folder / "image.fits") else "image.fits", "-c", "/dev/null",
              "-PARAMETERS_NAME", "columns", "-CATALOG_TYPE", "FITS_LDAC", "-CATALOG_NAME", "image.cat", "-FILTER", "N",
@@ -90,26 +98,30 @@ def good_stars(exposure, data, fwhm):
     return kept
 
 
-def chi2_of(exposure, data, star, psf, fwhm):
-    """Return the reduced chi2 of one star within one FWHM of its middle."""
+def judge(exposure, data, star, psf, fwhm, *, stretch=False):
+    """Return the reduced chi2 of one star within one FWHM of its middle, and by how much it is wider than the model.
+
+    Without `stretch` the model is taken as wide as it is.
+    """
     ix, iy, dx, dy = star
     half = int(np.ceil(1.5 * fwhm))
     box = np.s_[iy - half : iy + half + 1, ix - half : ix + half + 1]
     values, variance = data[box].astype(float), exposure.variance[box].astype(float)
     stamp = psf.stamp(ix, iy)
-    middle = stamp.shape[0] // 2
+    spline, middle = spline_filter(stamp, 5), stamp.shape[0] // 2
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
     inside = np.hypot(x - dx, y - dy) <= fwhm
 
-    def residual(shift):
-        model = shift_stamp(stamp, *shift)[middle - half : middle + half + 1, middle - half : middle + half + 1]
-        design = np.column_stack([model[inside], np.ones(inside.sum())])
+    def residual(parameters):
+        factor = 1 + parameters[2] if stretch else 1.0
+        at = [(axis[inside] - step) / factor + middle for axis, step in ((y, parameters[1]), (x, parameters[0]))]
+        design = np.column_stack([map_coordinates(spline, at, order=5, prefilter=False), np.ones(inside.sum())])
         sigma = np.sqrt(variance[inside] + (0.02 * np.maximum(values[inside], 0)) ** 2)
         found = np.linalg.lstsq(design / sigma[:, None], values[inside] / sigma, rcond=None)[0]
         return (values[inside] - design @ found) / sigma
 
-    fit = least_squares(residual, (dx, dy), diff_step=1e-3)
-    return 2 * fit.cost / (inside.sum() - 4)
+    fit = least_squares(residual, (dx, dy, 0.0) if stretch else (dx, dy), diff_step=1e-3, x_scale=0.1)
+    return 2 * fit.cost / (inside.sum() - 4), fit.x[-1]
 
 
 def compare(path, options):
@@ -120,22 +132,73 @@ def compare(path, options):
     ny, nx = exposure.shape
     widths = [stamp_fwhm(psf.stamp(nx // 2, ny // 2)) for psf in (own, theirs)]
     stars = good_stars(exposure, data, widths[0])
-    chi2 = [np.array([chi2_of(exposure, data, star, psf, widths[0]) for star in stars]) for psf in (own, theirs)]
+    chi2 = [[judge(exposure, data, star, psf, widths[0])[0] for star in stars] for psf in (own, theirs)]
+    wider = [[100 * judge(exposure, data, star, psf, widths[0], stretch=True)[1] for star in stars]
+             for psf in (own, theirs)]  # fmt: skip
     print(f"{Path(path).name:28} {widths[0]:8.3f} {widths[1]:8.3f} {100 * (widths[0] / widths[1] - 1):+7.2f} "
           f"{len(stars):6d} {np.median(chi2[0]):9.3f} {np.median(chi2[1]):9.3f} "
-          f"{np.mean(chi2[0] < chi2[1]):8.0%}", flush=True)  # fmt: skip
+          f"{np.mean(np.array(chi2[0]) < chi2[1]):8.0%} {median_error(wider[0])} {median_error(wider[1])}",
+          flush=True)  # fmt: skip
+
+
+def median_error(values):
+    """Return the median and its standard error as text."""
+    scatter = 1.4826 * np.median(np.abs(values - np.median(values)))
+    return f"{np.median(values):+6.2f} +- {1.25 * scatter / np.sqrt(len(values)):.2f}"
+
+
+def compare_with_truth(fwhm, seeds):
+    """Print the errors of both models of simulated fields, and their standard errors."""
+    rows = []
+    for seed in range(1, seeds + 1):
+        pair = simulate_pair(
+            seed, 768, n_stars=169, n_galaxies=0, n_transients=0, vary=0, science=Epoch(fwhm, 1.5, 300, 6)
+        )
+        exposure, middle = pair.science, 383
+        true = pair.science_psf.stamp(middle, middle)
+        models = [estimate_psf(exposure, order=0), run_psfex(exposure, exposure.gain, 0)]
+        stamps = [psf.stamp(middle, middle) for psf in models]
+        half = min(int(2 * fwhm), *(stamp.shape[0] // 2 for stamp in (true, *stamps)))
+        true_core, *cores = (cut(stamp, half) for stamp in (true, *stamps))
+        rows.append(
+            [100 * (stamp_fwhm(stamp) / stamp_fwhm(true) - 1) for stamp in stamps]
+            + [100 * np.abs(core - true_core).max() / true_core.max() for core in cores]
+        )
+    mean, error = np.mean(rows, axis=0), np.std(rows, axis=0) / np.sqrt(max(1, seeds - 1))
+    wider = [f"{mean[k]:+6.2f} +- {error[k]:.2f}" for k in (0, 1)]
+    print(
+        f"{fwhm:5.2f} {stamp_fwhm(true):8.3f} {wider[0]:>16} {wider[1]:>16} {mean[2]:8.2f} {mean[3]:8.2f}", flush=True
+    )
+
+
+def cut(stamp, half):
+    """Return the middle of a stamp, with the sum 1."""
+    middle = stamp.shape[0] // 2
+    core = stamp[middle - half : middle + half + 1, middle - half : middle + half + 1]
+    return core / core.sum()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+")
+    parser.add_argument("images", nargs="*")
+    parser.add_argument("--truth", type=float, nargs="+", default=[])
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--gain", type=float, default=1.0)
     parser.add_argument("--read-noise", type=float, default=5.0)
     parser.add_argument("--saturation", type=float, default=60000.0)
     parser.add_argument("--order", type=int, default=1)
     options = parser.parse_args()
     warnings.simplefilter("ignore", SkyloomWarning)
-    print(f"{'image':28} {'FWHM':>8} {'PSFEx':>8} {'%':>7} {'stars':>6} {'chi2':>9} {'PSFEx':>9} {'better':>8}")
+    if options.truth:
+        print(f"{'FWHM':>5} {'in pixels':>8} {'wider %':>16} {'PSFEx':>16} {'error %':>8} {'PSFEx':>8}")
+    for fwhm in options.truth:
+        compare_with_truth(fwhm, options.seeds)
+    if not options.images:
+        return
+    print(
+        f"{'image':28} {'FWHM':>8} {'PSFEx':>8} {'%':>7} {'stars':>6} {'chi2':>9} {'PSFEx':>9} {'better':>8} "
+        f"{'wider %':>14} {'PSFEx':>14}"
+    )
     for path in options.images:
         try:
             compare(path, options)

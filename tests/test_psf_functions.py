@@ -1,12 +1,14 @@
 """The functions of stdpipe.psf, natively."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from astropy.table import Table
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.ndimage import gaussian_filter
 
-from simulate import simulate_pair
+from simulate import SCIENCE, simulate_pair
 from skyloom.errors import InputError, ShapeError, TooFewSourcesError
 from skyloom.psf import PsfexModel, PsfModel
 from skyloom.psf.analytic import Profile
@@ -42,7 +44,9 @@ def central_error(psf, truth, x, y):
     return np.abs(cut[0] - cut[1]).max() / exact.max()
 
 
-def test_a_measured_model_is_that_of_the_stars(pair, tmp_path):
+def test_a_measured_model_is_that_of_the_stars(tmp_path):
+    # order 1 can follow a width that varies linearly; the product X Y alone would be 0.028 of the peak in the corners
+    pair = simulate_pair(3, 384, n_transients=0, science=replace(SCIENCE, vary_fwhm=(0.04, -0.03, 0.0)))
     psf, objects = run_psfex(
         pair.science.data, gain=1.5, order=1, get_obj=True, psffile=str(tmp_path / "model.psf"), psf_size=25
     )
@@ -50,9 +54,8 @@ def test_a_measured_model_is_that_of_the_stars(pair, tmp_path):
     assert (psf["width"], psf["degree"], psf["ncoeffs"]) == (25, 1, 3)
     assert len(objects) > 20
     for x, y in ((60, 60), (190, 200), (320, 310)):
-        # the largest of 625 pixels, from some 40 stars, and the field's quadratic variation is beyond order 1: 0.036 in
-        # the mean of ten such fields, 0.02 from field to field
-        assert central_error(psf, pair.science_psf, x, y) < 0.06
+        # the largest of 625 pixels, from some 40 stars: 0.019 in the mean of ten such fields, and 0.035 at most
+        assert central_error(psf, pair.science_psf, x, y) < 0.04
     written = load_psf(tmp_path / "model.psf", get_header=True)
     assert written.pop("header")["POLDEG1"] == 1
     assert_allclose(written["data"], psf["data"], atol=1e-7)

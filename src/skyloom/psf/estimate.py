@@ -160,7 +160,7 @@ def _pixel_model(
     psf = PsfModel(profile.stamp(half)[None], 0, shape)
     chosen = 0
     for passage in range(PASSES):
-        stars = work.star_stamps(psf)
+        stars = work.star_stamps(psf, profile)
         stars, chi2 = _reject(stars, psf, profile.fwhm)
         needed = MIN_STARS[0 if order == "auto" else order]
         if stars.x.size < needed:
@@ -359,8 +359,11 @@ class _Work:
         radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
         return middle, known / (1 + radius2 / self.fwhm**2)
 
-    def star_stamps(self, psf: PsfModel) -> StarStamps:
-        """Refine all sources with this PSF, and return the stamps of the stars with all else subtracted."""
+    def star_stamps(self, psf: PsfModel, profile: Profile) -> StarStamps:
+        """Refine all sources with this PSF, and return the stamps of the stars with all else subtracted.
+
+        Beyond the stamps, stars have the wings of `profile`.
+        """
         models, residual = self.subtract(psf)
         n = self.n_stars
         rows, columns = (index[:n] for index in self._pixels())
@@ -368,7 +371,7 @@ class _Work:
         light = self.flux[:n, None, None] * shapes
         data = residual[rows, columns] + light
         weight = soft_weight(model_weight(self.weight[rows, columns], light, residual[rows, columns]), light)
-        data -= self._levels(residual)[:, None, None]
+        data -= self._levels(residual, profile)[:, None, None]
         flux = _flux(data, weight, shapes)
         # pixels far off the model, outside of the core: neighbours that nobody found, cosmic rays
         far = ~_core(self.half, self.fwhm)
@@ -379,7 +382,7 @@ class _Work:
         dx, dy = self.offset(slice(n))
         return StarStamps(data, weight, flux, dx, dy, self.x[:n] - pad, self.y[:n] - pad)
 
-    def _levels(self, residual: npt.NDArray[Any]) -> Array:
+    def _levels(self, residual: npt.NDArray[Any], profile: Profile) -> Array:
         """Return the local background of the stars: the median, without sources, of a ring around their stamps.
 
         Inside of the stamps it cannot be told from wings that the model lacks.
@@ -387,9 +390,14 @@ class _Work:
         reach = int(RING * self.half)
         axis = np.arange(-reach, reach + 1)
         radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
-        dy, dx = (step - reach for step in np.nonzero((radius2 > self.half**2) & (radius2 <= reach**2)))
+        outside = (np.abs(axis)[:, None] > self.half) | (np.abs(axis) > self.half)
+        ring = (radius2 > self.half**2) & (radius2 <= reach**2)
+        wings = profile.stamp(reach)
+        wings = np.where(outside, wings / wings[~outside].sum(), 0)[ring]  # of a star whose stamp has the sum 1
+        dy, dx = (step - reach for step in np.nonzero(ring))
         ix, iy = (np.round(at[: self.n_stars]).astype(np.intp)[:, None] for at in (self.x0, self.y0))
         values = np.where(self.weight[iy + dy, ix + dx] > 0, residual[iy + dy, ix + dx], np.nan)
+        values -= self.flux[: self.n_stars, None] * wings
         values[np.isnan(values).all(axis=1)] = 0
         return np.asarray(np.nanmedian(values, axis=1), float)
 
