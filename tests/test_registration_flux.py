@@ -101,6 +101,19 @@ def test_psfs_tell_what_circles_lose():
     assert np.mean(plain) < -0.015
 
 
+def test_psfs_that_are_wrong_about_the_wings_do_no_harm():
+    """The ratios of several circles say that nothing is lost, whatever the PSFs claim."""
+    rng = np.random.default_rng(31)
+    xy, flux = rng.uniform(0, SIZE, (70, 2)), 10 ** rng.uniform(3.5, 5, 70)
+    source = Exposure(image_of(xy + SHIFT, RATIO * flux, 4.0, 3.5, rng), gain=1e6, name="source")
+    template = Exposure(image_of(xy, flux, 4.0, 3.5, rng), gain=1e6, name="template")
+    found, plain = measure(source, template)
+    lies = [lambda radius, _ring, b=beta: 1 - lost(4.0, b, radius) for beta in (2.2, 5.0)]
+    assert lies[0](8.0, None) / lies[1](8.0, None) < 0.93
+    ratio = flux_ratio(found, source, template, (4.0, 4.0), shares=tuple(lies))
+    assert abs(ratio.value / RATIO - 1) < 4 * plain.error / RATIO + 0.01  # the line's slope is known to 0.1 or so
+
+
 def test_masked_pixels_do_not_count():
     source, template = pair(4)
     _, clean = measure(source, template)

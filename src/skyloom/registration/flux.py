@@ -3,8 +3,8 @@
 Fluxes through windows as wide as each image's own stars compare two images only if their PSFs are scaled copies of one
 another, and if no neighbour is in the window. A wide circle around a star less the mean of a ring around it is one
 linear measure of the sky, the same for both images, whatever else lies in it: what neighbours add, they add to both in
-the ratio that is looked for. What the seeing moves across the edge of the circle is small where that is wide, and
-the PSFs can tell it.
+the ratio that is looked for. What the seeing moves across the edge of the circle is small where that is wide; several
+circles and the PSFs tell it together.
 """
 
 from __future__ import annotations
@@ -25,11 +25,17 @@ Share = Callable[[float, tuple[float, float]], float]
 _RADIUS = 2.5
 """Radius of the circle in units of the wider FWHM: a Moffat profile of beta 3 has 98 % of its light inside."""
 
+_RADII = 2.0, 2.5, 3.0, 3.5
+"""Radii, in the same unit, of circles that together tell what light lies beyond."""
+
 _RING = 1.5, 2.0
 """Radii of the ring that tells the sky, in units of the circle's."""
 
 _MOST, _FEWEST = 100, 5
 """Brightest stars that are measured, and how many must remain."""
+
+_COMMON = 10
+"""Stars that circles of several radii must have in common."""
 
 _LEAST_SNR = 15.0
 """Of a star's light in both circles: the ratio of noisier ones would be pulled by their own noise in the weights."""
@@ -74,7 +80,7 @@ def flux_ratio(
     shares : (callable, callable), optional
         For each image, the part of a star's light that is measured, ``share(radius, ring)`` with the radius of the
         circle and the radii of the ring, its own pixels: see `skyloom.psf.growth.circle_share`. By default the same for
-        both: right for PSFs of about the same width.
+        both: right for PSFs of about the same shape.
 
     Returns
     -------
@@ -84,23 +90,56 @@ def flux_ratio(
     matched = registration.matched
     if "flux_template" in matched.colnames:
         matched = matched[np.argsort(-np.asarray(matched["flux_template"]), kind="stable")]
-    radius = _RADIUS * max(fwhm[0] / registration.scale, fwhm[1])
-    lights = [
-        _circles(image, np.column_stack([matched[f"x_{name}"], matched[f"y_{name}"]])[:_MOST], radius * scale)
-        for image, name, scale in ((source, "source", registration.scale), (template, "template", 1.0))
-    ]
-    good = np.array([one.good & (one.flux > _LEAST_SNR * np.sqrt(one.variance)) for one in lights]).all(axis=0)
-    if good.sum() < _FEWEST:
+    images = (source, "source", registration.scale), (template, "template", 1.0)
+    wider = max(fwhm[0] / registration.scale, fwhm[1])
+
+    def lights(radius: float) -> tuple[list[_Light], npt.NDArray[np.bool_]]:
+        found = [
+            _circles(image, np.column_stack([matched[f"x_{name}"], matched[f"y_{name}"]])[:_MOST], radius * scale)
+            for image, name, scale in images
+        ]
+        return found, np.all([one.good & (one.flux > _LEAST_SNR * np.sqrt(one.variance)) for one in found], axis=0)
+
+    if shares is not None:
+        rings = [[(r * wider * scale * np.array([1.0, *_RING])) for _, _, scale in images] for r in _RADII]
+        seen = [[share(one[0], (one[1], one[2])) for share, one in zip(shares, pair, strict=True)] for pair in rings]
+        found = _extrapolated([lights(r * wider) for r in _RADII], np.log([s / t for s, t in seen]))
+        if found is not None:
+            return found
+    both, good = lights(_RADIUS * wider)
+    return _ratio(both, good) if good.sum() >= _FEWEST else None
+
+
+def _ratio(both: list[_Light], good: npt.NDArray[np.bool_]) -> FluxRatio:
+    """Fit the ratio of the lights in two images."""
+    s, t = both
+    return _fit(s.flux[good], s.variance[good], t.flux[good], t.variance[good])
+
+
+def _extrapolated(found: list[tuple[list[_Light], npt.NDArray[np.bool_]]], expected: Float) -> FluxRatio | None:
+    """Return the ratio that several circles lead to; None if they have too few stars in common.
+
+    Of a star, circle i sees the shares S_i and T_i in the two images, so that ln(ratio_i) = ln(beta) + g_i, with g_i =
+    ln(S_i / T_i). As PSFs know their wings badly, the same stars tell by a straight line through the ratios of all
+    circles how much of the g_i is true: between nothing and all.
+    """
+    number = len(found)
+    while number > 1 and np.all([good for _, good in found[:number]], axis=0).sum() < _COMMON:
+        number -= 1
+    if number < 2:
         return None
-    (s, s_variance), (t, t_variance) = ((one.flux[good], one.variance[good]) for one in lights)
-    found = _fit(s, s_variance, t, t_variance)
-    if shares is None:
-        return found
-    seen = [
-        share(radius * scale, (_RING[0] * radius * scale, _RING[1] * radius * scale))
-        for share, scale in zip(shares, (registration.scale, 1.0), strict=True)
-    ]
-    return FluxRatio(found.value * seen[1] / seen[0], found.error * seen[1] / seen[0], found.n_stars)
+    good = np.all([one for _, one in found[:number]], axis=0)
+    ratios = [_ratio(both, good) for both, _ in found[:number]]
+    value = np.log([one.value for one in ratios])
+    weight = np.array([(one.value / one.error) ** 2 for one in ratios])
+    weight /= weight.sum()
+    middle = weight @ expected[:number]
+    away = expected[:number] - middle
+    spread = weight @ away**2
+    slope = float(np.clip(weight @ (away * value) / spread, 0.0, 1.0)) if spread > 0 else 0.0
+    beta = float(np.exp(weight @ value - slope * middle))
+    best = ratios[min(number - 1, 1)]
+    return FluxRatio(beta, beta * best.error / best.value, best.n_stars)
 
 
 def _circles(image: Exposure, xy: Float, radius: float) -> _Light:

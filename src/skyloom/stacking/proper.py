@@ -31,6 +31,7 @@ from skyloom.psf.model import Psf
 from skyloom.psf.tiled import TiledPsf
 from skyloom.resampling.maps import evaluate
 from skyloom.resampling.resample import resample
+from skyloom.stacking.cores import find_cores, star_in
 from skyloom.stacking.frames import PlacedExposure
 from skyloom.stacking.memory import Plane, Window, window_shape
 from skyloom.stacking.outliers import MedianImage
@@ -53,6 +54,12 @@ _NEIGHBOURS = 2.0
 """Sigma, pixels, of the Gaussian by which pixels that no exposure has are filled from those around them."""
 _LOST = 0.1
 """Part of the PSF that may lie where no exposure has data; beyond it, the pixel is at an edge."""
+
+
+_HOLES = np.uint32(MaskBit.SATURATED | MaskBit.COSMIC_RAY | MaskBit.BAD)
+"""Reasons why an exposure lacks a pixel within its borders."""
+
+Stars = list[tuple[Window, list[npt.NDArray[np.float64]]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,24 +337,44 @@ class _Tile:
     def sum(self) -> None:
         """Add up the images: first their mean, which fills their gaps, then their transforms."""
         mean = np.zeros(self._shape)
+        lost = np.zeros(self._shape, bool)
         for part in self.parts():
             mean += np.where(part.good, part.data, 0.0) / part.sigma**2
             self.weight += part.good / part.sigma**2
+            lost |= (part.bits & _HOLES) > 0
         known = self.weight > 0
         mean[known] /= self.weight[known]
         level = float(np.median(mean[known]))
+        stars = self._stars(lost, mean, level)
         mean = level + fill_from_neighbours(np.where(known, mean - level, 0.0), known, _NEIGHBOURS)
         for number, part in enumerate(self.parts()):
             filled = np.where(part.good, part.data, mean)
+            for window, values in stars:
+                np.copyto(filled[window], values[number], where=np.isfinite(values[number]))
             self.sums.add(fft.rfft2(filled, workers=num_threads()), self._spectrum(number), part.sigma)
-        self._replace_fillings(mean, level)
+        self._replace_fillings(mean, level, stars)
 
-    def _replace_fillings(self, mean: npt.NDArray[np.float64], level: float) -> None:
+    def _stars(self, lost: npt.NDArray[np.bool_], mean: npt.NDArray[np.float64], level: float) -> Stars:
+        """Return stars with holes: windows, and the pixels that each exposure should have there."""
+        half = min(layer.psf.half for layer in self._layers)
+        cores = find_cores(lost, mean, level, 1 / math.sqrt(self.weight.max()), half)
+        if not cores:
+            return []
+        for part in self.parts():
+            for core in cores:
+                core.data.append(part.data[core.window].astype(np.float64))
+                core.good.append(part.good[core.window])
+        found = [(core.window, star_in(core, self._stamps, self._sigmas)) for core in cores]
+        return [(window, star) for window, star in found if star is not None]
+
+    def _replace_fillings(self, mean: npt.NDArray[np.float64], level: float, stars: Stars) -> None:
         """Where the mean of the others is no star of an exposure's PSF, put what the co-add predicts for it.
 
         A better filling makes a better co-add, which makes a better filling; each round leaves about half of the error.
         """
         near = ndimage.binary_dilation(self.weight > 0, iterations=int(3 * _NEIGHBOURS))
+        for window, values in stars:
+            self.replaced[window] |= np.isfinite(values).any(axis=0)
         fillings: dict[int, tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]] = {}
         for turn in range(_ROUNDS):
             seen = fft.rfft2(self.sums.image() - level, workers=num_threads())
@@ -362,6 +389,8 @@ class _Tile:
                 predicted = level + fft.irfft2(predict(seen, own, psf), self._shape, workers=num_threads())
                 if turn == 0:
                     where = ~part.good & near & (np.abs(predicted - mean) > _MATTERS * part.sigma)
+                    for window, values in stars:
+                        where[window] &= np.isnan(values[number])
                     if not where.any():
                         continue
                     fillings[number] = where, mean[where]
