@@ -158,6 +158,8 @@ def test_lost_pixels_matter_near_bright_stars_only():
     assert bits[30, 20] == MaskBit.SPREAD
     assert bits[30, 60] == MaskBit.SATURATED
     assert bits[30, 64] == MaskBit.SATURATED
+    assert convolved.lost[30, 65] < 1e-3  # and yet a saturated pixel of 1e5 has 27 there, of a noise of 6
+    assert bits[30, 65] == MaskBit.SATURATED
     assert bits[0, 0] == MaskBit.EDGE
     assert bits[15, 40] == 0
     as_template = combine_masks(bits, np.zeros_like(bits), "template")

@@ -24,6 +24,7 @@ from skyloom.subtraction.masking import combine_masks, spread_mask
 from skyloom.subtraction.match import Match
 from skyloom.subtraction.noise import convolved_noise_gain
 from skyloom.subtraction.options import AlardLuptonOptions
+from skyloom.subtraction.residual_background import residual_level
 from skyloom.subtraction.result import Subtraction
 from skyloom.subtraction.sanity import check_kernel, check_variance
 from skyloom.subtraction.scatter import with_flux_scatter
@@ -123,6 +124,7 @@ def subtract(
             check_kernel(match.kernel, (0, science.shape[1] - 1, 0, science.shape[0] - 1))
             result = _difference(science, template, planes, convolved=convolved, fit=match, max_lost=options.max_lost)
             check_variance(result)
+            result = _with_level(result, max(fwhm.values()))
         except SubtractionError as error:
             failures.append(error)
             continue
@@ -155,6 +157,20 @@ def _residual(result: Subtraction) -> float:
     """Return what is left of bright stars; the template, which is deeper as a rule, is preferred where it ties."""
     left = float(np.nan_to_num(result.statistics["systematic_fraction"]))
     return left if result.convolved == "template" else 1.2 * left
+
+
+def _with_level(result: Subtraction, fwhm: float) -> Subtraction:
+    """Return the result with the level of its sky, measured all over the field, in its background."""
+    dtype = result.image.dtype.type
+    level = dtype(residual_level(result.image, result.variance, result.usable, fwhm=fwhm))
+    if level == 0:
+        return result
+    return replace(
+        result,
+        image=np.where(result.usable, result.image - level, dtype(0)),
+        matched=result.matched + level,
+        background=result.background + level,
+    )
 
 
 def _with_variance(exposure: Exposure) -> Exposure:

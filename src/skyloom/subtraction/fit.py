@@ -316,7 +316,7 @@ class _Fitter:
             ]
         self.chi2 = np.array(
             [
-                np.mean((r * r / t)[c]) if c.any() else np.inf
+                np.mean(r[c] ** 2 / t[c]) if c.any() else np.inf
                 for r, t, c in zip(self.residuals, totals, core, strict=True)
             ]
         )

@@ -43,7 +43,8 @@ def spread_mask(
     max_lost : float
     """
     touched = lost > _TOUCHED
-    given_up = touched & ((lost > max_lost) | (_possible_loss(planes, exposure, kernel) > _MOST_LOSS * sigma))
+    # a saturated core is worth more than the share of the kernel that falls on it
+    given_up = (lost > max_lost) & touched | (_possible_loss(planes, exposure, kernel) > _MOST_LOSS * sigma)
     bits = np.zeros_like(exposure.mask)
     for bit in MaskBit:
         has = (exposure.mask & np.uint32(bit)) != 0

@@ -10,6 +10,7 @@ does, there is nothing to be taken off.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,41 +85,78 @@ def residual_background(
     ndarray of float32, shape (ny, nx), or None
     """
     shape = image.shape
-    box = max(SMALLEST_BOX, int(np.ceil(BOX_IN_FWHM * fwhm)), -(-max(shape) // MOST_BOXES))
-    counts = [n // box for n in shape]
-    if min(counts) < FEWEST_BOXES:
+    edges = _boxes(shape, fwhm)
+    if edges is None:
         return None
-    rows, columns = (np.linspace(0, n, m + 1).round().astype(int) for n, m in zip(shape, counts, strict=True))
-    means, weights = _box_means(image, variance, usable, rows, columns)
+    means, weights = _box_means(image, variance, usable, *edges)
     if (weights > 0).mean() < 0.25:
         return None
     surface = smooth_surface(means, weights)
     if surface.significance > CHANCE:
         return None
-    return _interpolate(surface.values, rows, columns, shape)
+    return _interpolate(surface.values, *edges, shape)
+
+
+def residual_level(image: FloatArray, variance: FloatArray, usable: BoolArray, *, fwhm: float) -> float:
+    """Return the level of the sky in a difference; 0 if the field is too small to tell.
+
+    The background of a fit to stamps takes up the light of whatever only one image has in them. The median over all
+    boxes of the field hardly sees it, and is the more precise.
+
+    Parameters
+    ----------
+    image, variance, usable, fwhm
+        As for `residual_background`.
+    """
+    edges = _boxes(image.shape, fwhm)
+    if edges is None:
+        return 0.0
+    means, weights = _box_means(image, variance, usable, *edges)
+    seen = means[weights > 0]
+    return float(np.median(seen)) if seen.size >= FEWEST_BOXES**2 else 0.0
+
+
+def _boxes(shape: tuple[int, ...], fwhm: float) -> tuple[Any, Any] | None:
+    """Return the edges of the boxes along y and x; None if the image is too small to have several."""
+    box = max(SMALLEST_BOX, int(np.ceil(BOX_IN_FWHM * fwhm)), -(-max(shape) // MOST_BOXES))
+    counts = [n // box for n in shape]
+    if min(counts) < FEWEST_BOXES:
+        return None
+    rows, columns = (np.linspace(0, n, m + 1).round().astype(int) for n, m in zip(shape, counts, strict=True))
+    return rows, columns
 
 
 def _box_means(
     image: Any, variance: Any, usable: BoolArray, rows: Any, columns: Any
 ) -> tuple[Float64Array, Float64Array]:
     """Return the clipped mean of the sky in each box, and its weight: pixels over variance; 0 where there is no sky."""
-    means = np.zeros((rows.size - 1, columns.size - 1))
-    weights = np.zeros_like(means)
-    for i in range(rows.size - 1):
-        for j in range(columns.size - 1):
-            part = np.s_[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
-            noise = variance[part][usable[part]]
-            if noise.size < FEWEST_PIXELS:
-                continue
-            sky = noise <= 1.3 * np.median(noise)
-            values = image[part][usable[part]][sky].astype(np.float64)
-            centre = np.median(values)
-            spread = MAD_TO_SIGMA * np.median(np.abs(values - centre))
-            kept = np.abs(values - centre) <= CLIP * spread
-            if kept.sum() >= FEWEST_PIXELS:
-                means[i, j] = values[kept].mean()
-                weights[i, j] = kept.sum() / noise[sky].mean()
+    bands = [slice(top, end) for top, end in pairwise(rows)]
+    found = [_row_means(image[band], variance[band], usable[band], columns) for band in bands]
+    means, weights = np.stack(found, axis=1)
     return means, weights
+
+
+def _row_means(image: Any, variance: Any, usable: BoolArray, columns: Any) -> tuple[Float64Array, Float64Array]:
+    """Return clipped means and weights of boxes side by side: as many columns of each as the narrowest has."""
+    at = columns[:-1, None] + np.arange(np.diff(columns).min())
+    values, noise, good = (plane[:, at].transpose(1, 0, 2).reshape(len(at), -1) for plane in (image, variance, usable))
+    sky = good & (noise <= 1.3 * _median(noise, good))
+    centre = np.where(sky, _median(values, sky), 0)
+    away = np.abs(values - centre)
+    kept = sky & (away <= CLIP * MAD_TO_SIGMA * _median(away, sky))
+    n = kept.sum(axis=1)
+    enough = (good.sum(axis=1) >= FEWEST_PIXELS) & (n >= FEWEST_PIXELS)
+    means = np.where(kept, values, 0).sum(axis=1, dtype=np.float64) / np.maximum(n, 1)
+    power = np.where(sky, noise, 0).sum(axis=1, dtype=np.float64) / np.maximum(sky.sum(axis=1), 1)
+    return np.where(enough, means, 0.0), np.divide(n, power, out=np.zeros(len(at)), where=enough)
+
+
+def _median(values: Any, good: BoolArray) -> Float64Array:
+    """Return the median of the good values of each row, shape (n, 1); infinite without any."""
+    order = np.sort(np.where(good, values, np.inf), axis=1)
+    n = np.maximum(good.sum(axis=1, keepdims=True), 1)
+    low, high = (np.take_along_axis(order, k, axis=1).astype(np.float64) for k in ((n - 1) // 2, n // 2))
+    return (low + high) / 2
 
 
 def smooth_surface(values: Float64Array, weights: Float64Array) -> SmoothSurface:
