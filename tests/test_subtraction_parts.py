@@ -8,7 +8,7 @@ from scipy.signal import convolve2d
 from skyloom.convolution import exponents, monomials
 from skyloom.errors import InputError
 from skyloom.exposure import Exposure, MaskBit
-from skyloom.subtraction.basis import default_sigmas, gaussian_basis
+from skyloom.subtraction.basis import ZeroSumDeltaBasis, default_sigmas, gaussian_basis
 from skyloom.subtraction.fit import systematic_fraction
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.masking import combine_masks, spread_mask
@@ -204,6 +204,10 @@ def test_width_of_gaussian_stars(sigma):
         {"gaussian_orders": (9,)},
         {"min_stamps": 0},
         {"kernel_half_width": 0},
+        {"basis": "spline"},
+        {"smoothness": "slope"},
+        {"regularisation": -1.0},
+        {"regularisation": "strong"},
     ],
 )
 def test_impossible_options_are_refused(wrong):
@@ -249,3 +253,63 @@ def test_one_reader_of_flags(name, kind):
         table[name][0] = np.nan
         assert not unflagged(table).any()
     assert unflagged(Table({"x": [1.0]})).all()
+
+
+@pytest.mark.parametrize("half", [1, 4])
+def test_delta_functions_are_the_pixels_of_the_kernel(half):
+    basis = ZeroSumDeltaBasis(half)
+    images = basis.images
+    assert len(basis) == {1: 9, 4: 69}[half]  # pixels within half + 1/2 of the middle
+    np.testing.assert_array_equal(images.sum(axis=(1, 2)), np.eye(1, len(basis))[0])
+    rng = np.random.default_rng(half)
+    kernel = rng.normal(size=(2 * half + 1,) * 2) * images.any(axis=0)
+    coefficients = np.array([kernel[half + v, half + u] for v, u in basis.pixels])
+    coefficients[0] = kernel.sum()
+    np.testing.assert_allclose(np.tensordot(coefficients, images, 1), kernel, atol=1e-12)
+    stamp = rng.normal(size=(2 * half + 6, 2 * half + 9)).astype(">f4")
+    expected = [convolve2d(stamp, image, mode="valid") for image in images]
+    np.testing.assert_allclose(basis.convolve(stamp), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("derivative", [1, 2])
+def test_roughness_is_the_sum_of_squared_differences(derivative):
+    basis = ZeroSumDeltaBasis(3)
+    coefficients = np.random.default_rng(2).normal(size=len(basis))
+    kernel = np.where(basis.images.any(axis=0), np.tensordot(coefficients, basis.images, 1), np.nan)
+    expected = sum(np.nansum(np.diff(kernel, derivative, axis=axis) ** 2) for axis in (0, 1))
+    assert coefficients @ basis.roughness(derivative) @ coefficients == pytest.approx(expected)
+    # what has no such differences costs nothing: a level, and for the curvature a slope
+    axis = np.arange(-3, 4.0)
+    free = np.ones((7, 7)) + (derivative - 1) * (2 * axis[:, None] - axis)
+    flat = np.array([free[3 + v, 3 + u] for v, u in basis.pixels])
+    flat[0] = (free * basis.images.any(axis=0)).sum()
+    assert flat @ basis.roughness(derivative) @ flat == pytest.approx(0, abs=1e-9 * len(basis) * (free**2).max())
+
+
+def test_a_penalty_is_that_of_the_kernel_at_the_stamps():
+    rng = np.random.default_rng(4)
+    n_basis, n_pixels, n_stamps = 9, 40, 12
+    model, basis = Model(n_basis, 1, 0, 0, vary_sum=False), ZeroSumDeltaBasis(1)
+    terms = monomials(*rng.uniform(-1, 1, (2, n_stamps)), 1, (0, 0), (1, 1)).T
+    designs, target = rng.normal(size=(n_stamps, n_basis + 1, n_pixels)), rng.normal(size=(n_stamps, n_pixels))
+    penalty = np.zeros((n_basis + 1, n_basis + 1))
+    penalty[:n_basis, :n_basis] = 30 * basis.roughness(2)
+    sums = StampSums(
+        np.einsum("smp,snp->smn", designs, designs),
+        np.einsum("smp,sp->sm", designs, target),
+        (target**2).sum(axis=1),
+        np.zeros(n_stamps),
+        np.zeros_like(penalty),
+        penalty,
+    )
+    solution = solve(model, terms, sums)
+    # plain least squares: for each stamp the rows of its pixels, and rows that ask for no curvature of the kernel there
+    values, vectors = np.linalg.eigh(penalty)
+    root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+    rows, wanted = [], []
+    for phi, design, data in zip(terms, designs, target, strict=True):
+        for part, right in ((design.T, data), (root, np.zeros(n_basis + 1))):
+            rows.append(np.hstack([part[:, :1], *(part[:, [n]] * phi for n in range(1, n_basis)), part[:, -1:]]))
+            wanted.append(right)
+    expected = np.linalg.lstsq(np.vstack(rows), np.concatenate(wanted), rcond=None)[0]
+    np.testing.assert_allclose(solution, expected, atol=1e-9)

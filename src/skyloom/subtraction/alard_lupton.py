@@ -16,7 +16,13 @@ from skyloom.background import MAD_TO_SIGMA
 from skyloom.convolution import polynomial
 from skyloom.errors import NoUsableDataError, ShapeError, SubtractionError, TooFewStampsError
 from skyloom.exposure import UNUSABLE, Exposure, FloatArray
-from skyloom.subtraction.basis import default_half_width, default_sigmas, gaussian_basis
+from skyloom.subtraction.basis import (
+    KernelBasis,
+    ZeroSumDeltaBasis,
+    default_half_width,
+    default_sigmas,
+    gaussian_basis,
+)
 from skyloom.subtraction.cross import subtract_crossed
 from skyloom.subtraction.decorrelate import decorrelate
 from skyloom.subtraction.fit import FitInput, KernelFit, fit_kernel, systematic_fraction
@@ -48,6 +54,8 @@ _WEIGHT_BOX = 5  # pixels over which variances are averaged before they become w
 _OTHER = {"template": "science", "science": "template"}
 
 _SEEING_BOXES = (12, 24, 48)  # half widths in pixels of the boxes in which the seeing is measured
+
+_DELTA_REACH = 1.75  # FWHM from the centre to the edge of a kernel whose pixels are all free
 
 _CLEARLY_SHARPER = 1.2  # ratio of seeing above which there is no question which image to convolve
 
@@ -269,11 +277,8 @@ def _fit(
 ) -> tuple[KernelFit, dict[str, int]]:
     """Choose the basis and the stamps, and fit the kernel."""
     wide = max(fwhm.values())
-    sigmas = options.gaussian_sigmas or default_sigmas(wide, min(fwhm.values()))
-    if options.gaussian_sigmas is None and len(options.gaussian_orders) != 3:
-        sigmas = tuple(sigmas[1] * 2.0**k for k in range(-1, len(options.gaussian_orders) - 1))
-    kernel_half = options.kernel_half_width or default_half_width(sigmas, wide)
-    basis = gaussian_basis(sigmas, options.gaussian_orders, kernel_half)
+    basis = _basis(options, fwhm)
+    kernel_half = basis.half
     half = options.stamp_half_width or max(8, int(np.ceil(3.5 * wide)))
     core = _core(fwhm)
     border = half + kernel_half
@@ -292,6 +297,19 @@ def _fit(
     tiles = options.tiles or int(np.clip(max(images.shape) / (2 * half + 1) / 1.5, 1, 12))
     cells = spread(accepted, images.target.shape, tiles, options.candidates_per_tile)
     return fit_kernel(images, cells, options), counts
+
+
+def _basis(options: AlardLuptonOptions, fwhm: dict[str, float]) -> KernelBasis | ZeroSumDeltaBasis:
+    """Return the basis that is asked for, for this seeing."""
+    wide = max(fwhm.values())
+    if options.basis == "delta":
+        return ZeroSumDeltaBasis(options.kernel_half_width or max(4, int(np.ceil(_DELTA_REACH * wide))))
+    sigmas = options.gaussian_sigmas or default_sigmas(wide, min(fwhm.values()))
+    if options.gaussian_sigmas is None and len(options.gaussian_orders) != 3:
+        sigmas = tuple(sigmas[1] * 2.0**k for k in range(-1, len(options.gaussian_orders) - 1))
+    return gaussian_basis(
+        sigmas, options.gaussian_orders, options.kernel_half_width or default_half_width(sigmas, wide)
+    )
 
 
 def _weighing(planes: Planes) -> Planes:
@@ -410,7 +428,7 @@ def _describe(fit: KernelFit, counts: dict[str, int]) -> dict[str, Any]:
         "background_order": fit.background_order,
         "kernel_half_width": fit.kernel.half,
         "stamp_systematic_fraction": fit.systematic,
-    }
+    } | ({} if fit.regularisation is None else {"regularisation": fit.regularisation})
 
 
 def _table(fit: KernelFit) -> Table:

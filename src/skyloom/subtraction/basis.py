@@ -119,6 +119,70 @@ class DeltaBasis:
         return np.eye(side * side).reshape(-1, side, side)
 
 
+@dataclass(frozen=True)
+class ZeroSumDeltaBasis:
+    """All pixels of a round kernel, free: B_0 is 1 in the middle pixel, B_n is 1 in another one and -1 in the middle.
+
+    So all functions but the first have the sum 0, and the coefficient of B_0 is the kernel's sum (Miller, Pennypacker &
+    White 2008, PASP 120, 449, section 3).
+
+    Parameters
+    ----------
+    half : int
+        Pixels from the centre to the edge.
+    """
+
+    half: int
+
+    @cached_property
+    def pixels(self) -> list[tuple[int, int]]:
+        """The pixels (v, u), counted from the middle one, which comes first."""
+        axis = range(-self.half, self.half + 1)
+        disc = [(v, u) for v in axis for u in axis if u * u + v * v <= (self.half + 0.5) ** 2]
+        return sorted(disc, key=lambda pixel: pixel != (0, 0))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @cached_property
+    def images(self) -> Float64Array:
+        """The functions as images, shape (n, 2 half + 1, 2 half + 1)."""
+        images = np.zeros((len(self), 2 * self.half + 1, 2 * self.half + 1))
+        images[1:, self.half, self.half] = -1
+        for image, (v, u) in zip(images, self.pixels, strict=True):
+            image[self.half + v, self.half + u] = 1
+        return images
+
+    def convolve(self, stamp: FloatArray) -> FloatArray:
+        """Convolve one stamp with all functions, see `KernelBasis.convolve`."""
+        ny, nx = (side - 2 * self.half for side in stamp.shape)
+        moved: FloatArray = np.empty((len(self), ny, nx), stamp.dtype.newbyteorder("="))
+        for plane, (v, u) in zip(moved, self.pixels, strict=True):
+            plane[:] = stamp[self.half - v : self.half - v + ny, self.half - u : self.half - u + nx]
+        moved[1:] -= moved[0]
+        return moved
+
+    def roughness(self, derivative: int) -> Float64Array:
+        """Return R with a^T R a = sum of the squared differences of a kernel a along both axes.
+
+        First differences are its gradient, second ones its curvature (Becker et al. 2012, MNRAS 425, 1341, section
+        3.2; Bramich et al. 2016, MNRAS 457, 542). Those that would reach beyond the kernel are left out.
+
+        Parameters
+        ----------
+        derivative : {1, 2}
+        """
+        inside = np.zeros((2 * self.half + 1,) * 2, bool)
+        for v, u in self.pixels:
+            inside[self.half + v, self.half + u] = True
+        total = np.zeros((len(self), len(self)))
+        for axis in (0, 1):
+            known = np.lib.stride_tricks.sliding_window_view(inside, derivative + 1, axis=axis).all(axis=-1)
+            steps = np.diff(self.images, derivative, axis=axis + 1)[:, known]
+            total += steps @ steps.T
+        return total
+
+
 def gaussian_basis(sigmas: tuple[float, ...], orders: tuple[int, ...], half: int) -> KernelBasis:
     """Build the basis from the widths of the Gaussians (pixels) and the degrees of their polynomials.
 

@@ -14,7 +14,7 @@ from skyloom.background import MAD_TO_SIGMA
 from skyloom.convolution import Float32Array, convolve, exponents, monomials
 from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray, FloatArray
-from skyloom.subtraction.basis import Float64Array, KernelBasis
+from skyloom.subtraction.basis import Float64Array, KernelBasis, ZeroSumDeltaBasis
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.noise import convolved_noise_gain, smoothing_kernel
 from skyloom.subtraction.normal import Model, StampSums, chi_squares, local_coefficients, solve
@@ -32,6 +32,8 @@ _SHARED_NOISE = 0.5  # reduced chi2 below which the two images share their noise
 _AS_GOOD = 0.01  # difference of chi2 per pixel that is none
 _DEBIASING = (1, 2, 4, 8)  # iterations against the bias by noise in the source
 _MOST_POWER = 1.15  # by which more iterations may raise sum K^2: where they amplify noise, it explodes
+_STRENGTHS = tuple(10.0**k for k in range(1, -7, -1))  # of the regularisation that are tried, the strongest first
+_MOST_UNKNOWNS = 1500  # of the kernel, if the orders are free: beyond, the fit takes minutes
 _VARIATION = 0.05  # prior: a coefficient varies over the field by so much of the kernel's norm
 _ENOUGH = 80  # with fewer cells than this, each cell gives more than one stamp
 
@@ -47,7 +49,7 @@ class FitInput:
     source : Planes
         The image to be convolved; `usable` is False wherever the middle half of the kernel would touch an
         unusable pixel.
-    basis : KernelBasis
+    basis : KernelBasis or ZeroSumDeltaBasis
         Of the kernel.
     half, core : int
         Half widths in pixels of a stamp, and radius of the part of it on which it is judged.
@@ -59,7 +61,7 @@ class FitInput:
 
     target: Planes
     source: Planes
-    basis: KernelBasis
+    basis: KernelBasis | ZeroSumDeltaBasis
     half: int
     core: int
     border: int
@@ -130,6 +132,8 @@ class KernelFit:
         Stamps that were dropped.
     systematic : float
         eps: the residuals scatter by sqrt(variance + (eps model)^2).
+    regularisation : float or None
+        Its strength; None if the basis needs none.
     """
 
     kernel: SpatialKernel
@@ -140,6 +144,7 @@ class KernelFit:
     rejected: list[Candidate]
     systematic: float
     border: int
+    regularisation: float | None = None
 
     def positions(self, stars: list[Candidate]) -> Float64Array:
         """Return the stars' positions (x, y) in the field, shape (N, 2)."""
@@ -183,6 +188,13 @@ class _Fitter:
         self.independent = False
         self.debiasing = _DEBIASING[0]
         self._images = images.basis.images
+        self.strength = options.regularisation if options.regularisation != "auto" else _STRENGTHS[3]
+        self._roughness: Float64Array | None = None
+        if isinstance(images.basis, ZeroSumDeltaBasis):
+            n = len(images.basis) + len(exponents(self.max_background))
+            self._roughness = np.zeros((n, n))
+            derivative = {"gradient": 1, "curvature": 2}[options.smoothness]
+            self._roughness[: len(images.basis), : len(images.basis)] = images.basis.roughness(derivative)
         self._noise_gram = _noise_gram(self._images, images.correlation, len(exponents(self.max_background)))
         order = 0 if options.spatial_order == "auto" else options.spatial_order
         background = 0 if options.background_order == "auto" else options.background_order
@@ -209,6 +221,33 @@ class _Fitter:
         noise = [w @ v if self.independent else 0.0 for w, v in zip(self.weights, self.source_variances, strict=True)]
         grams, moments, squares = (np.array(part) for part in zip(*parts, strict=True))
         self.sums = StampSums(grams, moments, squares, np.array(noise), self._noise_gram)
+        self.regularise(self.strength)
+
+    def regularise(self, strength: float) -> None:
+        """Set the strength of the regularisation: in units of the mean diagonal of a stamp's matrix over that of R."""
+        if self._roughness is None:
+            return
+        n = self.model.n_basis
+        scale = np.trace(self.sums.grams[:, :n, :n].mean(axis=0)) / np.trace(self._roughness)
+        self.strength, self.sums = strength, replace(self.sums, penalty=strength * scale * self._roughness)
+
+    def choose_regularisation(self) -> None:
+        """Set the strength by how well unseen stamps are predicted (Becker et al. 2012, section 4.3).
+
+        It is the greatest one that is not worse than the best by more than the standard error of that over the stamps:
+        a weak one costs little there, as a few bright stars decide, while it lets noise into the kernel.
+        """
+        chi2 = []
+        for strength in _STRENGTHS:
+            self.regularise(strength)
+            chi2.append(self._held_out(self.model))
+        worse = np.array(chi2) - min(chi2, key=np.sum)
+        as_good = worse.sum(axis=1) <= np.sqrt(worse.shape[1]) * worse.std(axis=1)
+        self.regularise(_STRENGTHS[int(np.argmax(as_good))])
+
+    @property
+    def regularised(self) -> bool:
+        return self._roughness is not None
 
     def need_enough(self) -> None:
         if len(self.stamps) < self.options.min_stamps:
@@ -229,11 +268,11 @@ class _Fitter:
         make. The flux ratio varies only where that is clearly better.
         """
         orders = [n for n in _AUTO_ORDERS if _STAMPS_PER_TERM * len(exponents(n)) <= len(self.stamps)] or [0]
+        small = [n for n in orders if len(self.images.basis) * len(exponents(n)) <= _MOST_UNKNOWNS] or [0]
         if self.options.background_order == "auto":
             models = [replace(self.model, background_order=n) for n in orders]
             self.model = min(models, key=self._held_out_chi2)
-        if self.options.spatial_order != "auto":
-            orders = [self.model.spatial_order]
+        orders = small if self.options.spatial_order == "auto" else [self.model.spatial_order]
         n_pixels = sum(np.count_nonzero(weight) for weight in self.weights)
         vary = self.options.vary_kernel_sum
         best = np.inf
@@ -263,18 +302,21 @@ class _Fitter:
             best, self.debiasing = chi2, steps
 
     def _held_out_chi2(self, model: Model, debiasing: int | None = None) -> float:
-        """Sum of chi2 over stamps, each predicted from the other folds (k-fold cross-validation)."""
+        """Sum of chi2 over stamps, each predicted from the other folds."""
+        return float(self._held_out(model, debiasing).sum())
+
+    def _held_out(self, model: Model, debiasing: int | None = None) -> Float64Array:
+        """chi2 of each stamp, predicted from the other folds (k-fold cross-validation)."""
         terms = self.terms(model.spatial_order)
         folds = np.arange(len(terms)) % min(_FOLDS, len(terms))
-        total = 0.0
+        chi2 = np.zeros(len(terms))
         for fold in range(folds.max() + 1):
             out = folds == fold
             if out.all():
-                return 0.0
+                return chi2
             solution = solve(model, terms[~out], self.sums[~out], self.stiffness, debiasing=debiasing or self.debiasing)
-            total += chi_squares(model, solution, terms[out], self.sums[out]).sum()
-        log.debug("held-out chi2 of %s: %.6g", model, total)
-        return total
+            chi2[out] = chi_squares(model, solution, terms[out], self.sums[out])
+        return chi2
 
     def solve(self) -> None:
         """Fit, and look at the residuals."""
@@ -379,6 +421,8 @@ def fit_kernel(images: FitInput, cells: list[list[Candidate]], options: AlardLup
     fitter.need_enough()
     for iteration in range(options.max_iterations):
         if iteration in (1, 2):
+            if fitter.regularised and options.regularisation == "auto":
+                fitter.choose_regularisation()
             fitter.choose_orders()
         if iteration in (2, 3) and fitter.independent:
             fitter.choose_debiasing()
@@ -411,6 +455,7 @@ def fit_kernel(images: FitInput, cells: list[list[Candidate]], options: AlardLup
         fitter.rejected,
         fitter.systematic,
         images.border,
+        fitter.strength if fitter.regularised else None,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from skyloom.convolution import Convolved, PolynomialKernel, convolve_varying
 from skyloom.exposure import BoolArray, FloatArray
-from skyloom.subtraction.basis import DeltaBasis, Float64Array, KernelBasis
+from skyloom.subtraction.basis import DeltaBasis, Float64Array, KernelBasis, ZeroSumDeltaBasis
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class SpatialKernel:
 
     Parameters
     ----------
-    basis : KernelBasis or DeltaBasis
+    basis : KernelBasis, DeltaBasis or ZeroSumDeltaBasis
         B_n.
     coefficients : ndarray, shape (n_basis, n_terms)
         c_nij, the terms in the order of `skyloom.convolution.exponents`.
@@ -26,7 +26,7 @@ class SpatialKernel:
         X = (x - centre[0]) / scale[0], and Y alike.
     """
 
-    basis: KernelBasis | DeltaBasis
+    basis: KernelBasis | DeltaBasis | ZeroSumDeltaBasis
     coefficients: Float64Array
     centre: tuple[float, float]
     scale: tuple[float, float]

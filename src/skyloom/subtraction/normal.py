@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -92,6 +92,8 @@ class StampSums:
         sum w v, v the variance of a pixel of the source.
     noise_gram : ndarray, shape (m, m)
         Products of the basis images as the source's noise sees them: the noise adds noise * noise_gram to a gram.
+    penalty : ndarray, shape (m, m), optional
+        Added to each gram for the solution: local^T penalty local is what the coefficients at a stamp cost.
     """
 
     grams: Float64Array
@@ -99,10 +101,15 @@ class StampSums:
     squares: Float64Array
     noise: Float64Array
     noise_gram: Float64Array
+    penalty: Float64Array | None = None
 
     def __getitem__(self, which: npt.NDArray[np.bool_]) -> StampSums:
-        return StampSums(
-            self.grams[which], self.moments[which], self.squares[which], self.noise[which], self.noise_gram
+        return replace(
+            self,
+            grams=self.grams[which],
+            moments=self.moments[which],
+            squares=self.squares[which],
+            noise=self.noise[which],
         )
 
 
@@ -190,9 +197,10 @@ def solve(
 
     `stiffness` is added to the diagonal for each coefficient that makes a zero-sum function vary over the field: it
     is the inverse variance of a Gaussian prior about 0. The variation that few stars do not measure is then left out,
-    not made up from noise. `normal` is the `normal_matrix` of the sums, if it is known.
+    not made up from noise. `normal` is the `normal_matrix` of the sums, penalty included, if it is known.
     """
-    normal = normal_matrix(model, terms, sums.grams) if normal is None else normal.copy()
+    grams = sums.grams if sums.penalty is None else sums.grams + sums.penalty
+    normal = normal_matrix(model, terms, grams) if normal is None else normal.copy()
     normal[np.diag_indices_from(normal)] += stiffness * model.varying(terms.shape[1])
     matrix = Factored(normal)
     solution = matrix.solve(normal_vector(model, terms, sums.moments))

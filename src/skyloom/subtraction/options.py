@@ -29,6 +29,15 @@ class AlardLuptonOptions:
         if that predicts stamps clearly better: vignetting or clouds in one image only.
     kernel_half_width : int, optional
         Pixels from the kernel's centre to its edge; from the two FWHMs if not given.
+    basis : {'gaussian', 'delta'}
+        Functions of which the kernel is a sum: Gaussians times polynomials, or its single pixels, which can have any
+        shape (trailed or doubled stars) and need more and better stars, and more time.
+    regularisation : 'auto' or float
+        Of the basis 'delta': strength with which the kernel is kept smooth, in units of the mean diagonal of a stamp's
+        equations over that of the penalty. 'auto' is the one that predicts stamps best that the fit has not seen; 0 is
+        none.
+    smoothness : {'curvature', 'gradient'}
+        Of the basis 'delta': what of the kernel is kept small, its second or its first differences.
     gaussian_sigmas, gaussian_orders : tuple, optional
         Widths (pixels) of the Gaussians of the basis and degrees of the polynomials on them; widths from the two FWHMs
         if not given.
@@ -69,6 +78,9 @@ class AlardLuptonOptions:
     background_order: Literal["auto"] | int = "auto"
     vary_kernel_sum: Literal["auto"] | bool = "auto"
     kernel_half_width: int | None = None
+    basis: Literal["gaussian", "delta"] = "gaussian"
+    regularisation: Literal["auto"] | float = "auto"
+    smoothness: Literal["curvature", "gradient"] = "curvature"
     gaussian_sigmas: tuple[float, ...] | None = None
     gaussian_orders: tuple[int, ...] = (6, 4, 2)
     stamp_half_width: int | None = None
@@ -90,6 +102,12 @@ class AlardLuptonOptions:
             order = getattr(self, what)
             if order != "auto" and order not in range(MAX_ORDER + 1):
                 raise InputError(f"{what} is {order!r}; it must be 'auto' or a whole number from 0 to {MAX_ORDER}.")
+        for what, known in (("basis", ("gaussian", "delta")), ("smoothness", ("curvature", "gradient"))):
+            if getattr(self, what) not in known:
+                raise InputError(f"{what} is {getattr(self, what)!r}; it must be {known[0]!r} or {known[1]!r}.")
+        strength = self.regularisation
+        if strength != "auto" and not (isinstance(strength, int | float) and 0 <= strength < float("inf")):
+            raise InputError(f"regularisation is {strength!r}; it must be 'auto' or a finite number of at least 0.")
         if self.vary_kernel_sum not in ("auto", True, False):
             raise InputError(f"vary_kernel_sum is {self.vary_kernel_sum!r}; it must be 'auto', True or False.")
         if self.gaussian_sigmas is not None and len(self.gaussian_sigmas) != len(self.gaussian_orders):
