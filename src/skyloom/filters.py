@@ -14,7 +14,7 @@ from skyloom._threads import map_bands, serial_blas
 
 Array = npt.NDArray[np.float64]
 
-TILE = 512
+TILE = 256
 """Side of the tiles in which images are filtered, pixels: a few MB each, many enough for all threads."""
 GRID_STEP = 128
 """Distance of the positions at which filters are evaluated, pixels; between them they are interpolated."""
@@ -47,13 +47,14 @@ class Grid:
         """Evaluate ``function(x, y)`` at all nodes; shape (n_y, n_x, ...)."""
         return np.array([[function(float(x), float(y)) for x in self.x] for y in self.y], dtype=float)
 
-    def rectangle(self, values: Array, rows: slice, columns: slice) -> Array:
+    def rectangle(self, values: Array, rows: slice, columns: slice, dtype: type = np.float64) -> npt.NDArray[Any]:
         """Interpolate `values`, shape (..., n_y, n_x), to the pixels of a rectangle of the image.
 
         By cubic splines along both axes (of lower degree on smaller grids), which are linear in the values: two
         products with the matrices of the splines through one node each.
         """
-        return self._splines_y[rows] @ values @ self._splines_x[columns].T
+        across = values @ self._splines_x[columns].T
+        return np.asarray(self._splines_y[rows].astype(dtype) @ across.astype(dtype))
 
     def plane(self, values: Array) -> Array:
         """Interpolate `values`, shape (n_y, n_x), to every pixel of the image."""
@@ -111,9 +112,9 @@ class VaryingFilter:
         image: Array = np.tensordot(weights, self.filters, axes=1)
         return image[0] if len(image) == 1 else image
 
-    def coefficients(self, rows: slice, columns: slice) -> Array:
+    def coefficients(self, rows: slice, columns: slice, dtype: type = np.float64) -> npt.NDArray[Any]:
         """Return c_r at the pixels of a rectangle, shape (rank, n_rows, n_columns)."""
-        return self._grid.rectangle(self._values, rows, columns)
+        return self._grid.rectangle(self._values, rows, columns, dtype)
 
 
 Planes = npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
@@ -144,34 +145,40 @@ def correlate(
     ny, nx = work[0][1][0].shape
     half = work[0][0].side // 2
     size = tuple(fft.next_fast_len(min(TILE, n) + 2 * half, real=True) for n in (ny, nx))
-    # correlation is convolution with the mirrored filter; the product with its transform does both
-    transforms: dict[int, npt.NDArray] = {}
-    for varying, _ in work:
-        if id(varying) not in transforms:
-            transforms[id(varying)] = fft.rfft2(varying.filters[:, :, ::-1, ::-1].astype(dtype), s=size)
     outputs = [np.empty((ny, nx), dtype) for _ in work]
+    filters = {id(varying): varying.filters for varying, _ in work}
+    transforms = {key: _transform(stamps.astype(dtype), size) for key, stamps in filters.items()}
 
     def filter_tile(corner: tuple[int, int]) -> None:
         y, x = corner
         rows, columns = slice(y, min(y + TILE, ny)), slice(x, min(x + TILE, nx))
-        height, width = rows.stop - y, columns.stop - x
-        inside = slice(2 * half, 2 * half + height), slice(2 * half, 2 * half + width)
-        weights = {id(varying): varying.coefficients(rows, columns).astype(dtype) for varying, _ in work}
+        inside = (slice(2 * half, 2 * half + part.stop - part.start) for part in (rows, columns))
+        down, across = inside
         seen: dict[int, npt.NDArray] = {}
         for (varying, planes), out in zip(work, outputs, strict=True):
             for plane in planes:
                 if id(plane) not in seen:
                     seen[id(plane)] = fft.rfft2(_with_border(plane, rows, columns, half).astype(dtype), s=size)
-            total = np.zeros((height, width), dtype)
-            for transform, weight in zip(transforms[id(varying)], weights[id(varying)], strict=True):
+            weights = varying.coefficients(rows, columns, dtype)
+            total = out[rows, columns]
+            total[:] = 0
+            for transform, weight in zip(transforms[id(varying)], weights, strict=True):
                 product = transform[0] * seen[id(planes[0])]
                 for one, plane in zip(transform[1:], planes[1:], strict=True):
                     product += one * seen[id(plane)]
-                total += weight * fft.irfft2(product, s=size)[inside]
-            out[rows, columns] = total
+                product = fft.ifft(product, axis=0, overwrite_x=True)[down]
+                filtered = fft.irfft(product, n=size[1], axis=1)[:, across]
+                filtered *= weight
+                total += filtered
 
     map_bands(filter_tile, [(y, x) for y in range(0, ny, TILE) for x in range(0, nx, TILE)], threads)
     return outputs
+
+
+def _transform(stamps: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return what multiplies the transform of an image: correlation is convolution with the mirrored filter."""
+    rows = fft.rfft(stamps[..., ::-1, ::-1], n=size[1], axis=-1)
+    return np.asarray(fft.fft(rows, n=size[0], axis=-2))
 
 
 def _with_border(plane: npt.NDArray, rows: slice, columns: slice, border: int) -> npt.NDArray:

@@ -80,5 +80,6 @@ def fit_profile(
     first = np.array([np.log(start.fwhm), 0.0, 0.0, *shape] + ([] if gaussian else [np.log(start.beta - 1.1)]))
     low = np.array([np.log(0.5), -2.0, -2.0, -2.0, -2.0, -3.0][: first.size])
     high = np.array([np.log(4.0 * half), 2.0, 2.0, 2.0, 2.0, 3.0][: first.size])
-    result = least_squares(residual, np.clip(first, low + 1e-6, high - 1e-6), bounds=(low, high), x_scale=0.1)
+    first = np.clip(first, low + 1e-6, high - 1e-6)
+    result = least_squares(residual, first, bounds=(low, high), x_scale=0.1, ftol=1e-6, xtol=1e-5)
     return shape_of(result.x)

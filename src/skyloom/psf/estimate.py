@@ -20,7 +20,7 @@ from skyloom.psf.fit import StarStamps, fit_basis, refined_profile, residuals
 from skyloom.psf.model import PsfModel, polynomial_terms, stamp_fwhm
 from skyloom.psf.shift import shift_matrices
 from skyloom.psf.stars import SourceField, choose_stars
-from skyloom.psf.weights import model_weight, soft_weight
+from skyloom.psf.weights import known_quantile, model_weight, soft_weight
 
 logger = logging.getLogger("skyloom.psf")
 
@@ -28,12 +28,12 @@ Array = npt.NDArray[np.float64]
 
 MIN_STARS = {0: 3, 1: 12, 2: 30}
 """Fewest stars for each order: some three for each polynomial term, and enough to test the choice."""
-MAX_STARS = 160
+MAX_STARS = 100
 RING = 1.5
 """Outer radius, in half sizes of the stamps, of the ring where the background of a star is measured."""
-PASSES = 4
+PASSES = 3
 FOLDS = 4
-JUDGES = 100
+JUDGES = 60
 JUDGED_RADIUS = 2.0
 """So many stars, the best of all parts of the image, decide about the order, with so many FWHM around them."""
 
@@ -96,6 +96,7 @@ def estimate_psf_of_planes(
     image: npt.NDArray[Any],
     variance: npt.NDArray[Any],
     usable: npt.NDArray[np.bool_],
+    sources: Any = None,
     *,
     order: int | Literal["auto"] = "auto",
     fallback: Literal["moffat", "gaussian"] | None = None,
@@ -108,13 +109,13 @@ def estimate_psf_of_planes(
     image, variance : ndarray, shape (ny, nx)
         Without background; the variance holds all noise, that of faint sources that nobody can tell apart, too.
     usable : ndarray of bool, shape (ny, nx)
-    order, fallback
+    sources, order, fallback
         As of `estimate_psf`.
     name : str
         For messages.
     """
     _check_options(None, order, fallback)
-    return _estimate(image, variance, usable, None, half=None, order=order, fallback=fallback, name=name)
+    return _estimate(image, variance, usable, sources, half=None, order=order, fallback=fallback, name=name)
 
 
 def _estimate(
@@ -305,6 +306,9 @@ class _Work:
     half: int
     fwhm: float
 
+    def __post_init__(self) -> None:
+        self.to_x, self.to_y = self._shifts(slice(None))
+
     @classmethod
     def of(
         cls,
@@ -349,11 +353,11 @@ class _Work:
         back_y, back_x = shift_matrices(side, -dy), shift_matrices(side, -dx)
         cube = back_y @ self.image[rows, columns] @ back_x.transpose(0, 2, 1)
         flux = cube[:, core].sum(axis=1)
-        cube = np.where(self.weight[rows, columns] > 0, cube / np.where(flux > 0, flux, 1)[:, None, None], np.nan)
-        cube = cube[flux > 0]
-        known = np.isfinite(cube).any(axis=0)
-        middle = np.zeros(cube.shape[1:])
-        middle[known] = np.nanmedian(cube[:, known], axis=0)
+        good = flux > 0
+        values = (cube[good] / flux[good, None, None]).reshape(-1, side * side).T
+        seen = (self.weight[rows, columns] > 0)[good].reshape(-1, side * side).T
+        middle = known_quantile(values, seen, 0.5).reshape(side, side)
+        known = seen.any(axis=1).reshape(side, side)
         # all pixels alike, but the far ones, where neighbours sit, count less
         axis = np.arange(-self.half, self.half + 1.0)
         radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
@@ -379,8 +383,7 @@ class _Work:
         weight[(deviation > 25) & far] = 0
         flux = _flux(data, weight, shapes)
         pad = int(RING * self.half) + 2
-        dx, dy = self.offset(slice(n))
-        return StarStamps(data, weight, flux, dx, dy, self.x[:n] - pad, self.y[:n] - pad)
+        return StarStamps(data, weight, flux, self.to_x[:n], self.to_y[:n], self.x[:n] - pad, self.y[:n] - pad)
 
     def _levels(self, residual: npt.NDArray[Any], profile: Profile) -> Array:
         """Return the local background of the stars: the median, without sources, of a ring around their stamps.
@@ -396,12 +399,10 @@ class _Work:
         wings = np.where(outside, wings / wings[~outside].sum(), 0)[ring]  # of a star whose stamp has the sum 1
         dy, dx = (step - reach for step in np.nonzero(ring))
         ix, iy = (np.round(at[: self.n_stars]).astype(np.intp)[:, None] for at in (self.x0, self.y0))
-        values = np.where(self.weight[iy + dy, ix + dx] > 0, residual[iy + dy, ix + dx], np.nan)
-        values -= self.flux[: self.n_stars, None] * wings
-        values[np.isnan(values).all(axis=1)] = 0
-        return np.asarray(np.nanmedian(values, axis=1), float)
+        known = self.weight[iy + dy, ix + dx] > 0
+        return known_quantile(residual[iy + dy, ix + dx] - self.flux[: self.n_stars, None] * wings, known, 0.5)
 
-    def subtract(self, psf: PsfModel, rounds: int = 2) -> tuple[Array, Array]:
+    def subtract(self, psf: PsfModel) -> tuple[Array, Array]:
         """Fit flux and position of each source on what the others leave, the brightest first.
 
         Sources whose stamps do not overlap do not see each other: they are fitted together, which gives what one after
@@ -414,31 +415,37 @@ class _Work:
         residual : ndarray
             The padded image without all sources.
         """
-        core = _core(self.half, self.fwhm)
-        models = self._models(psf, np.arange(self.x.size))
+        models = self._models(psf, slice(None))
         residual = self.image.copy()
         rows, columns = self._pixels()
         groups = self._groups()
         for group in groups:
             residual[rows[group], columns[group]] -= self.flux[group, None, None] * models[group]
-        for _ in range(rounds):
-            for group in groups:
-                at = rows[group], columns[group]
-                data = residual[at] + self.flux[group, None, None] * models[group]
-                flux, steps, good = self._fit_sources(data, models[group], self.weight[at], group, core)
-                bright = good & (flux > 0)
-                moved = group[bright]
-                self.x[moved] = np.clip(self.x[moved] + steps[bright, 0], self.x0[moved] - 1.5, self.x0[moved] + 1.5)
-                self.y[moved] = np.clip(self.y[moved] + steps[bright, 1], self.y0[moved] - 1.5, self.y0[moved] + 1.5)
-                models[moved] = self._models(psf, moved)
-                self.flux[group[good]] = flux[good]
-                residual[at] = data - self.flux[group, None, None] * models[group]
+        for group in groups:
+            at = rows[group], columns[group]
+            data = residual[at] + self.flux[group, None, None] * models[group]
+            flux, steps, good = self._fit_sources(data, models[group], self.weight[at], group)
+            bright = good & (flux > 0)
+            moved = group[bright]
+            self.x[moved] = np.clip(self.x[moved] + steps[bright, 0], self.x0[moved] - 1.5, self.x0[moved] + 1.5)
+            self.y[moved] = np.clip(self.y[moved] + steps[bright, 1], self.y0[moved] - 1.5, self.y0[moved] + 1.5)
+            self.to_x[moved], self.to_y[moved] = self._shifts(moved)
+            models[moved] = self._models(psf, moved)
+            self.flux[group[good]] = flux[good]
+            residual[at] = data - self.flux[group, None, None] * models[group]
         return models, residual
 
-    def _models(self, psf: PsfModel, index: npt.NDArray[np.intp]) -> Array:
+    def _shifts(self, index: Any) -> tuple[Array, Array]:
+        """Return the matrices that move stamps along x and y from their middle pixels to the sources."""
+        side = 2 * self.half + 1
+        dx, dy = self.offset(index)
+        return shift_matrices(side, dx), shift_matrices(side, dy)
+
+    def _models(self, psf: PsfModel, index: Any) -> Array:
         """Return the PSF at some sources, where they are in their stamps, shape (n, 2 half + 1, 2 half + 1)."""
         pad = int(RING * self.half) + 2
-        return psf.stamps_at(self.x[index] - pad, self.y[index] - pad, *self.offset(index))
+        stamps = psf.stamps(self.x[index] - pad, self.y[index] - pad)
+        return np.asarray(self.to_y[index] @ stamps @ self.to_x[index].transpose(0, 2, 1))
 
     def _pixels(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Return the rows and columns of all stamps in the padded image, shapes (n, side, 1) and (n, 1, side)."""
@@ -460,9 +467,13 @@ class _Work:
         return [order[level == k] for k in range(int(level.max(initial=-1)) + 1)]
 
     def _fit_sources(
-        self, data: Array, models: Array, weight: Array, index: npt.NDArray[np.intp], core: npt.NDArray[np.bool_]
+        self, data: Array, models: Array, weight: Array, index: npt.NDArray[np.intp]
     ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
         """Fit flux, position and level of sources to their cores; return flux, steps (n, 2), and what was possible."""
+        core = _core(self.half, self.fwhm)
+        cut = max(0, self.half - int(max(self.fwhm, 1.5)) - 1)  # with a border for the slopes
+        inner = slice(cut, len(core) - cut)
+        core, data, models, weight = core[inner, inner], *(p[:, inner, inner] for p in (data, models, weight))
         weight = soft_weight(weight, self.flux[index, None, None] * models)[:, core]
         slopes = (np.gradient(models, axis=axis)[:, core] for axis in (2, 1))
         along_x, along_y = slopes

@@ -16,7 +16,6 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.ndimage import maximum_filter
 
 from skyloom.psf.analytic import Profile, fit_profile
-from skyloom.psf.shift import shift_matrices
 
 Array = npt.NDArray[np.float64]
 
@@ -24,7 +23,7 @@ PRIOR_PIXEL = 0.5
 """Prior standard deviation of a pixel of Phi_0 around the analytic profile, relative to that profile."""
 PRIOR_MODE = 0.05
 """Prior standard deviation of a_km B_m at its extremum, relative to the peak of the PSF."""
-ENOUGH = 1e-6
+ENOUGH = 1e-4
 """Conjugate gradients stop where the squared residual has fallen to this part: far below the noise of the stars."""
 MODE_DEGREES = ((1.0, 4), (2.0, 2))
 """Modes: Gauss-Hermite functions of the PSF's width up to degree 4, and of twice its width up to degree 2."""
@@ -38,8 +37,9 @@ class StarStamps:
     ----------
     data, weight : ndarray, shape (n_stars, n, n)
         Background-free data, and the inverse variance of each pixel (0: not used).
-    flux, dx, dy : ndarray, shape (n_stars,)
-        Flux of each star, and its offset from the middle pixel.
+    flux : ndarray, shape (n_stars,)
+    to_x, to_y : ndarray, shape (n_stars, n, n)
+        Matrices that move a stamp from the middle pixel to the star, see `shift_matrices`.
     x, y : ndarray, shape (n_stars,)
         Positions in the image.
     """
@@ -47,8 +47,8 @@ class StarStamps:
     data: Array
     weight: Array
     flux: Array
-    dx: Array
-    dy: Array
+    to_x: Array
+    to_y: Array
     x: Array
     y: Array
 
@@ -59,8 +59,8 @@ class StarStamps:
     def trimmed(self, half: int) -> StarStamps:
         """Return the stars with no more than `half` pixels on each side."""
         cut = max(0, self.data.shape[-1] // 2 - half)
-        inner = slice(cut, self.data.shape[-1] - cut)
-        return replace(self, data=self.data[:, inner, inner], weight=self.weight[:, inner, inner])
+        inner = np.s_[:, cut : self.data.shape[-1] - cut, cut : self.data.shape[-1] - cut]
+        return replace(self, **{name: getattr(self, name)[inner] for name in ("data", "weight", "to_x", "to_y")})
 
 
 class _StarModel:
@@ -70,15 +70,16 @@ class _StarModel:
     """
 
     def __init__(self, stars: StarStamps, terms: Array) -> None:
-        n = stars.data.shape[-1]
-        self.sy, self.sx = shift_matrices(n, stars.dy), shift_matrices(n, stars.dx)
+        self.sy, self.sx = stars.to_y, stars.to_x
         self.terms = terms * stars.flux[:, None]
 
     def forward(self, basis: Array) -> Array:
-        return self.sy @ np.tensordot(self.terms, basis, 1) @ self.sx.transpose(0, 2, 1)
+        stamps = (self.terms @ basis.reshape(len(basis), -1)).reshape(-1, *basis.shape[1:])
+        return self.sy @ stamps @ self.sx.transpose(0, 2, 1)
 
     def adjoint(self, stamps: Array) -> Array:
-        return np.tensordot(self.terms.T, self.sy.transpose(0, 2, 1) @ stamps @ self.sx, 1)
+        moved = self.sy.transpose(0, 2, 1) @ stamps @ self.sx
+        return (self.terms.T @ moved.reshape(len(moved), -1)).reshape(-1, *moved.shape[1:])
 
 
 def variation_modes(half: int, fwhm: float) -> Array:
@@ -140,19 +141,19 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
     mean = np.average(terms, axis=0, weights=np.maximum(stars.flux, 0))
     mean[0] = 0.0
     centred = terms - mean
-    model, modes = _StarModel(stars, centred), variation_modes(n // 2, profile.fwhm)
+    model = _StarModel(stars, centred)
+    modes = variation_modes(n // 2, profile.fwhm).reshape(-1, n * n)
     prior = profile.stamp(n // 2)
     tau2 = (PRIOR_PIXEL * maximum_filter(prior, 3)).ravel() ** 2
     tau2_mode = (PRIOR_MODE * prior.max()) ** 2
     n_varying, weight = terms.shape[1] - 1, stars.weight
 
     def to_basis(theta: Array) -> Array:
-        varying = np.tensordot(theta[n * n :].reshape(n_varying, len(modes)), modes, 1)
-        return np.concatenate([theta[: n * n].reshape(1, n, n), varying])
+        varying = theta[n * n :].reshape(n_varying, len(modes)) @ modes
+        return np.concatenate([theta[None, : n * n], varying]).reshape(-1, n, n)
 
     def transpose(basis: Array) -> Array:
-        varying = np.tensordot(basis[1:], modes, ([1, 2], [1, 2]))
-        return np.concatenate([basis[0].ravel(), varying.ravel()])
+        return np.concatenate([basis[0].ravel(), (basis[1:].reshape(-1, n * n) @ modes.T).ravel()])
 
     inverse_prior = np.concatenate([1 / tau2, np.full(n_varying * len(modes), 1 / tau2_mode)])
     diagonal = np.tensordot(model.terms[:, 0] ** 2, weight, 1).ravel() + 1 / tau2
@@ -177,11 +178,12 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
 def _mode_block(terms: Array, weight: Array, modes: Array, tau2: float) -> tuple[Array, bool]:
     """Factor the normal matrix of the modes' coefficients, the stars' sub-pixel shifts left out (a preconditioner)."""
     n_terms, n_modes = terms.shape[1], len(modes)
-    flat = modes.reshape(n_modes, -1)
-    outer = (terms[:, :, None] * terms[:, None, :]).reshape(len(terms), -1)
-    pixels = outer.T @ weight.reshape(len(weight), -1)
-    block = np.stack([(flat * one) @ flat.T for one in pixels])
-    block = block.reshape(n_terms, n_terms, n_modes, n_modes).transpose(0, 2, 1, 3).reshape(n_terms * n_modes, -1)
+    first, second = np.triu_indices(n_terms)
+    pixels = (terms[:, first] * terms[:, second]).T @ weight.reshape(len(weight), -1)
+    blocks = np.empty((n_terms, n_modes, n_terms, n_modes))
+    for i, j, one in zip(first, second, pixels, strict=True):
+        blocks[i, :, j] = blocks[j, :, i] = (modes * one) @ modes.T
+    block = blocks.reshape(n_terms * n_modes, -1)
     return cho_factor(block + np.eye(len(block)) / tau2)
 
 

@@ -44,6 +44,13 @@ def stamp_fwhm(stamp: Stamp) -> float:
     return float(2 * np.sqrt(np.count_nonzero(fine > fine.max() / 2) / np.pi) / factor)
 
 
+def stamps_of(psf: Psf, x: Stamp, y: Stamp) -> Stamp:
+    """Return the PSF at many positions, shape (N, 2 half + 1, 2 half + 1)."""
+    if isinstance(psf, PsfModel):
+        return psf.stamps(x, y)
+    return np.array([psf.stamp(float(one), float(other)) for one, other in zip(x, y, strict=True)])
+
+
 def polynomial_terms(x: npt.ArrayLike, y: npt.ArrayLike, order: int, shape: tuple[int, int]) -> Stamp:
     """Monomials ``X**i Y**j``, i + j <= order, of positions scaled to -1...1 over an image of `shape`.
 
@@ -107,11 +114,14 @@ class PsfModel:
 
     def stamps_at(self, x: Stamp, y: Stamp, dx: Stamp, dy: Stamp) -> Stamp:
         """Return `stamp_at` for many positions, shape (N, 2 half + 1, 2 half + 1)."""
+        along_x, along_y = (shift_matrices(2 * self.half + 1, one) for one in (dx, dy))
+        return np.asarray(along_y @ self.stamps(x, y) @ along_x.transpose(0, 2, 1))
+
+    def stamps(self, x: Stamp, y: Stamp) -> Stamp:
+        """Return `stamp` for many positions, shape (N, 2 half + 1, 2 half + 1)."""
         ny, nx = self.shape
         terms = polynomial_terms(np.clip(x, 0, nx - 1.0), np.clip(y, 0, ny - 1.0), self.order, self.shape)
-        n = 2 * self.half + 1
-        along_x, along_y = shift_matrices(n, dx), shift_matrices(n, dy)
-        return np.asarray(along_y @ np.tensordot(terms, self.basis, 1) @ along_x.transpose(0, 2, 1))
+        return np.asarray(np.tensordot(terms, self.basis, 1))
 
     def fwhm(self, x: float | None = None, y: float | None = None) -> float:
         """Full width at half maximum in pixels (see `stamp_fwhm`) at (x, y), by default the image centre."""

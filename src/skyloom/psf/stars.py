@@ -60,10 +60,12 @@ def half_sample_mode(values: Array) -> float:
     return float(values.mean())
 
 
-def detect(image: Plane, sigma: Plane, usable: npt.NDArray[np.bool_]) -> tuple[Array, Array, Array]:
-    """Detect sources 5 sigma above a subtracted background; return x, y and flux."""
-    sources = sep.extract(image, 5.0, err=sigma, mask=~usable, minarea=5, deblend_cont=0.001, segmentation_map=False)
-    return sources["x"].astype(float), sources["y"].astype(float), sources["flux"].astype(float)
+def detect(image: Plane, variance: Plane, usable: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Detect sources 5 sigma above a subtracted background; return an array with the columns of `sep.extract`."""
+    sigma = np.sqrt(np.where(usable, variance, variance.dtype.type(1)))
+    return np.asarray(
+        sep.extract(image, 5.0, err=sigma, mask=~usable, minarea=5, deblend_cont=0.001, segmentation_map=False)
+    )
 
 
 def source_columns(sources: Any) -> tuple[Array, Array, Array | None]:
@@ -116,7 +118,7 @@ def choose_stars(
     """
     sigma = np.sqrt(np.where(usable, variance, variance.dtype.type(1)))
     unusable = (~usable).astype(np.float32)
-    x, y, flux = detect(image, sigma, usable) if sources is None else source_columns(sources)
+    x, y, flux = source_columns(detect(image, variance, usable) if sources is None else sources)
     inside = np.isfinite(x) & np.isfinite(y) & (x > -0.5) & (y > -0.5)
     inside &= (x < image.shape[1] - 0.5) & (y < image.shape[0] - 0.5)
     x, y, flux = x[inside], y[inside], None if flux is None else flux[inside]
@@ -124,28 +126,35 @@ def choose_stars(
     if x.size == 0:
         return SourceField(x, y, np.zeros(0), np.zeros(0, np.intp), np.nan, counts)
     eligible = np.ones(x.size, bool) if stars is None else nearest(x, y, stars) < 1
+
+    def half_light_radius(index: npt.NDArray[np.intp], subpix: int) -> Array:
+        reach = np.full(index.size, 2 * aperture)
+        radius = sep.flux_radius(image, x[index], y[index], reach, 0.5, mask=~usable, subpix=subpix)[0]
+        return np.asarray(np.where(radius > 0.5, radius, np.nan))
+
     aperture = 4.0
     for _ in range(4):  # the aperture follows the size of the stars
         light, error, _ = sep.sum_circle(image, x, y, aperture, err=sigma, mask=~usable)
         snr = light / np.maximum(error, np.finfo(float).tiny)
-        measured = np.argsort(-snr, kind="stable")[:MEASURED]
-        radius = np.full(x.size, np.nan)
-        radius[measured] = sep.flux_radius(
-            image, x[measured], y[measured], np.full(measured.size, 2 * aperture), 0.5, mask=~usable, subpix=5
-        )[0]
-        dark = sep.sum_circle(unusable, x, y, aperture / 2)[0]
-        good = eligible & (snr > 20) & (dark == 0) & np.isfinite(radius) & (radius > 0.5)
+        clean = eligible & (sep.sum_circle(unusable, x, y, aperture / 2)[0] == 0)
+        good = clean & (snr > 20)
         if np.count_nonzero(good) < 5:
-            good = eligible & (snr > 10) & (dark == 0) & np.isfinite(radius) & (radius > 0.5)
-        if not good.any():
-            return SourceField(x, y, light if flux is None else flux, np.zeros(0, np.intp), np.nan, counts)
+            good = clean & (snr > 10)
+        by_signal = np.flatnonzero(good)[np.argsort(-snr[good], kind="stable")[:MEASURED]]
         # the brightest ones: in crowded fields, neighbours make faint ones look large
-        brightest = np.flatnonzero(good)[np.argsort(-snr[good], kind="stable")[: max(20, np.count_nonzero(good) // 3)]]
-        typical = half_sample_mode(radius[brightest])
+        brightest = by_signal[: max(20, by_signal.size // 3)]
+        rough = half_light_radius(brightest, 1)
+        rough = rough[np.isfinite(rough)]
+        if not rough.size:
+            return SourceField(x, y, light if flux is None else flux, np.zeros(0, np.intp), np.nan, counts)
         # slowly: in very crowded fields neighbours fill any aperture, and it would grow without end
-        before, aperture = aperture, min(max(2.0, 2.5 * typical), 1.5 * aperture)
+        before, aperture = aperture, min(max(2.0, 2.5 * half_sample_mode(rough)), 1.5 * aperture)
         if abs(aperture - before) < 0.02 * before:
             break
+    radius = np.full(x.size, np.nan)
+    radius[by_signal] = half_light_radius(by_signal, 3)
+    good &= np.isfinite(radius)
+    typical = half_sample_mode(radius[brightest[good[brightest]]])
     fwhm = 2 * typical
     flux = light if flux is None else flux
     counts["well exposed and unmasked"] = int(np.count_nonzero(good))

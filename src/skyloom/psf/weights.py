@@ -25,8 +25,8 @@ def model_weight(weight: Array, model: Array, residual: Array) -> Array:
     a = 1 / gain if they are those of the counts, and b residual is taken out; it is less if they come from elsewhere.
     """
     snr = model * np.sqrt(weight)
-    known = np.where((weight > 0) | ~weight.any(axis=(1, 2), keepdims=True), weight, np.nan)
-    sky = 1 / np.maximum(np.nanquantile(known, 0.8, axis=(1, 2), keepdims=True), np.finfo(weight.dtype).tiny)
+    rows = weight.reshape(len(weight), -1)
+    sky = 1 / np.maximum(known_quantile(rows, rows > 0, 0.8), np.finfo(weight.dtype).tiny)[:, None, None]
     variance = 1 / np.where(weight > 0, weight, np.inf)
     noisy = (snr > NOISY_SNR[0]) & (snr < NOISY_SNR[1])  # residuals of brighter pixels are errors of the model
     if not noisy.any():
@@ -37,6 +37,18 @@ def model_weight(weight: Array, model: Array, residual: Array) -> Array:
         return weight
     corrected = np.where(snr > NOISY_SNR[0], np.maximum(variance - b * residual, sky), variance)
     return np.divide(1, corrected, out=np.zeros_like(weight), where=weight > 0)
+
+
+def known_quantile(values: Array, known: npt.NDArray[np.bool_], q: float) -> Array:
+    """Return the q-quantile of the known values in each row, linear between them; 0 where none is known."""
+    values = np.where(known, values, np.inf)
+    values[~known.any(axis=1)] = 0
+    values.sort(axis=1)
+    place = q * np.maximum(np.count_nonzero(known, axis=1) - 1, 0)
+    low = place.astype(np.intp)
+    rows, part = np.arange(len(values)), (place - low).astype(values.dtype)
+    lower, upper = values[rows, low], values[rows, np.minimum(low + (part > 0), values.shape[1] - 1)]
+    return np.asarray((1 - part) * lower + part * upper)
 
 
 def soft_weight(weight: Array, model: Array) -> Array:

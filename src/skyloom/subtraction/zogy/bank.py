@@ -16,10 +16,12 @@ from skyloom.psf.model import stamp_fwhm
 from skyloom.subtraction.zogy.match import Planes
 from skyloom.subtraction.zogy.proper import Array, ProperPair, centred, moved
 
-TIGHT = 1e-4
-"""Error of the filters that see images: below the noise for stars of a signal-to-noise ratio of some thousands."""
+TIGHT = 3e-4
+"""Error of the filters that see images: a tenth of that of measured point spread functions, or less."""
 LOOSE = 3e-3
-"""Error of the filters that see variances, positions' scatter and masks."""
+"""Error of the filters that see variances."""
+ROUGH = 2e-2
+"""Error of the filters that see masks, or what scatters by some per cent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +101,13 @@ class ProperFilters:
         return cls(
             difference=VaryingFilter(kernel(d_n, d_r), grid, TIGHT),
             score=VaryingFilter(kernel(k_n, k_r), grid, TIGHT),
-            score_of_template=VaryingFilter(kernel(-k_r), grid, LOOSE),
+            score_of_template=VaryingFilter(kernel(-k_r), grid, ROUGH),
             difference_squared=(
                 VaryingFilter(kernel(d_n) ** 2, grid, LOOSE),
                 VaryingFilter(kernel(d_r) ** 2, grid, LOOSE),
             ),
             score_squared=VaryingFilter(kernel(k_n, k_r) ** 2, grid, LOOSE),
-            response=VaryingFilter(response / response.sum(axis=(-2, -1), keepdims=True), grid, LOOSE),
+            response=VaryingFilter(response / response.sum(axis=(-2, -1), keepdims=True), grid, ROUGH),
             score_of_background=float((pair.score_filters[0][..., 0, 0].real / pair.score_flux).mean()),
             background_variances=_background_variances(pair),
             stamps=(middle[0], middle[1]),

@@ -15,6 +15,7 @@ from skyloom.errors import InputError, NoUsableDataError, ShapeError, SkyloomWar
 from skyloom.exposure import Exposure
 from skyloom.psf import Psf, as_psf
 from skyloom.psf.estimate import estimate_psf_of_planes
+from skyloom.psf.stars import detect
 from skyloom.subtraction.dropin_arguments import bad_plane, check_gain, error_plane, logger, usable_errors
 from skyloom.subtraction.sfft.noise_map import noise_map
 from skyloom.subtraction.zogy.match import Match, Planes
@@ -127,14 +128,16 @@ def run_zogy(  # noqa: PLR0917  the reference's signature
     science = _planes(image, mask, err, image_gain, "image", None)
     reference = _planes(template, template_mask, template_err, template_gain, "template", science.data.shape)
     order = kwargs.get("order", "auto")
+    stars = _stars(image_obj, template_obj)
+    sources = detect(science.data, science.variance, science.usable) if image_psf is None else None
     psfs = (
-        _psf(image_psf, science, "image", order, psf_clean),
+        _psf(image_psf, science, "image", order, psf_clean, sources),
         _psf(template_psf, reference, "template", order, psf_clean),
     )
     say(f"point spread functions: {psfs[0]!r}, {psfs[1]!r}")
     options = ZogyOptions(flux_ratio=scale, fit_ratio=bool(fit_scale), fit_shift=bool(fit_shift))
     region = None if good_regions is None else bad_plane(good_regions, science.data.shape, "good_regions")
-    match = _match((science, reference), psfs, _stars(image_obj, template_obj), options, region, (dx, dy))
+    match = _match((science, reference), psfs, sources if stars is None else stars, options, region, (dx, dy))
     say(f"template flux scale {match.flux_ratio:.4f}, shift {match.shift}, scatter of positions {match.scatter}")
     result = difference_planes(
         (science, reference), psfs, match, variances=False, flatten=True, threads=nthreads or num_threads()
@@ -221,11 +224,13 @@ def _planes(  # noqa: PLR0917
     return Planes(data.astype(kind, copy=False), variance.astype(kind, copy=False), ~bad, sigma)
 
 
-def _psf(psf: Any, planes: Planes, what: str, order: Any, clean: float) -> Psf:
+def _psf(  # noqa: PLR0917
+    psf: Any, planes: Planes, what: str, order: Any, clean: float, sources: Any = None
+) -> Psf:
     """Return the point spread function as given or measured, without what `clean` takes off."""
     if psf is None:
         found: Psf = estimate_psf_of_planes(
-            planes.data, planes.variance, planes.usable, order=order, fallback="moffat", name=f"the {what}"
+            planes.data, planes.variance, planes.usable, sources, order=order, fallback="moffat", name=f"the {what}"
         )
     else:
         found = as_psf(psf)

@@ -21,6 +21,7 @@ from skyloom.background import MAD_TO_SIGMA
 from skyloom.errors import TooFewSourcesError
 from skyloom.proper import transfer
 from skyloom.psf import Psf
+from skyloom.psf.model import stamps_of
 from skyloom.subtraction.zogy.proper import ProperPair
 
 logger = logging.getLogger("skyloom.subtraction")
@@ -227,7 +228,8 @@ class _Cutouts:
                 chosen.append((x, y))
                 if len(chosen) == MAX_STARS:
                     break
-        pieces = [np.zeros((len(chosen), side, side)) for _ in range(4)]
+        kind = np.result_type(science.data, template.data)
+        pieces = [np.zeros((len(chosen), side, side), kind) for _ in range(4)]
         for k, (x, y) in enumerate(chosen):
             y0, x0 = y - reach, x - reach
             here = slice(max(0, y0), min(ny, y0 + side)), slice(max(0, x0), min(nx, x0 + side))
@@ -237,11 +239,15 @@ class _Cutouts:
             ):
                 piece[k][there] = plane[here]
         box = slice(reach - half, reach + half + 1)
-        boxes = [piece[:, box, box].reshape(len(chosen), -1) for piece in pieces]
-        stamps = [np.array([psf.stamp(float(x), float(y)) for x, y in chosen]) for psf in psfs]
+        pixels = (2 * half + 1) ** 2
+        boxes = [piece[:, box, box].reshape(len(chosen), pixels).astype(float) for piece in pieces]
+        x, y = np.array(chosen, float).reshape(-1, 2).T
+        complex_ = np.result_type(kind, np.complex64)
         p_n, p_r = (
-            transfer(_fit_into(stamp, side), (side, side)) if len(chosen) else np.zeros((0, side, 1))
-            for stamp in stamps
+            transfer(_fit_into(stamps_of(psf, x, y), side), (side, side), complex_)
+            if len(chosen)
+            else np.zeros((0, side, 1))
+            for psf in psfs
         )
         excess_n, excess_r = (
             np.maximum(variance / planes.sigma**2 - 1, 0)
@@ -274,11 +280,14 @@ class _Cutouts:
         pair = ProperPair(self.p_n, self.p_r, *self.sigma, beta, (side, side))
         scale = pair.flux_scale
         of_n, of_r = (scale * filter_ for filter_ in pair.difference_filters)
+        kx, ky = kx.astype(self.r.dtype), ky.astype(self.r.dtype)
         r = self.r * np.exp(-kx * dx - ky * dy)
         moved = of_r * r
         planes = [of_n * self.n - moved, pair.beta_derivative(self.n, r), kx * moved, ky * moved]
         box = slice(side // 2 - self.half, side // 2 + self.half + 1)
-        images = [fft.irfft2(plane, (side, side))[:, box, box].reshape(len(self.xy), -1) for plane in planes]
+        images = [
+            fft.irfft2(plane, (side, side))[:, box, box].reshape(len(self.xy), -1).astype(float) for plane in planes
+        ]
         images[1] -= background * self.sigma[1] ** 2 * (scale / beta) ** 3  # d(scale) / d(beta), as of N - background
         constant = np.full(images[0].shape, -scale)  # a constant in N, less what is subtracted
         residual = images[0] - background * scale

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import sep
 
 from skyloom.background import MAD_TO_SIGMA, SMALLEST, estimate_background
-from skyloom.errors import NoOverlapError, ShapeError, SubtractionError
+from skyloom.errors import NoOverlapError, ShapeError, SubtractionError, TooFewSourcesError
 from skyloom.exposure import UNUSABLE, Exposure, MaskBit
 from skyloom.filters import correlate
 from skyloom.noise import with_variance
 from skyloom.psf import Psf, estimate_psf
 from skyloom.psf.model import stamp_fwhm
+from skyloom.psf.stars import detect
 from skyloom.registration import detect_sources
 from skyloom.subtraction.stamps import column_names, unflagged
 from skyloom.subtraction.zogy.bank import ProperFilters
@@ -150,8 +151,12 @@ def fit_match(
         return Match(options.flux_ratio, (0.0, 0.0), scatter=given)
     science = planes[0]
     if sources is None:
-        sources = detect_sources(
-            Exposure(science.data, science.variance, mask=bad_bits(science.usable), name="the science image")
+        sources = detect(science.data, science.variance, science.usable)
+    if not len(sources):
+        raise TooFewSourcesError(
+            "The science image has no source 5 standard deviations above its background, so that the flux ratio of "
+            "template and science image cannot be fitted. Give the ratio and do not fit it, or give deeper images.",
+            found=0,
         )
     xy = best_stars(sources, science.sigma, psfs[0])
     if good is not None:
