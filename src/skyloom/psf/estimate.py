@@ -31,7 +31,7 @@ MIN_STARS = {0: 3, 1: 12, 2: 30}
 MAX_STARS = 100
 RING = 1.5
 """Outer radius, in half sizes of the stamps, of the ring where the background of a star is measured."""
-PASSES = 3
+PASSES = 4
 FOLDS = 4
 JUDGES = 60
 JUDGED_RADIUS = 2.0
