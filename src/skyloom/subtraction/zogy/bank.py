@@ -13,7 +13,7 @@ from skyloom.filters import Grid, VaryingFilter
 from skyloom.proper import total, transfer
 from skyloom.psf import Psf
 from skyloom.psf.model import stamp_fwhm
-from skyloom.subtraction.zogy.match import Planes
+from skyloom.subtraction.zogy.match import BOX_IN_FWHM, Planes
 from skyloom.subtraction.zogy.proper import Array, ProperPair, centred, moved
 
 TIGHT = 3e-4
@@ -34,6 +34,9 @@ class ProperFilters:
         Of science image and template: D / F_D.
     score, score_of_template : VaryingFilter
         S / F_S, of both images; k_r R / F_S, of the template.
+    error_of_template : VaryingFilter
+        `score_of_template` without what is smooth over the boxes in which fluxes of stars are compared, and 1 of a
+        star as that is: point spread functions have unit sums, so that errors of theirs leave no flux beyond it.
     difference_squared : (VaryingFilter, VaryingFilter)
         Of one variance each: what either image brings to the variance of D / F_D.
     score_squared : VaryingFilter
@@ -54,6 +57,7 @@ class ProperFilters:
     difference: VaryingFilter
     score: VaryingFilter
     score_of_template: VaryingFilter
+    error_of_template: VaryingFilter
     difference_squared: tuple[VaryingFilter, VaryingFilter]
     score_squared: VaryingFilter
     response: VaryingFilter
@@ -92,6 +96,12 @@ class ProperFilters:
         d_n, d_r = (fft.irfft2(f, box) for f in (pair.difference_filters[0], -pair.difference_filters[1] * move))
         k_n, k_r = (fft.irfft2(f / flux, box) for f in (pair.score_filters[0], -pair.score_filters[1] * move))
         p_n = fft.irfft2(pair.n, box)
+        # a Gaussian as wide at half maximum as the boxes of `match_stars`
+        width = BOX_IN_FWHM * max(stamp_fwhm(stamp) for stamp in middle) / 2.355
+        beyond = 1 - np.exp(-2 * (np.pi * width) ** 2 * (fft.fftfreq(side)[:, None] ** 2 + fft.rfftfreq(side) ** 2))
+        of_star = pair.score_filters[1] * pair.r
+        share = total((of_star * beyond).real, box) / total(of_star.real, box)
+        k_e = fft.irfft2(-pair.score_filters[1] * move * beyond / (flux * share[..., None, None]), box)
 
         def kernel(*planes: Array) -> Array:
             """Return kernels of a convolution as stamps of a correlation, shape (n_y, n_x, planes, n, n)."""
@@ -102,6 +112,7 @@ class ProperFilters:
             difference=VaryingFilter(kernel(d_n, d_r), grid, TIGHT),
             score=VaryingFilter(kernel(k_n, k_r), grid, TIGHT),
             score_of_template=VaryingFilter(kernel(-k_r), grid, ROUGH),
+            error_of_template=VaryingFilter(kernel(-k_e), grid, ROUGH),
             difference_squared=(
                 VaryingFilter(kernel(d_n) ** 2, grid, LOOSE),
                 VaryingFilter(kernel(d_r) ** 2, grid, LOOSE),

@@ -35,6 +35,8 @@ MODEL_ERROR = 0.01
 LARGEST_SHIFT = 1.5
 """Pixels, beyond which the images are not registered."""
 MIN_STARS = 3
+BOX_IN_FWHM = 3.0
+"""Side of the boxes around stars in which both images are compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +218,7 @@ class _Cutouts:
 
     @classmethod
     def around(cls, science: Planes, template: Planes, psfs: tuple[Psf, Psf], xy: Array, fwhm: float) -> _Cutouts:
-        half = int(np.ceil(1.5 * fwhm))  # of the box that is compared
+        half = int(np.ceil(BOX_IN_FWHM / 2 * fwhm))
         side = fft.next_fast_len(2 * (half + int(np.ceil(3 * fwhm))) + 1, real=True)
         reach = side // 2
         ny, nx = science.usable.shape

@@ -245,11 +245,12 @@ def difference_planes(
     n, r = filters.fill((science, template))
     images = (n.astype(kind, copy=False), r.astype(kind, copy=False))
     noise = (science.variance.astype(kind, copy=False), template.variance.astype(kind, copy=False))
-    image, score, of_template, score_variance, coverage, *pixel_variances = correlate(
+    image, score, of_template, error, score_variance, coverage, *pixel_variances = correlate(
         [
             (filters.difference, images),
             (filters.score, images),
             (filters.score_of_template, images[1]),
+            (filters.error_of_template, images[1]),
             (filters.score_squared, noise),
             (filters.response, both.astype(kind)),
             *(zip(filters.difference_squared, noise, strict=True) if variances else ()),
@@ -259,7 +260,7 @@ def difference_planes(
     )
     slopes = gradient(of_template) if moving or any(match.scatter) else None
     noise_variance = np.maximum(score_variance, 0) if moving else None
-    _add_scatter(score_variance, of_template, slopes, match)
+    _add_scatter(score_variance, error, slopes, match)
     valid = both & (coverage > MIN_COVERAGE) & (score_variance > 0)
     if flatten and min(image.shape) >= SMALLEST and valid.any():
         level = _smooth_background(image, score, score_variance, valid)
@@ -310,13 +311,16 @@ def _smooth_background(image: Array, score: Array, variance: Array, usable: npt.
     return np.asarray(plane.back(dtype=image.dtype))
 
 
-def _add_scatter(score_variance: Array, of_template: Array, slopes: tuple[Array, ...] | None, match: Match) -> None:
-    """Add, in place, what stars do that lie differently in both images: what the template holds moves (eqs. 30-33)."""
+def _add_scatter(score_variance: Array, error: Array, slopes: tuple[Array, ...] | None, match: Match) -> None:
+    """Add, in place, what stars do that lie differently in both images: what the template holds moves (eqs. 30-33).
+
+    And what they do that the point spread functions do not describe: `error` per relative error of a star's flux.
+    """
     kind = score_variance.dtype.type
     np.maximum(score_variance, 0, out=score_variance)
     for sigma, slope in zip(match.scatter, slopes or (), strict=False):
         score_variance += kind(sigma**2) * slope**2
-    score_variance += (kind(match.flux_scatter) * of_template) ** 2
+    score_variance += (kind(match.flux_scatter) * error) ** 2
 
 
 def fits_single_precision(data: Array, sigma: float) -> bool:
