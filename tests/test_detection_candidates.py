@@ -219,6 +219,22 @@ def test_bad_rows_and_columns_are_not_psf_like(blank, axis, sign):
     assert [(round(row["x"]), round(row["y"])) for row in kept] == [(140, 140)]
 
 
+@pytest.mark.parametrize("angle", [0.1, 0.54, 0.9, 1.3, 2.0, 2.5])
+def test_faint_trails_are_not_psf_like(blank, angle):
+    """A trail of 1.3 sigma in a pixel is a row of peaks above 5 sigma; a source on it remains one."""
+    y, x = np.mgrid[:200, :200] - 100.0
+    across = y * np.cos(angle) - x * np.sin(angle)
+    trail = 20.0 * np.exp(-(across**2) / (2 * 1.9**2))
+    table = find_candidates(add(blank, trail, star(blank, 140, 60, 9000.0), star(blank, 100, 100, 9000.0)))
+    assert len(table) > 8
+    places = {(round(row["x"]), round(row["y"])) for row in table[table["real"]]}
+    expected = {(140, 60), (100, 100)}
+    # at the border, where half of a trail is seen, and beyond a source, chance may decide
+    inside = {(x, y) for x, y in places if 20 < x < 180 and 20 < y < 180}
+    assert all(any(np.hypot(x - a, y - b) <= 1.5 for x, y in inside) for a, b in expected)
+    assert len(inside) <= 3
+
+
 def test_source_on_a_faint_line_is_real(blank):
     line = np.zeros((200, 200))
     line[100] = 8.0
@@ -244,6 +260,12 @@ def test_residual_in_proportion_to_bright_stars(blank):
     for x, y in places:
         assert nearest(table, x, y)["flags"] & CandidateFlag.BRIGHT_RESIDUAL
     assert nearest(table, 70, 130)["real"]  # of the same flux, but on empty sky
+    # twenty bright pixels that only one image has are no stars that subtract badly
+    hot = np.zeros((200, 200))
+    hot[20:180:8, 20] = 8000.0
+    table = find_candidates(add(blank, left, new, hot, science=sum(stars) + new + hot))
+    assert table.meta["bright_residual"] == pytest.approx(0.01, rel=0.4)
+    assert nearest(table, 70, 130)["real"]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def bright_sources(science: npt.NDArray, usable: npt.NDArray[np.bool_], score: S
     valid = score.valid & (score.coverage > 0.5)
     flux = np.where(valid, flux / np.where(valid, seen, 1), 0.0)
     error = np.sqrt(np.where(valid, score.flux_variance, np.inf))
-    x, y = local_maxima(flux / error, BRIGHT, fwhm)
+    # sources of both epochs: what is new (a hot column, say) is no residual of itself
+    x, y = local_maxima(np.minimum(flux, flux - score.flux) / error, BRIGHT, fwhm)
     whole = score.coverage[y, x] > 0.99
     x, y = x[whole], y[whole]
     if x.size < FEWEST:

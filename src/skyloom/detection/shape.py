@@ -15,6 +15,8 @@ Array = npt.NDArray[np.float64]
 BETTER = 16.0
 """An alternative is taken when its chi-square is smaller by so much: 4 sigma for one more parameter."""
 SIGMA_TO_FWHM2 = 8 * np.log(2)
+SLOPES = np.linspace(-1, 1, 17)
+"""Of lines, relative to rows and columns: at the border of a stamp two neighbours are a FWHM apart."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,11 @@ def measure_shape(
 
 
 def line_flux(data: Array, weight: Array, model: Array, radius: float) -> float:
-    """Return how much of a PSF flux comes from a bright or dark row or column that runs through the whole stamp.
+    """Return how much of a PSF flux comes from a bright or dark line that runs through the whole stamp.
 
-    Outside of the core, the amplitude of a line with the PSF's cross profile is measured in each column (for a row);
-    their weighted median is the line. It counts from 4 sigma on.
+    Lines are rows, columns and trails of 32 directions. Outside of the core, the amplitude of a line with the PSF's
+    cross profile is measured in each column (for a line nearer to a row); their weighted median is the line. It counts
+    from 5 sigma on.
 
     Parameters
     ----------
@@ -115,24 +118,35 @@ def line_flux(data: Array, weight: Array, model: Array, radius: float) -> float:
     Returns
     -------
     flux : float
-        The larger one of row and column; 0 without a line.
+        That of the direction with the largest one; 0 without a line.
     """
-    total = float((weight * model**2).sum())
-    outside = np.abs(np.arange(len(data)) - len(data) // 2) > radius
+    side, total = len(data), float((weight * model**2).sum())
+    along = np.arange(side) - side // 2
+    outside = np.abs(along) > radius
+    # sheared by its slope, a line is a row: pixel (i, x) of plane k is (i + slope_k x, x) of the stamp
+    rows = np.arange(side)[None, :, None] + np.round(SLOPES[:, None, None] * along).astype(int)
+    inside = (rows >= 0) & (rows < side)
+    rows = np.clip(rows, 0, side - 1)
+    stretch = np.hypot(1, SLOPES)[:, None]  # a section along y is wider than the line
     best = 0.0
-    for d, w, m in ((data, weight, model), (data.T, weight.T, model.T)):
-        profile = m.sum(axis=1)[:, None]
-        norm = (w * profile**2).sum(axis=0)
-        known = outside & (norm > 0)
-        if np.count_nonzero(known) < 8:
-            continue
-        amplitude = (w * d * profile).sum(axis=0)[known] / norm[known]
-        order = np.argsort(amplitude)
-        share = np.cumsum(norm[known][order])
-        line = float(amplitude[order][np.searchsorted(share, share[-1] / 2)])
+    for planes in ((data, weight, model), (data.T, weight.T, model.T)):
+        d, w, m = (plane[rows, np.arange(side)] for plane in planes)
+        w = np.where(inside, w, 0.0)
+        cross = planes[2].sum(axis=1)
+        centre = float((cross * along).sum() / cross.sum())
+        profile = np.interp((along - centre) / stretch + centre, along, cross)[:, :, None]
+        norm = (w * profile**2).sum(axis=1)
+        norm[:, ~outside] = 0.0
+        amplitude = np.divide((w * d * profile).sum(axis=1), norm, out=np.zeros_like(norm), where=norm > 0)
+        order = np.argsort(amplitude, axis=1)
+        share = np.cumsum(np.take_along_axis(norm, order, axis=1), axis=1)
+        middle = (share < share[:, -1:] / 2).sum(axis=1, keepdims=True)
+        line = np.take_along_axis(np.take_along_axis(amplitude, order, axis=1), middle, axis=1)[:, 0]
         # a median scatters by sqrt(pi / 2) more than a mean
-        if abs(line) > 4 * np.sqrt(np.pi / 2 / share[-1]):
-            best = max(best, float((w * line * profile * m).sum()) / total, key=abs)
+        clear = ((norm > 0).sum(axis=1) >= 8) & (np.abs(line) * np.sqrt(2 / np.pi * share[:, -1]) > 5)
+        if clear.any():
+            fluxes = line[clear] * (w * profile * m).sum(axis=(1, 2))[clear] / total
+            best = max(best, float(fluxes[np.argmax(np.abs(fluxes))]), key=abs)
     return best
 
 
