@@ -21,7 +21,7 @@ OFFLINE = {
 }
 PLUGIN = "jwst_without_reference_files"
 ROMAN = ["--pyargs", "romancal.resample", "romancal.outlier_detection"]
-JWST = ["-p", PLUGIN, "--pyargs", "jwst.resample"]
+JWST = ["-p", PLUGIN, "--pyargs", "jwst.resample", "jwst.outlier_detection"]
 ONLY_THERE = {"test_resample_imaging_pixmap_interpolation"}  # wants interpolated maps to be worse: docs/compat.md
 STCAL = ["tests/resample", "tests/outlier_detection", "-o", "log_cli_level=INFO"]
 
