@@ -30,6 +30,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.fft import next_fast_len, rfft2
 from scipy.signal import fftconvolve
 
 from skyloom.background import MAD_TO_SIGMA
@@ -177,8 +178,22 @@ def noise_gain(stamp: Array, kernel: Array) -> float:
     kernel : ndarray, shape (m, m)
         The kernel K that the noise was convolved with.
     """
-    seen = fftconvolve(stamp, kernel[::-1, ::-1], mode="full")
-    return float((seen**2).sum() / ((kernel**2).sum() * (stamp**2).sum()))
+    return float(noise_gains(stamp[None], kernel[None])[0])
+
+
+def noise_gains(stamps: Array, kernels: Array) -> Array:
+    """Return `noise_gain` of many filters (N, n, n) and their kernels (N, m, m).
+
+    The sum of the squares of P correlated with K is that of abs(P^ K^)^2 over the frequencies, by Parseval's theorem.
+    """
+    side = next_fast_len(stamps.shape[-1] + kernels.shape[-1] - 1, real=True)
+    power = [np.abs(rfft2(planes, (side, side))) ** 2 for planes in (stamps, kernels)]
+    twice = np.full(side // 2 + 1, 2.0)  # half of the frequencies are not there: as these, but for the outermost
+    twice[0] = 1
+    if side % 2 == 0:
+        twice[-1] = 1
+    seen = (power[0] * power[1] * twice).sum(axis=(1, 2)) / side**2
+    return np.asarray(seen / ((kernels**2).sum(axis=(1, 2)) * (stamps**2).sum(axis=(1, 2))))
 
 
 def score(

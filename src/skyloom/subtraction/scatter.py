@@ -34,32 +34,36 @@ def flux_scatter(result: Subtraction, core: int) -> float:
     core : int
         Half width of a star's core, pixels.
     """
-    from skyloom.detection.score import noise_gain
+    from skyloom.detection.score import noise_gains
 
     light = constant_light(result)
+    usable = result.usable
     of_science = result.convolved == "science"
     smooth = result.variance_science if of_science else result.variance_template
     # of resampled pixels, whose noise was correlated before
     factors = result.correlation_science, result.correlation_template
     factor, factor_still = factors if of_science else factors[::-1]
-    delta, variance = [], []
+    delta, white, smoothed, filters, kernels = [], [], [], [], []
     ny, nx = result.image.shape
     for x, y in zip(np.rint(result.stamps["x"]).astype(int), np.rint(result.stamps["y"]).astype(int), strict=True):
         box = np.s_[max(0, y - core) : min(ny, y + core + 1), max(0, x - core) : min(nx, x + core + 1)]
-        used = result.usable[box]
-        if not used.all():
+        if not usable[box].all():
             continue
         m, v, v_smooth = light[box], result.variance[box].astype(np.float64), smooth[box].astype(np.float64)
         total = float((m * m / v).sum())
         if total > _ERROR**-2:
-            gain = factor * noise_gain(m / v, result.noise_kernel(x, y))
-            effective = factor_still * (v - v_smooth) + gain * v_smooth
             delta.append(float((result.image[box] * m / v).sum()) / total)
-            variance.append(float((m * m * effective / v**2).sum()) / total**2)
+            white.append(factor_still * float((m * m * (v - v_smooth) / v**2).sum()) / total**2)
+            smoothed.append(factor * float((m * m * v_smooth / v**2).sum()) / total**2)
+            whole = np.zeros((2 * core + 1, 2 * core + 1))  # a box that the border cuts sees nothing beyond
+            whole[: m.shape[0], : m.shape[1]] = m / v
+            filters.append(whole)
+            kernels.append(result.noise_kernel(x, y))
     if len(delta) < _FEWEST:
         return 0.0
     squares = (MAD_TO_SIGMA * np.array(delta)) ** 2
-    excess = float(np.median(squares - np.array(variance)))
+    variance = np.array(white) + noise_gains(np.array(filters), np.array(kernels)) * np.array(smoothed)
+    excess = float(np.median(squares - variance))
     # the median of n values of chi2 with one degree of freedom, in units of itself, is uncertain by 2.33 / sqrt(n)
     noise = 2.33 / np.sqrt(len(delta)) * float(np.median(variance))
     return float(np.sqrt(excess)) if excess > _SIGNIFICANT * noise else 0.0

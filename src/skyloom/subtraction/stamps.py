@@ -156,7 +156,9 @@ def find_candidates(
         elif taken[y, x]:
             counts["not a peak"] += 1
         else:
-            snr = min(_core_snr(planes, x, y, half, fwhm) for planes in (science, template))
+            snr = _core_snr(science, x, y, half, fwhm)
+            if snr >= min_snr:
+                snr = min(snr, _core_snr(template, x, y, half, fwhm))
             if snr < min_snr:
                 counts["low S/N"] += 1
                 continue

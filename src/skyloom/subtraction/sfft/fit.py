@@ -21,7 +21,7 @@ log = logging.getLogger("skyloom.subtraction.sfft")
 
 # of the statistical errors: as accurate as weights, and the choice of pixels, need the fit to be
 _BEFORE_WEIGHING = 3.0
-_WHILE_CLIPPING = 1.0
+_WHILE_CLIPPING = 5.0  # of some ten of all unknowns' errors, taken together, that noise leaves
 _IN_THE_END = 3e-8
 _AS_GOOD = 3e-4  # a choice of pixels that differs by this part is none
 
