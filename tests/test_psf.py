@@ -353,3 +353,15 @@ def test_real_crowded_field():
     # half of the field gives the same width as the whole
     left = exposure.replace(mask=np.where(np.arange(512) < 256, 0, int(MaskBit.BAD)) | exposure.mask)
     assert estimate_psf(left).fwhm(128, 256) == pytest.approx(psf.fwhm(128, 256), rel=0.02)
+
+
+def test_faint_neighbours_are_no_wings():
+    """In a crowded field the light of neighbours that nobody found made forced fluxes 0.44 % too high."""
+    bias = []
+    for seed in (1, 2, 3):
+        pair = simulate_pair(seed, 512, n_stars=1000, n_galaxies=0, n_transients=0, vary=0.0)
+        found = estimate_psf(pair.science, order=0).stamp(256, 256)
+        true = pair.science_psf.profile(256, 256, 0.0, 0.0, found.shape[0] // 2)
+        bias.append((found * true).sum() / (found**2).sum() - 1)
+    # 90 stars each: single ones scatter by 0.0015
+    assert abs(np.mean(bias)) < 0.0025

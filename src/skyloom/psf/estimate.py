@@ -31,6 +31,8 @@ MIN_STARS = {0: 3, 1: 12, 2: 30}
 MAX_STARS = 100
 RING = 1.5
 """Outer radius, in half sizes of the stamps, of the ring where the background of a star is measured."""
+CLIP = 3.0
+"""Standard deviations beyond which a pixel outside of a star's core is a neighbour's: with 5, too much of these is left."""
 PASSES = 4
 FOLDS = 4
 JUDGES = 60
@@ -380,7 +382,7 @@ class _Work:
         # pixels far off the model, outside of the core: neighbours that nobody found, cosmic rays
         far = ~_core(self.half, self.fwhm)
         deviation = (data - flux[:, None, None] * shapes) ** 2 * weight
-        weight[(deviation > 25) & far] = 0
+        weight[(deviation > CLIP**2) & far] = 0
         flux = _flux(data, weight, shapes)
         pad = int(RING * self.half) + 2
         return StarStamps(data, weight, flux, self.to_x[:n], self.to_y[:n], self.x[:n] - pad, self.y[:n] - pad)
