@@ -32,7 +32,7 @@ MAX_STARS = 100
 RING = 1.5
 """Outer radius, in half sizes of the stamps, of the ring where the background of a star is measured."""
 CLIP = 3.0
-"""Standard deviations beyond which a pixel outside of a star's core is a neighbour's: with 5, too much of these is left."""
+"""Standard deviations beyond which a pixel outside of a core is that of a neighbour; 5 leave too much of them."""
 PASSES = 4
 FOLDS = 4
 JUDGES = 60
