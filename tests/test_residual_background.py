@@ -155,7 +155,7 @@ def test_planes_are_left_alone():
     assert surface.significance < 1e-20
 
 
-@pytest.mark.parametrize("method", ["alard-lupton", "sfft"])
+@pytest.mark.parametrize("method", ["alard-lupton", "sfft", "zogy"])
 def test_difference_without_a_halo(method):
     pair = simulate_pair(22, 320, n_stars=80, n_transients=6)
     y, x = np.mgrid[:320, :320]
@@ -171,4 +171,5 @@ def test_difference_without_a_halo(method):
         left = (result.science.data - result.matched - result.image)[usable]
         assert np.abs(left).max() < 0.02  # float32 at 1e5 ADU; noise 15
     assert widths[True] < 1.25  # halo of 400 in 12 boxes of 20 pixels: curvature within a box remains
-    assert widths[False] > 2 * widths[True]
+    # proper differences have their images' backgrounds, in wider boxes, taken off before
+    assert widths[False] > (1.3 if method == "zogy" else 2) * widths[True]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.table import Table
 
-from skyloom.exposure import Exposure
+from skyloom.exposure import Exposure, FloatArray
 from skyloom.psf import Psf, stamp_fwhm
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def _as_subtraction(found: ZogyResult, science: Exposure) -> Subtraction:
     stars = found.match.stars if found.match.stars is not None else Table({name: [] for name in ("x", "y", "chi2")})
     used = np.asarray(stars["used"], bool) if len(stars) else np.zeros(0, bool)
     matched: Any = np.where(found.usable, science.data - found.image, 0).astype(science.data.dtype)
+    background: Any = found.background.astype(found.image.dtype)
     result = Subtraction(
         image=found.image,
         variance=found.variance,
@@ -80,7 +82,7 @@ def _as_subtraction(found: ZogyResult, science: Exposure) -> Subtraction:
         mask=found.mask,
         matched=matched,
         kernel=None,
-        background=np.zeros_like(found.image),
+        background=background,
         convolved="both",
         stamps=stars,
     )
@@ -107,10 +109,8 @@ def _as_score(found: ZogyResult) -> Score:
     positions included: Var F = V / sum P_D^2.
     """
     from skyloom.detection import Score
-    from skyloom.filters import Grid
 
-    grid = Grid(found.image.shape)
-    square = grid.plane(grid.sample(lambda x, y: float((found.psf.stamp(x, y) ** 2).sum())))
+    square = _sum_of_squares(found.psf, found.image.shape)
     return Score(
         significance=found.significance,
         flux=found.flux,
@@ -120,3 +120,22 @@ def _as_score(found: ZogyResult) -> Score:
         psf=found.psf,
         moving=found.moving,
     )
+
+
+def without_background(scored: Score, background: FloatArray) -> Score:
+    """Return the score of a proper difference that has a smooth background, as it is without that.
+
+    The flux on a pixel is sum P_D D / sum P_D^2, to which a background b adds b / sum P_D^2.
+    """
+    square = _sum_of_squares(scored.psf, background.shape)
+    flux = scored.flux - np.where(scored.valid, background / square, 0).astype(scored.flux.dtype)
+    error = np.sqrt(np.where(scored.valid, scored.flux_variance, 1))
+    return dataclasses.replace(scored, flux=flux, significance=(flux / error).astype(scored.significance.dtype))
+
+
+def _sum_of_squares(psf: Psf, shape: tuple[int, ...]) -> FloatArray:
+    """Return sum P_D^2 of the place in every pixel."""
+    from skyloom.filters import Grid
+
+    grid = Grid((shape[0], shape[1]))
+    return np.asarray(grid.plane(grid.sample(lambda x, y: float((psf.stamp(x, y) ** 2).sum()))))

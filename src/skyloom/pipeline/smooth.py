@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skyloom.exposure import Exposure, FloatArray
-from skyloom.pipeline.methods import subtract_by
+from skyloom.pipeline.methods import subtract_by, without_background
 from skyloom.psf import Psf, stamp_fwhm
 from skyloom.subtraction.residual_background import residual_background
 
@@ -29,8 +29,8 @@ def subtract_without_sky(
 ) -> tuple[Subtraction, Score, Psf]:
     """Subtract a template and what is left of the sky, see `skyloom.subtraction.residual_background`.
 
-    A large one is taken off the science image and the subtraction repeated; a small one is taken off the difference.
-    Either way it is part of the `background` and of the `matched` of the result.
+    A large one is taken off the science image and the subtraction repeated; a small one, or what is left after the last
+    round, is taken off the difference. Either way it is part of the `background` and of the `matched` of the result.
 
     Parameters
     ----------
@@ -39,25 +39,31 @@ def subtract_without_sky(
     """
     from skyloom.detection import score
     from skyloom.subtraction import ZogyOptions
+    from skyloom.subtraction.alard_lupton import noise_statistics
 
     centre = ((n - 1) / 2 for n in reversed(science.shape))
     fwhm = stamp_fwhm(psf.stamp(*centre))
-    sky: FloatArray | None = None
+    proper = isinstance(options, ZogyOptions)
+    sky: Any = 0
+    smooth: Any = 0
     for rounds_left in reversed(range(MOST_ROUNDS)):
-        cleaned = science if sky is None else dataclasses.replace(science, data=science.data - sky)
+        cleaned = dataclasses.replace(science, data=science.data - sky) if np.ndim(sky) else science
         result, scored, psf_difference = subtract_by(options, cleaned, template, psf=psf, sources=sources)
         left = residual_background(result.image, result.variance, result.usable, fwhm=fwhm)
         size = _in_noise(left, result)
-        proper = isinstance(options, ZogyOptions)
-        if left is None or size < MATTERS or (proper and not rounds_left):
+        if left is None or size < MATTERS:
             break
-        if not proper and (size < DISTURBS or not rounds_left):
-            result = _with_background(result, left, off_image=True)
-            scored = score(result, psf)
+        smooth = smooth + left
+        if size < DISTURBS or not rounds_left:
+            result = _without_background(result, left)
+            scored = without_background(scored, left) if proper else score(result, psf)
             break
-        sky = left if sky is None else sky + left
-    if sky is not None:
-        result = _with_background(result, sky, off_image=False)
+        # a proper difference has no background fitted to it: what was taken off is not to be estimated anew
+        sky = sky + left + (result.background if proper else 0)
+    if np.ndim(sky):
+        result = _with_sky(result, sky)
+    if np.ndim(smooth):
+        result.statistics.update(noise_statistics(result), smooth_background=_in_noise(smooth, result))
     return result, scored, psf_difference
 
 
@@ -69,17 +75,16 @@ def _in_noise(left: FloatArray | None, result: Subtraction) -> float:
     return float(np.std(left[usable]) / np.sqrt(np.median(result.variance[usable])))
 
 
-def _with_background(result: Subtraction, sky: FloatArray, *, off_image: bool) -> Subtraction:
-    """Return a result whose background has this, too; `off_image` if its image has it still."""
-    from skyloom.subtraction.alard_lupton import noise_statistics
+def _without_background(result: Subtraction, left: FloatArray) -> Subtraction:
+    """Return a result without what is left of the sky, which is part of its background now."""
+    image: Any = np.where(result.usable, result.image - left, 0).astype(result.image.dtype)
+    return dataclasses.replace(_with_sky(result, left), image=image)
 
+
+def _with_sky(result: Subtraction, sky: FloatArray) -> Subtraction:
+    """Return a result whose background has some sky in addition."""
     planes: dict[str, Any] = {
         "matched": (result.matched + np.where(result.usable, sky, 0)).astype(result.image.dtype),
         "background": (result.background + sky).astype(result.image.dtype),
-        "statistics": result.statistics | {"smooth_background": _in_noise(sky, result)},
     }
-    if off_image:
-        planes["image"] = np.where(result.usable, result.image - sky, 0).astype(result.image.dtype)
-    changed = dataclasses.replace(result, **planes)
-    changed.statistics.update(noise_statistics(changed))
-    return changed
+    return dataclasses.replace(result, **planes)

@@ -73,8 +73,8 @@ class ZogyResult:
         Part of a source's signal that comes from usable pixels; 0 where there is no score.
     flux, flux_variance : ndarray
         Flux of a point source on each pixel, in the science image's unit, and its variance.
-    matched : ndarray
-        Science image minus `image`: what was subtracted.
+    background : ndarray
+        What was taken off as the science image's background. Empty if that was the caller's work.
     match : Match
         Flux ratio, shift and scatter that were used.
     psf_science, psf_template : Psf
@@ -100,6 +100,7 @@ class ZogyResult:
     psf_template: Psf
     psf: Psf
     moving: Plane = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    background: Plane = field(default_factory=lambda: np.empty((0, 0), np.float32))
     statistics: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -88,7 +88,11 @@ def subtract_zogy(
     )
     planes = _planes(science), _planes(template)
     match = fit_match(planes, psfs, sources, options)
-    return difference_planes(planes, psfs, match, masks=(science.mask, template.mask), moving=moving, flatten=True)
+    result = difference_planes(planes, psfs, match, masks=(science.mask, template.mask), moving=moving, flatten=True)
+    level: Any = np.where(planes[0].usable, science.data - planes[0].data, 0) + science.data.dtype.type(
+        match.background
+    )
+    return dataclasses.replace(result, background=result.background + level)
 
 
 def _check(science: Exposure, template: Exposure) -> None:
@@ -245,6 +249,7 @@ def difference_planes(
     n, r = filters.fill((science, template))
     images = (n.astype(kind, copy=False), r.astype(kind, copy=False))
     noise = (science.variance.astype(kind, copy=False), template.variance.astype(kind, copy=False))
+    level: Any = kind.type(0)
     image, score, of_template, error, score_variance, coverage, *pixel_variances = correlate(
         [
             (filters.difference, images),
@@ -295,6 +300,7 @@ def difference_planes(
         psf_template=psfs[1],
         psf=DifferencePsf(psfs, science.sigma, template.sigma, image.shape, match.shift),
         moving=z2,
+        background=np.broadcast_to(level, image.shape) if variances else empty,
     )
     if variances:
         result.statistics.update(_statistics(result))
