@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ from skyloom.pipeline import (
     prepare_template,
 )
 from skyloom.pipeline.workers import WorkerError, work_through
+from skyloom.registration import RegistrationOptions
 
 QUICK = DifferenceOptions(method="zogy", smooth_background=False)
 QUICK_CLI = ["--method", "zogy", "--no-report"]
@@ -216,6 +218,17 @@ def test_a_prepared_template_is_a_template(night):
         one, other = (difference(night / "s2.fits", it, options=QUICK) for it in (prepared, night / "template.fits"))
     np.testing.assert_array_equal(one.image, other.image)
     np.testing.assert_array_equal(one.score.significance, other.score.significance)
+
+
+def test_a_template_knows_what_it_was_prepared_for(night):
+    """Sources that are not there, or that another threshold found, are not taken for those that were asked for."""
+    path = night / "template.fits"
+    without = prepare_template(path, dataclasses.replace(QUICK, align="none"))
+    with pytest.raises(InputError, match="prepared with align = 'none', and the difference has 'stars'"):
+        difference(night / "s2.fits", without, options=QUICK)
+    deep = dataclasses.replace(QUICK, registration=RegistrationOptions(threshold=QUICK.stars.threshold + 1))
+    with pytest.raises(InputError, match=r"registration\.threshold"):
+        difference(night / "s2.fits", prepare_template(path, deep), options=QUICK)
 
 
 def test_provenance_tells_what_made_a_file(tmp_path):

@@ -80,6 +80,19 @@ def test_share_of_a_circle_in_closed_form(fwhm, beta, level):
         assert abs(circle_share(stamp / stamp.sum(), radius, (1.5 * radius, 2 * radius)) - expected) < 0.02 / fwhm**2
 
 
+@pytest.mark.parametrize("half", [1, 2, 3])
+def test_stamps_without_wings_tell_nothing(half):
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    stamp = (1 + (x**2 + y**2) / 4.4**2) ** -3.0  # FWHM of 4.5 pixels
+    assert circle_share(stamp / stamp.sum(), 11.0, (16.5, 22.0)) is None
+    source, template = pair(1)
+    found, plain = measure(source, template)
+    nothing = (lambda _radius, _ring: None, lambda _radius, _ring: 0.9)
+    tables = [detect_sources(one) for one in (source, template)]
+    widths = image_fwhm(tables[0]), image_fwhm(tables[1])
+    assert flux_ratio(found, source, template, widths, shares=nothing) == plain
+
+
 def test_psfs_tell_what_circles_lose():
     """No bias but noise where the wider image has the stronger wings, and circles lose some 2.5 % more there."""
     errors, plain = [], []
@@ -111,7 +124,8 @@ def test_psfs_that_are_wrong_about_the_wings_do_no_harm():
     lies = [lambda radius, _ring, b=beta: 1 - lost(4.0, b, radius) for beta in (2.2, 5.0)]
     assert lies[0](8.0, None) / lies[1](8.0, None) < 0.93
     ratio = flux_ratio(found, source, template, (4.0, 4.0), shares=tuple(lies))
-    assert abs(ratio.value / RATIO - 1) < 4 * plain.error / RATIO + 0.01  # the line's slope is known to 0.1 or so
+    assert abs(ratio.value / RATIO - 1) < 4 * ratio.error / RATIO
+    assert ratio.error > plain.error  # that of the line's slope comes to it
 
 
 def test_masked_pixels_do_not_count():

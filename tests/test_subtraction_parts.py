@@ -208,6 +208,10 @@ def test_width_of_gaussian_stars(sigma):
         {"smoothness": "slope"},
         {"regularisation": -1.0},
         {"regularisation": "strong"},
+        {"regularisation": 0.1, "basis": "gaussian"},
+        {"smoothness": "gradient", "basis": "gaussian"},
+        {"gaussian_orders": (4, 2), "basis": "delta"},
+        {"gaussian_sigmas": (1.0, 2.0, 3.0), "basis": "delta"},
     ],
 )
 def test_impossible_options_are_refused(wrong):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import threading
+import time
 import warnings
+import weakref
 
 import pytest
 
 from skyloom._threads import map_bands, num_threads, row_bands
-from skyloom.errors import InputError
+from skyloom.errors import InputError, NoUsableDataError
+from skyloom.pipeline.frames import each_usable
 
 
 @pytest.mark.parametrize(("rows", "per_band"), [(1, 64), (64, 64), (65, 64), (1000, 7)])
@@ -34,6 +39,38 @@ def test_the_first_error_in_order_is_raised():
 
     with pytest.raises(ValueError, match=r"^0$"):
         map_bands(fail, range(5), threads=3)
+
+
+def _fail(_):
+    raise NoUsableDataError("nothing")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda: map_bands(_fail, range(3), threads=2), lambda: each_usable([1, 2], _fail, "Frame")],
+    ids=["map_bands", "each_usable"],
+)
+def test_an_error_keeps_nothing_alive(function):
+    class Plane:
+        pass
+
+    def call():
+        plane = Plane()
+        kept.append(weakref.ref(plane))
+        function()
+
+    kept = []
+    gc.disable()  # what only it would find is kept for long
+    try:
+        with contextlib.suppress(NoUsableDataError):
+            call()
+        for _ in range(500):  # threads may only be about to put the work aside
+            if kept[0]() is None:
+                break
+            time.sleep(0.01)
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_number_of_threads_comes_from_the_environment(monkeypatch):

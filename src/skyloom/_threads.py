@@ -80,7 +80,10 @@ def map_bands(function: Callable[[T], R], bands: Iterable[T], threads: int | Non
         if not helper.cancel():  # those that have not begun have nothing left to do
             helper.result()
     if errors:
-        raise errors[min(errors)]
+        try:
+            raise errors[min(errors)]
+        finally:  # or the error would hold itself by its traceback, and with it all planes of those who called
+            errors.clear()
     return results
 
 

@@ -292,8 +292,10 @@ def difference(
 
     proper = options.chosen == "zogy"
     sciences = prepare_frames(science, options, "Science frame", clock.stage)
-    prepared = isinstance(template, Template)
-    frames = template.frames if prepared else prepare_frames(template, options, "Template frame", clock.stage)
+    if isinstance(template, Template):
+        frames: Sequence[Frame] = template.frames_for(options)
+    else:
+        frames = prepare_frames(template, options, "Template frame", clock.stage)
     grid = sciences[0]
     science = grid.exposure
     if len(sciences) > 1:

@@ -37,15 +37,19 @@ def each_usable(frames: Sequence[Any], step: Callable[[Any], T], what: str = "Te
         The step fails for all frames (the first failure), or fails for a reason not in `FRAME_ERRORS`.
     """
     results: list[T] = []
-    failures: list[tuple[str, SkyloomError]] = []
+    failures: dict[str, SkyloomError] = {}
     for number, frame in enumerate(frames, start=1):
         try:
             results.append(step(frame))
         except FRAME_ERRORS as error:
             name = getattr(frame, "name", None) or (frame if isinstance(frame, str) else "")
-            failures.append((f"{number} ({name})" if name else f"{number}", error))
-    if not results:
-        raise failures[0][1]
-    for label, failure in failures:
-        warnings.warn(f"{what} {label} is left out: {failure}", SkyloomWarning, stacklevel=3)
+            failures[f"{number} ({name})" if name else f"{number}"] = error
+    try:
+        if not results:
+            raise next(iter(failures.values()))
+        texts = [f"{what} {label} is left out: {failure}" for label, failure in failures.items()]
+    finally:
+        failures.clear()  # their tracebacks hold it, and all images that the callers have
+    for text in texts:
+        warnings.warn(text, SkyloomWarning, stacklevel=3)
     return results

@@ -180,7 +180,7 @@ def register_all(
     return grid, found, maps, ratios
 
 
-def _share(exposure: Exposure, sources: Any) -> Callable[[float, tuple[float, float]], float] | None:
+def _share(exposure: Exposure, sources: Any) -> Callable[[float, tuple[float, float]], float | None] | None:
     """Return how much of a star's light circles see, by the PSF of an image; None if it has too few stars for one."""
     from skyloom.psf import Psf, estimate_psf
     from skyloom.psf.growth import circle_share

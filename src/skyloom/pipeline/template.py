@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,9 +42,42 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Template:
-    """The frames of a template; `skyloom.difference` takes it in their place."""
+    """The frames of a template; `skyloom.difference` takes it in their place.
+
+    Attributes
+    ----------
+    frames : tuple of Frame
+        The frames that can be used.
+    align : {'stars', 'wcs', 'none'}
+        How they are to be aligned: only for 'stars' they have their sources,
+    threshold : float
+        which were detected with this one.
+    """
 
     frames: tuple[Frame, ...]
+    align: str
+    threshold: float
+
+    def frames_for(self, options: DifferenceOptions) -> tuple[Frame, ...]:
+        """Return the frames for a difference.
+
+        Raises
+        ------
+        InputError
+            It aligns by stars, and the template was prepared without them or with others.
+        """
+        for what, own, needed in (
+            ("align", self.align, options.align),
+            ("registration.threshold", self.threshold, options.stars.threshold),
+        ):
+            if options.align == "stars" and own != needed:
+                raise InputError(
+                    f"The template was prepared with {what} = {own!r}, and the difference has {needed!r}. Give "
+                    "prepare_template the options of the difference.",
+                    found=own,
+                    needed=needed,
+                )
+        return self.frames
 
 
 def prepare_template(
@@ -57,7 +90,7 @@ def prepare_template(
     template : path, HDU, array, CCDData, NDData or Exposure, or a list of such
         The frames. One that has no usable pixel, no noise or too few stars is left out with a `SkyloomWarning`.
     options : DifferenceOptions, optional
-        Those of the differences that it is for: they tell how it is aligned.
+        Those of the differences that it is for: they tell how it is aligned, and how stars are detected.
     read : callable, optional
         What makes an Exposure of a frame; `skyloom.read` by default.
 
@@ -72,7 +105,9 @@ def prepare_template(
     """
     from skyloom.pipeline.difference import DifferenceOptions
 
-    return Template(tuple(prepare_frames(template, options or DifferenceOptions(), "Template frame", read=read)))
+    options = options or DifferenceOptions()
+    frames = prepare_frames(template, options, "Template frame", read=read)
+    return Template(tuple(frames), options.align, options.stars.threshold)
 
 
 def prepare_frames(
@@ -117,7 +152,7 @@ def without_science(template: Template, science: Exposure) -> Template:
             )
         return frame
 
-    return Template(tuple(each_usable(template.frames, check)))
+    return replace(template, frames=tuple(each_usable(template.frames, check)))
 
 
 def as_list(images: Any) -> Sequence[Any]:

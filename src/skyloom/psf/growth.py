@@ -14,11 +14,13 @@ Array = npt.NDArray[np.float64]
 
 _INNER = 0.6
 """Radius, in FWHM, beyond which the profile is that of a wing: cores may be of another shape."""
+_PARAMETERS = 4
+"""Of the profile: a, alpha, beta and the level."""
 _MODEL_ERROR = 0.03
 """Relative error of the profile: what a Moffat profile may miss."""
 
 
-def circle_share(stamp: npt.ArrayLike, radius: float, ring: tuple[float, float]) -> float:
+def circle_share(stamp: npt.ArrayLike, radius: float, ring: tuple[float, float]) -> float | None:
     """Return the sum over a circle around a star, less the mean of a ring times its area, over all light of the star.
 
     The wings beyond the stamp follow from a Moffat profile a (1 + r^2 / alpha^2)^-beta, fitted with a level to the mean
@@ -35,7 +37,8 @@ def circle_share(stamp: npt.ArrayLike, radius: float, ring: tuple[float, float])
 
     Returns
     -------
-    float
+    float or None
+        None of a stamp too small to tell of the wings: four radii beyond 0.6 FWHM are needed for their profile.
     """
     values = np.asarray(stamp, np.float64)
     half = values.shape[0] // 2
@@ -47,6 +50,8 @@ def circle_share(stamp: npt.ArrayLike, radius: float, ring: tuple[float, float])
     scatter = np.sqrt(np.maximum(np.bincount(number, values[inside] ** 2) / count - mean**2, 0) / count)
     at = np.bincount(number, distance[inside]) / count
     wing = at > _INNER * stamp_fwhm(values)
+    if np.count_nonzero(wing) < _PARAMETERS:
+        return None
     error = np.hypot(scatter, _MODEL_ERROR * np.abs(mean))[wing] + 1e-9 * values.max()
     beyond, level = _wings(at[wing], mean[wing], error, stamp_fwhm(values))
 

@@ -20,7 +20,7 @@ from skyloom.exposure import Exposure
 from skyloom.registration.result import Registration
 
 Float = npt.NDArray[np.float64]
-Share = Callable[[float, tuple[float, float]], float]
+Share = Callable[[float, tuple[float, float]], float | None]
 
 _RADIUS = 2.5
 """Radius of the circle in units of the wider FWHM: a Moffat profile of beta 3 has 98 % of its light inside."""
@@ -79,8 +79,8 @@ def flux_ratio(
         Width of the stars of each (`skyloom.registration.image_fwhm`), its own pixels.
     shares : (callable, callable), optional
         For each image, the part of a star's light that is measured, ``share(radius, ring)`` with the radius of the
-        circle and the radii of the ring, its own pixels: see `skyloom.psf.growth.circle_share`. By default the same for
-        both: right for PSFs of about the same shape.
+        circle and the radii of the ring, its own pixels, None if it is not known: see
+        `skyloom.psf.growth.circle_share`. By default the same for both: right for PSFs of about the same shape.
 
     Returns
     -------
@@ -103,9 +103,11 @@ def flux_ratio(
     if shares is not None:
         rings = [[(r * wider * scale * np.array([1.0, *_RING])) for _, _, scale in images] for r in _RADII]
         seen = [[share(one[0], (one[1], one[2])) for share, one in zip(shares, pair, strict=True)] for pair in rings]
-        found = _extrapolated([lights(r * wider) for r in _RADII], np.log([s / t for s, t in seen]))
-        if found is not None:
-            return found
+        expected = [np.log(s / t) for s, t in seen if s is not None and t is not None]
+        if len(expected) == len(_RADII):
+            found = _extrapolated([lights(r * wider) for r in _RADII], np.array(expected))
+            if found is not None:
+                return found
     both, good = lights(_RADIUS * wider)
     return _ratio(both, good) if good.sum() >= _FEWEST else None
 
@@ -121,7 +123,8 @@ def _extrapolated(found: list[tuple[list[_Light], npt.NDArray[np.bool_]]], expec
 
     Of a star, circle i sees the shares S_i and T_i in the two images, so that ln(ratio_i) = ln(beta) + g_i, with g_i =
     ln(S_i / T_i). As PSFs know their wings badly, the same stars tell by a straight line through the ratios of all
-    circles how much of the g_i is true: between nothing and all.
+    circles how much of the g_i is true: between nothing and all. The error of that part, a number from 0 to 1, is that
+    of the line's slope, and at most that of a number of which nothing is known.
     """
     number = len(found)
     while number > 1 and np.all([good for _, good in found[:number]], axis=0).sum() < _COMMON:
@@ -132,14 +135,17 @@ def _extrapolated(found: list[tuple[list[_Light], npt.NDArray[np.bool_]]], expec
     ratios = [_ratio(both, good) for both, _ in found[:number]]
     value = np.log([one.value for one in ratios])
     weight = np.array([(one.value / one.error) ** 2 for one in ratios])
-    weight /= weight.sum()
+    total = weight.sum()
+    weight /= total
     middle = weight @ expected[:number]
     away = expected[:number] - middle
     spread = weight @ away**2
     slope = float(np.clip(weight @ (away * value) / spread, 0.0, 1.0)) if spread > 0 else 0.0
+    slope_variance = 1 / max(total * spread, 12.0)  # 1 / 12: that of a number anywhere between 0 and 1
     beta = float(np.exp(weight @ value - slope * middle))
     best = ratios[min(number - 1, 1)]
-    return FluxRatio(beta, beta * best.error / best.value, best.n_stars)
+    error = float(np.hypot(best.error / best.value, middle * np.sqrt(slope_variance)))
+    return FluxRatio(beta, beta * error, best.n_stars)
 
 
 def _circles(image: Exposure, xy: Float, radius: float) -> _Light:

@@ -255,8 +255,6 @@ def _matched(placed: Sequence[PlacedExposure], earlier: Coadd | None, options: C
     """Set the skies that are subtracted."""
     if options.background not in ("match", "plane"):
         return list(placed)
-    needed = needed_memory(len(placed) + (earlier is not None), plane=options.background == "plane")
-    Budget.of(options.memory).check(needed, f"Matching the skies of {len(placed)} exposures")
     shape, cell = placed[0].shape, cell_size(placed)
     levels = [levels_of(one, cell) for one in placed]
     if earlier is not None:
@@ -267,7 +265,11 @@ def _matched(placed: Sequence[PlacedExposure], earlier: Coadd | None, options: C
         used = np.concatenate([earlier.planes["WHT"].read(line) for line in lines])[:, ::step] > 0
         xy = np.stack(np.meshgrid(np.arange(0, shape[1], step), rows), axis=-1).astype(np.float64)
         levels.insert(0, cell_levels(xy[used], values[used].astype(np.float64), shape[1], cell))
-    skies = match_skies(levels, shape, cell, plane=options.background == "plane", fixed=earlier is not None)
+    plane = options.background == "plane"
+    Budget.of(options.memory).check(
+        needed_memory(levels, plane=plane), f"Matching the skies of {len(placed)} exposures"
+    )
+    skies = match_skies(levels, shape, cell, plane=plane, fixed=earlier is not None)
     skies = skies if earlier is None else skies[1:]
     return [
         replace(one, sky=(float(sky[0]), float(sky[1]), float(sky[2]))) for one, sky in zip(placed, skies, strict=True)

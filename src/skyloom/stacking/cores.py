@@ -22,7 +22,8 @@ _BRIGHT = 20.0
 _MODEL_ERROR = 0.02
 """Relative error of a PSF that is measured, and of its interpolation."""
 _WORST = 5.0
-"""Root of the reduced chi-square with that error, above which this is no star: a trail, two stars, a bad column."""
+"""RMS of the residuals in units of their error (noise and that), above which this is no star but a trail, two stars, a
+bad column."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,10 @@ in each, the formula of `skyloom.proper` is applied with the PSFs and the noise 
 all around that takes what wraps; neighbouring tiles overlap and are blended linearly.
 
 Pixels that an exposure lacks take the weighted mean of the exposures that have them, which keeps the flux of sources,
-and the variance of the result accounts for it. In stars that is the mean of other PSFs, which would ring: where it
-matters, a first co-add, filtered to the PSF of the exposure, replaces it, and what lies around is flagged.
+and the variance of the result accounts for it. In stars that is the mean of other PSFs, which would ring. So a hole in
+a bright star takes the star that fits the other pixels of all exposures (`skyloom.stacking.cores`); elsewhere, where it
+matters, a first co-add, filtered to the PSF of the exposure, replaces the mean. What lies around either is flagged
+SPREAD: the variance there is still that of the mean of the others.
 """
 
 from __future__ import annotations
@@ -335,7 +337,7 @@ class _Tile:
             yield _Part(layer, data, good, bits, self._sigmas[number])
 
     def sum(self) -> None:
-        """Add up the images: first their mean, which fills their gaps, then their transforms."""
+        """Add up the images: first their mean, which fills their gaps where no star does, then their transforms."""
         mean = np.zeros(self._shape)
         lost = np.zeros(self._shape, bool)
         for part in self.parts():
@@ -456,7 +458,8 @@ def _growth(
         sum_i |k_i + a_i sum_m k_m|^2 sigma_i^2
             = sum_i C_ii sigma_i^2 + (2 sum_im C_im + sum_mm' C_mm') / W,    C_jj' = k_j . k_j',
 
-    over that of all images, sum_j C_jj sigma_j^2.
+    over that of all images, sum_j C_jj sigma_j^2. Pixels that a fitted star or a prediction fills (flagged SPREAD)
+    count as if the mean were there.
 
     Parameters
     ----------

@@ -18,6 +18,7 @@ from skyloom.stacking.frames import PlacedExposure, normalised
 _SAMPLES_PER_CELL = 16  # along an axis
 _ENOUGH = 30  # samples in a cell whose median is used
 _ROUNDS = 30
+_NUMBERS_PER_LEVEL = 21  # of 8 bytes, in all arrays and sparse matrices that there are at a time
 _SOFT = 2.0  # standard deviations: a residual of that size has half of the weight
 
 Coefficients = npt.NDArray[np.float64]
@@ -130,10 +131,12 @@ def match_skies(
     return result
 
 
-def needed_memory(n: int, *, plane: bool) -> int:
-    """Return the bytes that matching the skies of n exposures takes beyond their levels: for the normal equations."""
+def needed_memory(levels: Sequence[Levels], *, plane: bool) -> int:
+    """Return the bytes that `match_skies` takes beyond the levels: for their residuals, and the normal equations."""
+    n = len(levels)
     unknowns = n * (3 if plane else 1)
-    return 8 * (4 * unknowns**2 + 3 * n**2)  # matrix and work space of its solution; products of the exposures
+    equations = 4 * unknowns**2 + 3 * n**2  # matrix and work space of its solution; products of the exposures
+    return 8 * (_NUMBERS_PER_LEVEL * sum(len(one.level) for one in levels) + equations)
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,8 +139,11 @@ def subtract(
         seeing = {"science_fwhm": fwhm["science"], "template_fwhm": fwhm["template"]}
         result.statistics.update(match.statistics | seeing | noise_statistics(result))
         results.append(result)
-    if not results:
-        raise failures[0]
+    try:
+        if not results:
+            raise failures[0]
+    finally:
+        failures.clear()  # their tracebacks hold this list, and all planes with it
     best = with_flux_scatter(min(results, key=_residual), core=_core(fwhm))
     return decorrelate(best, max_lost=options.max_lost) if options.decorrelate else best
 

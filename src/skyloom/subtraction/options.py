@@ -8,6 +8,14 @@ from typing import Literal
 from skyloom.convolution import MAX_ORDER
 from skyloom.errors import InputError
 
+_OF_BASIS = {
+    "gaussian_sigmas": "gaussian",
+    "gaussian_orders": "gaussian",
+    "regularisation": "delta",
+    "smoothness": "delta",
+}
+"""Options that only one basis has."""
+
 
 @dataclass(frozen=True)
 class AlardLuptonOptions:
@@ -39,8 +47,8 @@ class AlardLuptonOptions:
     smoothness : {'curvature', 'gradient'}
         Of the basis 'delta': what of the kernel is kept small, its second or its first differences.
     gaussian_sigmas, gaussian_orders : tuple, optional
-        Widths (pixels) of the Gaussians of the basis and degrees of the polynomials on them; widths from the two FWHMs
-        if not given.
+        Of the basis 'gaussian': widths (pixels) of the Gaussians and degrees of the polynomials on them; widths from
+        the two FWHMs if not given.
     stamp_half_width : int, optional
         Pixels from a stamp's centre to its edge; from the FWHMs if not given.
     tiles : int, optional
@@ -70,7 +78,7 @@ class AlardLuptonOptions:
     Raises
     ------
     InputError
-        A value is out of its range.
+        A value is out of its range, or is given for an option of the other basis.
     """
 
     convolve: Literal["auto", "template", "science"] = "auto"
@@ -105,6 +113,12 @@ class AlardLuptonOptions:
         for what, known in (("basis", ("gaussian", "delta")), ("smoothness", ("curvature", "gradient"))):
             if getattr(self, what) not in known:
                 raise InputError(f"{what} is {getattr(self, what)!r}; it must be {known[0]!r} or {known[1]!r}.")
+        for what, basis in _OF_BASIS.items():
+            if basis != self.basis and getattr(self, what) != getattr(AlardLuptonOptions, what):
+                raise InputError(
+                    f"{what} is {getattr(self, what)!r}, but is an option of basis={basis!r} only, and the basis is "
+                    f"{self.basis!r}. Leave it out, or choose the other basis."
+                )
         strength = self.regularisation
         if strength != "auto" and not (isinstance(strength, int | float) and 0 <= strength < float("inf")):
             raise InputError(f"regularisation is {strength!r}; it must be 'auto' or a finite number of at least 0.")
