@@ -68,9 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     from functools import partial
 
     from skyloom.cli import EXIT_OK, EXIT_PARTIAL
-    from skyloom.cli.inputs import check_not_input, reading_options
+    from skyloom.cli.inputs import reading_options
     from skyloom.cli.messages import progress_bar
-    from skyloom.io import check_writable, read
+    from skyloom.io import check_not_input, check_writable, read
     from skyloom.pipeline.stack import stack
     from skyloom.stacking import CoaddOptions, read_coadd
 

@@ -39,6 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
             result, products, [science, *templates], threshold=5.0, overwrite=arguments.overwrite
         )
         if not arguments.quiet:
-            print_summary(result, candidates, products)
+            print_summary(result, candidates, products, f"{sum(result.diagnostics['timings'].values()):.1f} s")
             print(f"\nLook at the page:  {products.report}\n")
     return EXIT_OK

@@ -19,6 +19,8 @@ where it was interrupted.
 from __future__ import annotations
 
 import argparse
+import itertools
+import time
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -122,24 +124,31 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_one(arguments: argparse.Namespace, science: str, recipe: Recipe) -> int:
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from skyloom.cli import EXIT_OK, EXIT_PARTIAL
-    from skyloom.cli.inputs import check_not_input
     from skyloom.cli.messages import progress_bar
-    from skyloom.cli.summary import print_json, print_summary
+    from skyloom.cli.summary import print_summary
+    from skyloom.io import check_not_input
+    from skyloom.io.json import to_json
     from skyloom.pipeline.many import outcome_of
     from skyloom.pipeline.products import Products, image_stem
 
     products = Products.in_folder(arguments.output, image_stem(science), report=recipe.batch.report)
     products.check(overwrite=arguments.overwrite)
-    check_not_input([path for _, path in products.written()], recipe.inputs(science))
+    check_not_input([path for _, path in products.written()], [*recipe.science_files(science), *recipe.template_files])
+    times = [time.perf_counter()]
     with progress_bar(arguments.quiet) as progress:
-        result, candidates = recipe.make(science, recipe.prepared(), products, progress=progress)
+        prepared = recipe.prepared()
+        times.append(time.perf_counter())
+        result, candidates = recipe.make(science, prepared, products, progress=progress)
+    times.append(time.perf_counter())
+    before, seconds = (later - earlier for earlier, later in itertools.pairwise(times))
     if arguments.json:
-        print_json(asdict(outcome_of(science, products, result.diagnostics, candidates)))
+        outcome = outcome_of(science, products, result.diagnostics, candidates)
+        print(to_json(asdict(replace(outcome, seconds=round(seconds, 3)))))
     elif not arguments.quiet:
-        print_summary(result, candidates, products)
+        print_summary(result, candidates, products, f"{seconds:.1f} s, after {before:.1f} s for the template")
     return EXIT_OK if len(result.alignments) == len(recipe.templates) else EXIT_PARTIAL
 
 

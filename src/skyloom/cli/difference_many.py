@@ -16,10 +16,9 @@ def run_many(arguments: argparse.Namespace, options: DifferenceOptions, batch: B
     from dataclasses import asdict
 
     from skyloom.cli import EXIT_FAILED, EXIT_OK, EXIT_PARTIAL
-    from skyloom.cli.inputs import check_not_input
     from skyloom.cli.messages import logger, progress_bar
-    from skyloom.cli.summary import print_json
-    from skyloom.io import check_writable
+    from skyloom.io import check_not_input, check_writable
+    from skyloom.io.json import to_json
     from skyloom.pipeline import difference_many, write_outcomes
     from skyloom.pipeline.many import summary_format
 
@@ -50,7 +49,7 @@ def run_many(arguments: argparse.Namespace, options: DifferenceOptions, batch: B
     if arguments.summary is not None:
         write_outcomes(known, arguments.summary, overwrite=replace)
     if arguments.json:
-        print_json([asdict(one) for one in known])
+        print(to_json([asdict(one) for one in known]))
     counts = {status: sum(one.status == status for one in known) for status in ("done", "kept", "failed")}
     if not (arguments.quiet or arguments.json):
         where = arguments.output if arguments.summary is None else arguments.summary

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 
@@ -51,16 +48,6 @@ def _above_zero(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return value
-
-
-def check_not_input(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None]) -> None:
-    """Raise if an output would replace an input, which is never changed, not even with ``--overwrite``."""
-    from skyloom.errors import WriteError
-
-    known = {os.path.realpath(path) for path in inputs if path is not None}
-    for path in outputs:
-        if path is not None and os.path.realpath(path) in known:
-            raise WriteError(f"{path} is an input and would be replaced; choose another output.", path=str(path))
 
 
 def reading_options(arguments: argparse.Namespace, role: str = "") -> dict[str, Any]:

@@ -52,10 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from skyloom.cli import EXIT_OK
-    from skyloom.cli.inputs import check_not_input, reading_options
-    from skyloom.cli.summary import print_json, registration_row
+    from skyloom.cli.inputs import reading_options
+    from skyloom.cli.summary import registration_row
     from skyloom.errors import InputError
-    from skyloom.io import check_writable, read
+    from skyloom.io import check_not_input, check_writable, read
+    from skyloom.io.json import to_json
     from skyloom.pipeline.align import wcs_to_write, write_registered
     from skyloom.registration import RegistrationOptions, register, register_to_catalogue
 
@@ -86,10 +87,6 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.output is not None and not arguments.resample:
             wcs_to_write(template)  # so that it fails before the work
         registration = register(source, template, options)
-    if arguments.json:
-        print_json(registration_row(arguments.source, registration, output=arguments.output))
-    elif not arguments.quiet:
-        print(registration)
     if arguments.output is not None:
         write_registered(
             source,
@@ -103,6 +100,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.plot is not None:
         _save_plot(registration, arguments.plot, arguments.overwrite)
+    if arguments.json:
+        print(to_json(registration_row(arguments.source, registration, output=arguments.output)))
+    elif not arguments.quiet:
+        print(registration)
     return EXIT_OK
 
 

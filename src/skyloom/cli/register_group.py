@@ -18,8 +18,9 @@ def run_group(arguments: argparse.Namespace) -> int:
     from skyloom.cli import EXIT_OK, EXIT_PARTIAL
     from skyloom.cli.inputs import reading_options
     from skyloom.cli.messages import progress_bar
-    from skyloom.cli.summary import print_json, registration_row
+    from skyloom.cli.summary import registration_row
     from skyloom.io import read
+    from skyloom.io.json import to_json
     from skyloom.pipeline.align import wcs_to_write
     from skyloom.registration import RegistrationOptions, register_group
 
@@ -48,7 +49,7 @@ def run_group(arguments: argparse.Namespace) -> int:
     if arguments.json:
         files = [None] * len(paths) if outputs is None else outputs[:-1]
         rows = zip(paths, group, range(len(paths)), files, strict=True)
-        print_json([registration_row(path, one, group.errors.get(index), file) for path, one, index, file in rows])
+        print(to_json([registration_row(path, one, group.errors.get(index), file) for path, one, index, file in rows]))
     elif not arguments.quiet:
         _print(group, paths)
     return EXIT_PARTIAL if group.errors else EXIT_OK
@@ -56,9 +57,8 @@ def run_group(arguments: argparse.Namespace) -> int:
 
 def _outputs(arguments: argparse.Namespace, paths: list[str]) -> list[Path] | None:
     """Return the file for each image, and the one for the stars, all of which can be written; None without --output."""
-    from skyloom.cli.inputs import check_not_input
     from skyloom.errors import InputError
-    from skyloom.io import check_writable
+    from skyloom.io import check_not_input, check_writable
     from skyloom.pipeline.products import stems_in_folder
 
     if arguments.catalogue is not None or arguments.plot is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,25 +11,11 @@ if TYPE_CHECKING:
     from skyloom.registration import Registration
 
 
-def print_json(data: Any) -> None:
-    """Print lists, dictionaries and numbers as JSON, which knows no NaN: those are null."""
-    print(json.dumps(_finite(data), indent=1))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    value = data.item() if hasattr(data, "item") else data
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def registration_row(
     path: str, registration: Registration | None, error: SkyloomError | None = None, output: object = None
 ) -> dict[str, Any]:
     """Return what is told of the registration of a file; without one and without an error, it is the reference."""
-    row: dict[str, Any] = {"source": path, "output": None if output is None else str(output)}
+    row: dict[str, Any] = {"source": path, "output": None if output is None or error is not None else str(output)}
     if registration is None:
         status = "reference" if error is None else "failed"
         return row | {"status": status, "error": error and type(error).__name__, "message": error and str(error)}
@@ -41,11 +25,10 @@ def registration_row(
     return row | {"status": "registered", **values, "rms_x": x, "rms_y": y, "kind": registration.transform.kind}
 
 
-def print_summary(difference: Difference, candidates: Any, products: Products, n_best: int = 8) -> None:
-    """Print how well it went, the best candidates, and where the files are."""
+def print_summary(difference: Difference, candidates: Any, products: Products, seconds: str, n_best: int = 8) -> None:
+    """Print how well it went and in which time, the best candidates, and where the files are."""
     numbers = difference.diagnostics
-    seconds = sum(numbers["timings"].values())
-    print(f"{difference.science.name} minus {difference.template.name}: {seconds:.1f} s")
+    print(f"{difference.science.name} minus {difference.template.name}: {seconds}")
     if difference.registration is not None:
         registration = difference.registration
         print(f"  registration   {registration.n_matched} stars, rms {registration.rms:.3f} pixel")

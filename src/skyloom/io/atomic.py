@@ -5,11 +5,25 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from skyloom.errors import SkyloomError, WriteError
+
+
+def check_not_input(
+    outputs: Iterable[str | os.PathLike[str] | None], inputs: Iterable[str | os.PathLike[str] | None]
+) -> None:
+    """Raise `WriteError` if an output would replace an input, which is never changed."""
+
+    def place(path: str | os.PathLike[str]) -> str:
+        return os.path.realpath(os.path.expanduser(path))  # noqa: PTH111  # raises nothing for an unknown user
+
+    known = {place(path) for path in inputs if path is not None}
+    for path in outputs:
+        if path is not None and place(path) in known:
+            raise WriteError(f"{path} is an input and would be replaced; choose another output.", path=str(path))
 
 
 def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> Path:

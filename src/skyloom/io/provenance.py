@@ -6,13 +6,52 @@ import datetime as dt
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from skyloom.errors import InputError
+from skyloom.errors import InputError, ReadError
+from skyloom.io.fits_file import path_of
+
+T = TypeVar("T")
+
+
+class Input(NamedTuple):
+    """A file that goes in, as it is now: its name, and the SHA-256 of its bytes (None if it is not a file)."""
+
+    name: str
+    digest: str | None
+
+    @classmethod
+    def of(cls, source: str | os.PathLike[str] | Input) -> Input:
+        """Look at a file; one that was looked at stays as it was."""
+        if isinstance(source, Input):
+            return source
+        try:
+            path = path_of(source)
+            if path.is_file():  # a pipe would wait
+                return cls(path.name, file_digest(path))
+        except (OSError, ReadError):
+            pass
+        return cls(str(source), None)
+
+
+def read_unchanged(paths: Sequence[str | os.PathLike[str]], read: Callable[[], T]) -> tuple[list[Input], T]:
+    """Return what the files are, and what is read from them.
+
+    Raises
+    ------
+    ReadError
+        They were changed meanwhile.
+    """
+    before = [Input.of(path) for path in paths]
+    result = read()
+    for path, one in zip(paths, before, strict=True):
+        if Input.of(path) != one:
+            raise ReadError(f"{path} was changed while it was read; start again.", path=str(path))
+    return before, result
 
 
 @dataclass(frozen=True)
@@ -25,16 +64,19 @@ class Provenance:
         Name of the step, e.g. "difference".
     parameters : mapping
         All options, by name. Anything that JSON can hold; other objects are written as their ``repr``.
-    inputs : sequence of path or str
-        Files that went in. Their checksums (SHA-256) are taken from the files when the cards are made.
+    inputs : sequence of path, str or Input
+        Files that went in. The checksums (SHA-256) of paths are taken from the files when the cards are made.
     version : str
         Version of the software; that of skyloom if not given.
+    outputs : sequence of path or str
+        Files that were made with this one; their checksums tell whether they still are what was made.
     """
 
     command: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Sequence[str | os.PathLike[str]] = ()
+    inputs: Sequence[str | os.PathLike[str] | Input] = ()
     version: str = ""
+    outputs: Sequence[str | os.PathLike[str]] = ()
 
     def cards(self) -> list[tuple[str, Any, str]]:
         """Return (keyword, value, comment) of all cards; long values become CONTINUE cards when they are written."""
@@ -46,17 +88,24 @@ class Provenance:
             ("SLNIN", len(self.inputs), "number of inputs"),
         ]
         for number, source in enumerate(self.inputs, 1):
-            name, total = _identify(source)
-            cards.append((f"SLIN{number}", _ascii(name), "input"))
-            if total is not None:
-                cards.append((f"SLSUM{number}", total, ""))
+            one = Input.of(source)
+            cards.append((f"SLIN{number}", _ascii(one.name), "input"))
+            if one.digest is not None:
+                cards.append((f"SLSUM{number}", one.digest, ""))
+        for number, path in enumerate(self.outputs, 1):
+            cards.append((f"SLOUT{number}", file_digest(path), ""))
         for number, (key, value) in enumerate(self.parameters.items(), 1):
             cards.append((f"SLPAR{number}", f"{_ascii(key)}={json.dumps(value, default=_plain)}", "parameter"))
         cards.append(("HISTORY", f"skyloom {version}: {_ascii(self.command)}", ""))
         return cards
 
     def made(self, header: Mapping[str, Any]) -> bool:
-        """Whether a file with this header was made so: by this version, from these bytes, with these options."""
+        """Whether a file with this header was made so: by this version, from these bytes, with these options.
+
+        And the outputs are those that were made with it.
+        """
+        if any(Input.of(source).digest is None for source in self.inputs):
+            return False
         cards = [(key, value) for key, value, _ in self.cards() if key not in ("DATE", "HISTORY")]
         more = f"SLPAR{len(self.parameters) + 1}"
         return more not in header and all(str(header.get(key)) == str(value) for key, value in cards)
@@ -81,14 +130,6 @@ def read_provenance(header: Mapping[str, Any]) -> Provenance | None:
     inputs = tuple(_text(str(header[f"SLIN{n}"])) for n in range(1, int(header.get("SLNIN", 0)) + 1))
     version = str(header.get("CREATOR", "")).removeprefix("skyloom ")
     return Provenance(_text(str(header["SLCMD"])), parameters, inputs, version)
-
-
-def _identify(source: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """Return the name of an input and the SHA-256 of its bytes (None if it is not a file)."""
-    try:
-        return Path(source).name, file_digest(source)
-    except OSError:
-        return str(source), None
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from skyloom._threads import serial_blas
 from skyloom.errors import InputError, SkyloomWarning, WriteError
@@ -25,7 +25,7 @@ from skyloom.pipeline.workers import WorkerError, work_through
 if TYPE_CHECKING:
     from astropy.table import Table
 
-    from skyloom.io import Provenance
+    from skyloom.io.provenance import Input
 
 logger = logging.getLogger("skyloom.pipeline")
 
@@ -81,7 +81,7 @@ class Outcome:
     method : str
         Of the subtraction.
     seconds : float or None
-        That it took.
+        From the reading of the image to the writing of its products; the template is prepared before.
     noise_std, score_std : float or None
         Standard deviations of difference / error and of the score over the sky.
     n_candidates, n_artefacts : int or None
@@ -94,6 +94,8 @@ class Outcome:
         The type of the error, and what it says.
     warnings : str
         What was warned of, separated by line ends.
+    template_warnings : str
+        The same of the preparation of the template.
     """
 
     science: str
@@ -111,6 +113,14 @@ class Outcome:
     error: str = ""
     message: str = ""
     warnings: str = ""
+    template_warnings: str = ""
+
+
+class Prepared(NamedTuple):
+    """The template of many images, and the files that it was made of, as they were then."""
+
+    template: Template
+    inputs: tuple[Input, ...]
 
 
 @dataclass(frozen=True)
@@ -121,51 +131,78 @@ class Recipe:
     options: DifferenceOptions = field(default_factory=DifferenceOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
 
-    def prepared(self) -> Template:
-        """Return the template."""
+    def prepared(self) -> Prepared:
+        """Read and prepare the template."""
         from skyloom.io import read
+        from skyloom.io.provenance import read_unchanged
 
         read_one = partial(read, **self.batch.template_reading)
-        return prepare_template(list(self.templates), self.options, read_one)
+        with serial_blas():  # whose sums depend on the number of its threads
+            known, template = read_unchanged(
+                self.template_files, lambda: prepare_template(list(self.templates), self.options, read_one)
+            )
+        return Prepared(template, tuple(known))
 
-    def inputs(self, science: PathLike) -> list[PathLike]:
-        """Return all files that go into a difference."""
-        masks = (reading.get("mask") for reading in (self.batch.reading, self.batch.template_reading))
-        return [science, *self.templates, *(mask for mask in masks if isinstance(mask, str | Path))]
+    @property
+    def template_files(self) -> list[PathLike]:
+        """Files that go into the template."""
+        return [*self.templates, *_mask_file(self.batch.template_reading)]
+
+    def science_files(self, science: PathLike) -> list[PathLike]:
+        """Return the other files that go into a difference."""
+        return [science, *_mask_file(self.batch.reading)]
 
     def parameters(self) -> dict[str, Any]:
         """Return all that was asked for."""
         readings = {"science": self.batch.reading, "template": self.batch.template_reading}
         given = {
-            f"{role}.{name}": value
+            f"{role}.{name}": _digest(value) if name == "mask" else value
             for role, reading in readings.items()
             for name, value in reading.items()
-            if value is not None and name not in ("mask", "verify")  # a mask is an input
+            if value is not None and name != "verify" and not (name == "mask" and _mask_file(reading))  # an input
         }
         return flat_parameters(self.options) | {"threshold": self.batch.threshold} | given
 
-    def provenance(self, science: PathLike) -> Provenance:
-        """Return where the difference of an image comes from."""
+    def made(self, science: PathLike, prepared: Prepared, products: Products, header: Mapping[str, Any]) -> bool:
+        """Whether the products were made of this image and template, as the header of the difference tells."""
         from skyloom.io import Provenance
 
-        return Provenance("difference", self.parameters(), self.inputs(science))
+        inputs = [*self.science_files(science), *prepared.inputs]
+        return Provenance("difference", self.parameters(), inputs, outputs=products.beside()).made(header)
 
     def make(
-        self, science: PathLike, template: Template, products: Products, *, progress: Any = None
+        self, science: PathLike, prepared: Prepared, products: Products, *, progress: Any = None
     ) -> tuple[Difference, Table]:
         """Make the difference of one image; write its products, and return it and its candidates.
 
         The image itself, given as a template, is a mistake here; `difference` takes it for a test.
         """
         from skyloom.io import read
+        from skyloom.io.provenance import read_unchanged
 
-        image = read(science, **self.batch.reading)
-        template = without_science(template, image)
-        result = difference(image, template, options=self.options, progress=progress)
-        result = replace(result, parameters=self.parameters())
+        known, image = read_unchanged(self.science_files(science), lambda: read(science, **self.batch.reading))
+        inputs = [*known, *prepared.inputs]
         overwrite = self.batch.overwrite or self.batch.resume
-        inputs = self.inputs(science)
-        return result, write_products(result, products, inputs, threshold=self.batch.threshold, overwrite=overwrite)
+        with serial_blas():
+            template = without_science(prepared.template, image)
+            result = difference(image, template, options=self.options, progress=progress)
+            result = replace(result, parameters=self.parameters())
+            return result, write_products(result, products, inputs, threshold=self.batch.threshold, overwrite=overwrite)
+
+
+def _mask_file(reading: Mapping[str, Any]) -> list[Any]:
+    mask = reading.get("mask")
+    return [mask] if isinstance(mask, str | os.PathLike) else []
+
+
+def _digest(mask: Any) -> Any:
+    """Return what tells a mask from others: False, or type, shape and SHA-256 of an array."""
+    import numpy as np
+
+    if mask is False:
+        return mask
+    array = np.ascontiguousarray(mask)
+    return f"{array.dtype.str} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
 
 
 def difference_many(
@@ -223,6 +260,7 @@ def difference_many(
     report = progress or (lambda *_: None)
     outcomes: list[Outcome | None] = [None] * len(products)
     told = 0
+    warned: set[str] = set()
     report("preparing the template", 0, len(products))
     tasks = list(zip(sciences, products, strict=True))
     with closing(work_through(partial(_starter, recipe), tasks, recipe.batch.jobs)) as results:
@@ -232,6 +270,9 @@ def difference_many(
             while told < len(outcomes) and (known := outcomes[told]) is not None:
                 told += 1
                 logger.debug("%s", known)
+                for text in {*filter(None, known.template_warnings.split("\n"))} - warned:
+                    warned.add(text)
+                    warnings.warn(text, SkyloomWarning, stacklevel=2)
                 if on_frame is not None:
                     on_frame(known)
     return [one for one in outcomes if one is not None]
@@ -239,6 +280,8 @@ def difference_many(
 
 def _check_products(recipe: Recipe, sciences: Sequence[PathLike], products: Sequence[Products]) -> None:
     """Raise if products exist that may not be replaced, or that are inputs; the folder is looked at once."""
+    from skyloom.io import check_not_input
+
     products[0].check(overwrite=True)
     present = set(products[0].table.parent.iterdir())
     taken = [path for one in products for _, path in one.written() if path in present]
@@ -249,41 +292,51 @@ def _check_products(recipe: Recipe, sciences: Sequence[PathLike], products: Sequ
             path=str(taken[0]),
         )
     if taken:
-        known = {os.path.realpath(path) for path in (*sciences, *recipe.inputs(sciences[0]))}
-        for path in taken:
-            if os.path.realpath(path) in known:
-                raise WriteError(f"{path} is an input and would be replaced; choose another folder.", path=str(path))
+        check_not_input(taken, [*sciences, *recipe.science_files(sciences[0]), *recipe.template_files])
 
 
 def _starter(recipe: Recipe) -> Callable[[tuple[PathLike, Products]], Outcome]:
     """Return the function that makes one outcome after the other."""
-    with serial_blas():
-        return partial(_outcome, recipe, recipe.prepared())
+    with _warnings_caught() as caught:
+        prepared = recipe.prepared()
+    return partial(_outcome, recipe, prepared, _texts(caught))
 
 
-def _outcome(recipe: Recipe, template: Template, task: tuple[PathLike, Products]) -> Outcome:
+def _outcome(recipe: Recipe, prepared: Prepared, told: str, task: tuple[PathLike, Products]) -> Outcome:
     """Make the products of one image, or keep them; what goes wrong is an outcome, too."""
     science, products = task
     start = time.perf_counter()
-    with warnings.catch_warnings(record=True) as caught, serial_blas():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", SkyloomWarning)
+    with _warnings_caught() as caught:
         try:
-            outcome = _kept(recipe, science, products) if recipe.batch.resume else None
+            outcome = _kept(recipe, science, prepared, products) if recipe.batch.resume else None
             if outcome is None:
-                result, candidates = recipe.make(science, template, products)
+                result, candidates = recipe.make(science, prepared, products)
                 outcome = outcome_of(science, products, result.diagnostics, candidates)
         except Exception as error:
             logger.debug("%s", science, exc_info=True)
             outcome = _failed(science, error)
-    texts = dict.fromkeys(str(one.message) for one in caught)
     seconds = None if outcome.status == "kept" else round(time.perf_counter() - start, 3)
-    return replace(outcome, seconds=seconds, warnings="\n".join(texts))
+    return replace(outcome, seconds=seconds, warnings=_texts(caught), template_warnings=told)
+
+
+@contextmanager
+def _warnings_caught() -> Iterator[list[warnings.WarningMessage]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", SkyloomWarning)
+        yield caught
+
+
+def _texts(caught: Sequence[warnings.WarningMessage]) -> str:
+    return "\n".join(dict.fromkeys(str(one.message) for one in caught))
 
 
 def _failed(science: PathLike, error: Exception) -> Outcome:
-    message = str(error) or "the machine's memory is not enough for this image"
-    return Outcome(os.fspath(science), "failed", error=type(error).__name__, message=message)
+    name, message = type(error).__name__, str(error) or repr(error)
+    if isinstance(error, MemoryError):
+        name = "MemoryError"
+        message = f"The memory is not enough for this image; use fewer processes (--jobs). {error}".rstrip()
+    return Outcome(os.fspath(science), "failed", error=name, message=message)
 
 
 def outcome_of(science: PathLike, products: Products, numbers: Mapping[str, Any], candidates: Table) -> Outcome:
@@ -298,14 +351,13 @@ def outcome_of(science: PathLike, products: Products, numbers: Mapping[str, Any]
         n_templates=numbers.get("n_templates"),
         n_candidates=real,
         n_artefacts=len(candidates) - real,
-        seconds=round(sum(numbers["timings"].values()), 3) if "timings" in numbers else None,
         difference=str(products.difference or ""),
         candidates=str(products.table),
         report=str(products.report or ""),
     )
 
 
-def _kept(recipe: Recipe, science: PathLike, products: Products) -> Outcome | None:
+def _kept(recipe: Recipe, science: PathLike, prepared: Prepared, products: Products) -> Outcome | None:
     """Return the outcome of an earlier run if its products are complete, and what would be made now; else None."""
     from astropy.io import fits
     from astropy.table import Table
@@ -314,7 +366,7 @@ def _kept(recipe: Recipe, science: PathLike, products: Products) -> Outcome | No
         return None
     try:
         header = fits.getheader(products.difference)
-        if not recipe.provenance(science).made(header):
+        if not recipe.made(science, prepared, products, header):
             return None
         candidates = Table.read(products.table, format="ascii.ecsv")
         numbers = read_diagnostics(header)
@@ -351,11 +403,12 @@ def write_outcomes(outcomes: Sequence[Outcome], path: PathLike, *, overwrite: bo
         The file cannot be written.
     """
     from skyloom.io import atomic_write
+    from skyloom.io.json import to_json
 
     kind = summary_format(path)
     with atomic_write(path, overwrite=overwrite) as temporary:
         if kind == "json":
-            temporary.write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
+            temporary.write_text(to_json([asdict(one) for one in outcomes]) + "\n")
         else:
             outcome_table(outcomes).write(temporary, format=f"ascii.{kind}", overwrite=True)
     return Path(path)

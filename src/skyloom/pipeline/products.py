@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from skyloom.errors import InputError, WriteError
 
 if TYPE_CHECKING:
+    from skyloom.io.provenance import Input
     from skyloom.pipeline.difference import Difference
 
 
@@ -27,6 +28,8 @@ class Products:
     regions: Path
     difference: Path | None
     report: Path | None
+    unwanted: Path | None = None
+    """A report that an earlier run may have left, which would not be that of the difference."""
 
     @classmethod
     def in_folder(cls, folder: str | Path, stem: str, *, difference: bool = True, report: bool = True) -> Products:
@@ -38,6 +41,7 @@ class Products:
             fits_table=base / f"{stem}.candidates.fits",
             regions=base / f"{stem}.candidates.reg",
             report=base / f"{stem}.report.html" if report else None,
+            unwanted=base / f"{stem}.report.html" if difference and not report else None,
         )
 
     def written(self) -> list[tuple[str, Path]]:
@@ -50,6 +54,10 @@ class Products:
             ("report", self.report),
         ]
         return [(what, path) for what, path in named if path is not None]
+
+    def beside(self) -> list[Path]:
+        """Return the paths of what is made of the difference; the report is the last, so that it may be absent."""
+        return [path for _, path in self.written() if path != self.difference]
 
     def check(self, *, overwrite: bool = False) -> None:
         """Raise `WriteError` now rather than after the work, when a product could not be written."""
@@ -70,7 +78,12 @@ class Products:
 
 
 def write_products(
-    result: Difference, products: Products, inputs: Sequence[str | Path], *, threshold: float, overwrite: bool = False
+    result: Difference,
+    products: Products,
+    inputs: Sequence[str | Path | Input],
+    *,
+    threshold: float,
+    overwrite: bool = False,
 ) -> Any:
     """Find the candidates and write all products; return the candidate table."""
     from skyloom.pipeline.find import detect
@@ -85,14 +98,15 @@ def write_found(
     result: Difference,
     candidates: Any,
     products: Products,
-    inputs: Sequence[str | Path] = (),
+    inputs: Sequence[str | Path | Input] = (),
     *,
     overwrite: bool = False,
 ) -> None:
     """Write the products of a difference whose candidates are known.
 
     Every file is first written to a temporary folder beside its place. Only when all are complete are they moved, the
-    difference last, which tells how they were made.
+    difference last, which tells how they were made, and by their checksums which they are. One that is replaced is
+    removed first, so that no other files ever lie beside it, not even when the process is killed.
     """
     from skyloom.detection import write_ecsv, write_fits, write_regions
     from skyloom.io import atomic_write
@@ -105,10 +119,6 @@ def write_found(
         raise WriteError(f"The output folder {folder} cannot be written to: {error.strerror or error}.") from error
     with scratch:
         staged = {path: Path(scratch.name) / path.name for _, path in products.written()}
-        if products.difference is not None:
-            from skyloom.pipeline.store import write_difference
-
-            write_difference(result, staged[products.difference], inputs=inputs)
         write_ecsv(candidates, staged[products.table])
         write_fits(candidates, staged[products.fits_table], result)
         write_regions(candidates, staged[products.regions], wcs=result.wcs)
@@ -116,7 +126,16 @@ def write_found(
             from skyloom.report import write_report
 
             write_report(result, candidates, staged[products.report])
+        if products.difference is not None:
+            from skyloom.pipeline.store import write_difference
+
+            beside = [staged[path] for path in products.beside()]
+            write_difference(result, staged[products.difference], inputs=inputs, outputs=beside)
         with _uninterrupted():
+            if overwrite:
+                for path in (products.difference, products.unwanted):
+                    if path is not None:
+                        path.unlink(missing_ok=True)
             for path, complete in reversed(staged.items()):
                 with atomic_write(path, overwrite=overwrite) as temporary:
                     complete.replace(temporary)

@@ -22,6 +22,7 @@ from skyloom.errors import ReadError
 from skyloom.exposure import UNUSABLE, Exposure, FloatArray, MaskBit
 
 if TYPE_CHECKING:
+    from skyloom.io.provenance import Input
     from skyloom.pipeline.difference import Difference
     from skyloom.subtraction import Subtraction
 
@@ -56,7 +57,12 @@ _CARDS = {
 
 
 def write_difference(
-    result: Difference, path: str | Path, *, overwrite: bool = False, inputs: Sequence[str | Path] = ()
+    result: Difference,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    inputs: Sequence[str | Path | Input] = (),
+    outputs: Sequence[str | Path] = (),
 ) -> Path:
     """Write a difference to a FITS file, atomic, with checksums and provenance.
 
@@ -70,6 +76,8 @@ def write_difference(
         Replace it if it exists.
     inputs : sequence of path-like
         The files that went in, for the provenance.
+    outputs : sequence of path-like
+        What else was made of the difference, for the provenance.
     """
     from astropy.io import fits
 
@@ -77,7 +85,7 @@ def write_difference(
     from skyloom.psf.hdu import psf_to_hdu
 
     science = result.science
-    provenance = Provenance("difference", result.parameters, inputs)
+    provenance = Provenance("difference", result.parameters, inputs, outputs=outputs)
     header = dict(science.header)
     numbers = {**result.diagnostics, "method": result.method}
     for name, (keyword, comment) in _CARDS.items():

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
@@ -42,36 +43,51 @@ def work_through(
     Yields
     ------
     index, result
-        As they become known; a WorkerError where the process died.
+        As they become known; a WorkerError where the process died, or where none is left.
 
     Raises
     ------
     SkyloomError
-        That of `start`. Or a process died in it.
+        That of `start`, or a process died in it, and no other has begun its work.
     """
     jobs = min(jobs, len(items))
     if jobs <= 1:
         function = start() if items else None
-        for index, item in enumerate(items):
+        for number, item in enumerate(items):
             assert function is not None
-            yield index, function(item)
+            yield number, function(item)
         return
     threads = max(1, num_threads() // jobs)
-    waiting = iter(enumerate(items))
-    workers = []
+    waiting = deque(enumerate(items))
+    workers: list[_Worker] = []
+    failure: Exception | None = None
     try:
-        workers = [_Worker(start, threads) for _ in range(jobs)]
+        for _ in range(jobs):
+            workers.append(_Worker(start, threads))  # noqa: PERF401  # each ends below, also if the next cannot be made
         while busy := {one.connection: one for one in workers if one.process is not None}:
             for connection in wait(list(busy)):
                 one = busy[connection]  # type: ignore[index]
-                yield from one.answer()
-                if not one.ready:
-                    continue
-                following = next(waiting, None)
-                if following is None:
+                index, result = one.answer()
+                if index is not None:
+                    yield index, result
+                    if one.process is None and waiting:
+                        try:
+                            workers.append(_Worker(start, threads))
+                        except OSError as error:
+                            failure = error
+                elif result is not None:  # it could not be begun: the others go on
+                    failure = result
                     one.end()
-                else:
-                    one.begin(following)
+                if one.process is not None:
+                    if waiting:
+                        one.begin(waiting.popleft())
+                    else:
+                        one.end()
+        if waiting and failure is not None:
+            if len(waiting) == len(items):
+                raise failure
+            for left, _ in waiting:
+                yield left, WorkerError(f"Not tried, for no process is left: {failure}")
     finally:
         for one in workers:
             one.terminate()
@@ -83,46 +99,32 @@ class _Worker:
     """One process, and the item that it works on."""
 
     def __init__(self, start: Callable[[], Callable[[Any], Any]], threads: int) -> None:
-        self._start, self._threads = start, threads
-        self._index: int | None = None
-        self._launch()
-
-    def _launch(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would take over locks of threads
+        self._index: int | None = None
         self.connection, theirs = context.Pipe()
-        self.process: Any = context.Process(target=_serve, args=(theirs, self._start, self._threads), daemon=True)
+        self.process: Any = context.Process(target=_serve, args=(theirs, start, threads), daemon=True)
         with _interrupts_ignored():  # also by the process: it is this one that tells it to end
             self.process.start()
         theirs.close()
-        self.ready = False
 
-    def answer(self) -> list[tuple[int, Any]]:
-        """Return the result that has come, if any."""
+    def answer(self) -> tuple[int | None, Any]:
+        """Return the item (None: there was none yet) and its result; or what went wrong, as an exception."""
+        index, self._index = self._index, None
         try:
-            result = self.connection.recv()
+            return index, self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            how = f"The process ended unexpectedly (status {self.process.exitcode})"
-            if not self.ready:
-                raise WorkerError(
-                    f"{how} before its first image: the memory may be too small for so many processes. In a script, "
-                    "the call must stand below: if __name__ == '__main__'.",
-                    exitcode=self.process.exitcode,
-                ) from None
-            died = WorkerError(
-                f"{how}, as it does when the memory is not enough. Use fewer processes.", exitcode=self.process.exitcode
-            )
+            exitcode = self.process.exitcode
             self.end()
-            self._launch()
-            return [] if self._index is None else [(self._index, died)]
-        if not self.ready:
-            if isinstance(result, SkyloomError):
-                raise result
-            self.ready = True
-            return []
-        index, self._index = self._index, None
-        assert index is not None
-        return [(index, result)]
+        message = f"The process ended unexpectedly (status {exitcode})"
+        if index is None:
+            message += (
+                " before its first image: the memory may be too small for so many processes. In a script, "
+                "the call must stand below: if __name__ == '__main__'."
+            )
+        else:
+            message += ", as it does when the memory is not enough. Use fewer processes."
+        return index, WorkerError(message, exitcode=exitcode)
 
     def begin(self, item: tuple[int, Any]) -> None:
         """Give the process its next item."""
@@ -154,7 +156,10 @@ def _serve(connection: Connection, start: Callable[[], Callable[[Any], Any]], th
     with suppress(KeyboardInterrupt, EOFError, ConnectionError):
         try:
             function = start()
-        except SkyloomError as error:
+        except Exception as error:  # noqa: BLE001  # the other end tells it
+            if not isinstance(error, SkyloomError):  # others may be impossible to pickle
+                advice = " Use fewer processes." if isinstance(error, MemoryError) else ""
+                error = WorkerError(f"A process could not begin its work: {error!r}.{advice}")
             connection.send(error)
             return
         connection.send(None)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, SkyloomError, WcsError
 from skyloom.exposure import BoolArray, Exposure
+from skyloom.io.fits_file import path_of
 from skyloom.io.keywords import EXPTIME, as_number
 from skyloom.io.provenance import file_digest
 from skyloom.stacking.memory import Plane, Scratch
 
 _SAMPLES = 100_000  # pixels of an exposure that its sky level is measured on
 _SHARE_OF_SAMPLES = 16  # samples take that part of the memory at most
+_END = 2**16  # bytes: files whose first and last so many differ are no copies
 _BLOCKS = 128  # along an axis: usable pixels are known by blocks of so many to a side, single pixels in small images
 
 Progress = Callable[[str, int, int], None]
@@ -138,21 +142,35 @@ def check_repeats(sources: Sequence[Any]) -> None:
     ------
     InputError
         Naming both.
+    ReadError
+        No file can have such a name.
     """
-    found = [(file, Path(file).expanduser(), source) for source in sources if (file := file_of(source)) is not None]
-    files = [one for one in found if one[1].is_file()]  # of others, reading tells
-    sizes = Counter(path.stat().st_size for _, path, _ in files)
-    seen: dict[tuple[str, str], str | os.PathLike[str]] = {}
-    for file, path, source in files:
-        if sizes[path.stat().st_size] == 1:
-            continue
-        how = source.keywords if isinstance(source, partial) else {}
-        first = seen.setdefault((file_digest(path), repr(sorted(how.items()))), path)
-        if first is not path:
-            what = (
-                f"{file} is given twice" if first == path else f"{first} and {file} are the same file, or copies of it"
-            )
-            raise InputError(f"{what}, and would count twice. Leave one out.", file=str(file))
+    found = [(path_of(file), source) for source in sources if (file := file_of(source)) is not None]
+    groups = [found]
+    for key in (_size_and_options, _ends, lambda path, _: file_digest(path)):  # a whole file is read only at last
+        apart: dict[Any, list[tuple[Path, Any]]] = defaultdict(list)
+        for number, group in enumerate(groups):
+            for path, source in group:
+                with suppress(OSError):  # reading tells
+                    if path.is_file():
+                        apart[number, key(path, source)].append((path, source))
+        groups = [group for group in apart.values() if len(group) > 1]
+    for (first, _), (path, _), *_ in groups:
+        what = f"{path} is given twice" if first == path else f"{first} and {path} are the same file, or copies of it"
+        raise InputError(f"{what}, and would count twice. Leave one out.", file=str(path))
+
+
+def _size_and_options(path: Path, source: Any) -> tuple[int, str]:
+    how = source.keywords if isinstance(source, partial) else {}
+    return path.stat().st_size, repr(sorted(how.items()))
+
+
+def _ends(path: Path, _: Any) -> tuple[bytes, bytes]:
+    """Return digests of the first and of the last bytes."""
+    with path.open("rb") as stream:
+        first = stream.read(_END)
+        stream.seek(max(0, path.stat().st_size - _END))
+        return sha256(first).digest(), sha256(stream.read(_END)).digest()
 
 
 def _any_in_blocks(usable: BoolArray, step: int) -> BoolArray:

@@ -12,6 +12,7 @@ from scipy import linalg
 from scipy.sparse import coo_array, csr_array, diags_array
 from scipy.sparse.csgraph import connected_components
 
+from skyloom._threads import serial_blas
 from skyloom.background import MAD_TO_SIGMA
 from skyloom.stacking.frames import PlacedExposure, normalised
 
@@ -188,9 +189,10 @@ def _solve(seen: _Seen, terms: npt.NDArray[np.float64], n: int) -> Coefficients:
         above = weight * (seen.level - (total(weight * seen.level) / norm)[j])
         right = np.stack([np.bincount(k, above * at[:, a], minlength=n) for a in range(p)], axis=1)
         before = solution
-        solution = linalg.lstsq(
-            matrix.reshape(n * p, n * p), right.ravel(), cond=1e-11, overwrite_a=True, check_finite=False
-        )[0].reshape(n, p)
+        with serial_blas():
+            solution = linalg.lstsq(
+                matrix.reshape(n * p, n * p), right.ravel(), cond=1e-11, overwrite_a=True, check_finite=False
+            )[0].reshape(n, p)
         rest = seen.level - np.sum(at * solution[k], axis=1)
         residual = rest - (total(weight * rest) / norm)[j]
         # levels scatter more than by noise (stars, flat fields): as much as half of them do at most
