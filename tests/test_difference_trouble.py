@@ -294,7 +294,7 @@ def test_processes_are_replaced_only_for_something_to_do(tmp_path):
 
 
 def test_why_no_process_could_begin_is_told(tmp_path):
-    with pytest.raises(WorkerError, match="MemoryError.*fewer processes"):
+    with pytest.raises(WorkerError, match=r"MemoryError.*fewer processes"):
         list(work_through(Starts(tmp_path, 0, "memory"), ["a", "b"], 2))
 
 
