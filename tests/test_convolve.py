@@ -7,6 +7,7 @@ from scipy.signal import convolve2d
 from reference import convolve_oracle
 from skyloom.convolution import PolynomialKernel, convolve, convolve_varying, exponents, monomials, polynomial
 from skyloom.errors import InputError, ShapeError
+from skyloom.filters import convolve_full
 
 EPS = np.finfo(np.float32).eps
 
@@ -184,3 +185,11 @@ def test_a_kernel_that_varies_much_is_never_made_coarser():
     exact, coarse = (convolve_varying(data, kernel, variance, usable, exact=exact) for exact in (True, False))
     for plane in ("data", "variance", "lost"):
         np.testing.assert_array_equal(getattr(coarse, plane), getattr(exact, plane))
+
+
+@pytest.mark.parametrize("shapes", [((5, 5), (3, 3)), ((7, 4), (2, 9)), ((1, 1), (6, 5)), ((31, 31), (25, 25))])
+def test_stamps_are_convolved_to_the_last_pixel(shapes):
+    a, b = (np.random.default_rng(3).normal(size=shape) for shape in shapes)
+    np.testing.assert_allclose(
+        convolve_full(a, b), convolve2d(a, b), atol=1e-13
+    )  # sums of 600 products

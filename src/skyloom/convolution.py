@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import oaconvolve
 
 from skyloom import _kernels
 from skyloom._threads import map_bands, row_bands
@@ -293,6 +292,8 @@ def convolve(image: FloatArray, kernel: npt.ArrayLike, usable: BoolArray | None 
         )
     if image.dtype == np.float64 or kernel.size > _DIRECT_TAPS:
         masked = image if usable is None else np.where(usable, image, image.dtype.type(0))
+        from scipy.signal import oaconvolve  # slow to import, seldom needed
+
         return oaconvolve(masked, kernel.astype(image.dtype, copy=False), mode="same")
     masked = image if usable is None else np.where(usable, image, np.float32(0))
     return _run(masked, PolynomialKernel(kernel[None]), None, None)[0]

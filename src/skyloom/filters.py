@@ -22,6 +22,17 @@ MAX_GRID = 9
 TOLERANCE = 1e-3
 
 
+def convolve_full(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the convolution of two stamps, all pixels that either reaches, by FFT.
+
+    As `scipy.signal.fftconvolve`, whose module takes a third of a second to import.
+    """
+    shape = [n + m - 1 for n, m in zip(a.shape, b.shape, strict=True)]
+    size = [fft.next_fast_len(n, real=True) for n in shape]
+    product = fft.rfft2(a, size) * fft.rfft2(b, size)
+    return np.asarray(fft.irfft2(product, size)[: shape[0], : shape[1]])
+
+
 class Grid:
     """A coarse grid of positions over an image, and smooth interpolation from it.
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import maximum_filter
-from scipy.signal import fftconvolve
 
 from skyloom.detection.photometry import Pixels, fit_position
 from skyloom.detection.score import Score
+from skyloom.filters import convolve_full
 from skyloom.psf import shift_stamp
 
 Array = npt.NDArray[np.float64]
@@ -99,7 +99,7 @@ def deblend(
         source = fit_source(x, y, residual, pixels, fwhm)
         box = pixels.box(x, y)
         residual[box] -= source.flux * source.model
-        response = fftconvolve(source.model, score.psf.stamp(x, y)[::-1, ::-1])
+        response = convolve_full(source.model, score.psf.stamp(x, y)[::-1, ::-1])
         response *= source.flux / (score.psf.stamp(x, y) ** 2).sum()
         y0, x0 = max(0, y - reach), max(0, x - reach)
         target = lobes[y0 : y + reach + 1, x0 : x + reach + 1]

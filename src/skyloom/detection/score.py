@@ -31,12 +31,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from scipy.fft import next_fast_len, rfft2
-from scipy.signal import fftconvolve
 
 from skyloom.background import MAD_TO_SIGMA
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import UNUSABLE
-from skyloom.filters import Grid, VaryingFilter, correlate
+from skyloom.filters import Grid, VaryingFilter, convolve_full, correlate
 from skyloom.psf import Psf
 
 Array = npt.NDArray[np.float64]
@@ -162,7 +161,7 @@ class ConvolvedPsf:
 
     def stamp(self, x: float, y: float) -> Array:
         """Return the PSF at (x, y), centred on the middle pixel, with unit sum."""
-        both = fftconvolve(self._psf.stamp(x, y), self._kernel.image_at(x, y), mode="full")
+        both = convolve_full(self._psf.stamp(x, y), self._kernel.image_at(x, y))
         trim = both.shape[0] // 2 - self._half
         both = both[trim : both.shape[0] - trim, trim : both.shape[1] - trim]
         return both / both.sum()

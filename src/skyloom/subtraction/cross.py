@@ -28,13 +28,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
-from scipy.signal import fftconvolve
 
 from skyloom.convolution import polynomial
 from skyloom.errors import SubtractionError
 from skyloom.exposure import UNUSABLE, Exposure, MaskBit
 from skyloom.fill import fill_from_each_other
-from skyloom.filters import Grid, VaryingFilter, correlate
+from skyloom.filters import Grid, VaryingFilter, convolve_full, correlate
 from skyloom.proper import transfer
 from skyloom.psf import Psf, estimate_psf, stamp_fwhm
 from skyloom.subtraction.basis import Float64Array
@@ -160,7 +159,7 @@ class _Crossed:
             for image, variance, kept in zip(self._apply(filters), self._noise(noisy), self._kept(filters), strict=True)
         ]
         middle = noisy[1][noisy[1].shape[0] // 2, noisy[1].shape[1] // 2]
-        covariance = fftconvolve(middle, middle[::-1, ::-1])
+        covariance = convolve_full(middle, middle[::-1, ::-1])
         centre = len(covariance) // 2
         covariance = covariance[centre - lags : centre + lags + 1, centre - lags : centre + lags + 1]
         return planes[0], planes[1], covariance / covariance[lags, lags]

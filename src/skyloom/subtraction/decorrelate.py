@@ -33,10 +33,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 from scipy.optimize import brentq
-from scipy.signal import fftconvolve
 
 from skyloom.exposure import UNUSABLE, MaskBit
-from skyloom.filters import Grid, VaryingFilter, correlate
+from skyloom.filters import Grid, VaryingFilter, convolve_full, correlate
 from skyloom.psf import Psf
 from skyloom.subtraction.basis import Float64Array
 from skyloom.subtraction.noise import smoothing_kernel
@@ -113,10 +112,7 @@ class DecorrelatedPsf:
         return stamp / stamp.sum()
 
     def _whole(self, x: float, y: float) -> Float64Array:
-        whole: Float64Array = fftconvolve(
-            np.asarray(self._psf.stamp(x, y), np.float64), self._decorrelation.image_at(x, y), mode="full"
-        )
-        return whole
+        return convolve_full(np.asarray(self._psf.stamp(x, y), np.float64), self._decorrelation.image_at(x, y))
 
 
 def decorrelate(result: Subtraction, *, max_lost: float = 0.1) -> Subtraction:
@@ -193,7 +189,7 @@ class _Noise:
     def through(self, x: float, y: float) -> Float64Array:
         """Return the kernel that the noise of the convolved image went through, and its smoothing before that."""
         kernel = self.result.noise_kernel(x, y)
-        return fftconvolve(kernel, _smoothing_of(kernel, self.c_moved), mode="full")
+        return convolve_full(kernel, _smoothing_of(kernel, self.c_moved))
 
     def level(self, plane: npt.NDArray[Any], x: float, y: float) -> float:
         """Return the variance of the sky around a node."""
@@ -219,7 +215,7 @@ class _Noise:
         through = [self.through(*node) for node in nodes]
         for plane, kernels in ((self.still, [self.smoothing] * len(nodes)), (self.moved, through)):
             # turned: the variance is convolved with them, `correlate` correlates
-            squares = [fftconvolve(stamp, k)[::-1, ::-1] ** 2 for stamp, k in zip(flat, kernels, strict=True)]
+            squares = [convolve_full(stamp, k)[::-1, ::-1] ** 2 for stamp, k in zip(flat, kernels, strict=True)]
             varying = VaryingFilter(np.array(squares).reshape(*stamps.shape[:2], *squares[0].shape), self.grid)
             planes += correlate([(varying, plane)], dtype=dtype)
         return [np.maximum(plane, 0) for plane in planes]
@@ -233,7 +229,7 @@ def _smoothing_of(kernel: Float64Array, correlation: float) -> Float64Array:
     total = float((kernel**2).sum())
 
     def excess(before: float) -> float:
-        return total / float((fftconvolve(kernel, smoothing_kernel(before)) ** 2).sum()) - correlation
+        return total / float((convolve_full(kernel, smoothing_kernel(before)) ** 2).sum()) - correlation
 
     if correlation <= 1 + _NO_MORE or excess(1.0) >= 0:
         return smoothing_kernel(1.0)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import convolve2d
 
 from skyloom._threads import map_bands
 from skyloom.background import MAD_TO_SIGMA
 from skyloom.convolution import Float32Array, convolve, exponents, monomials
 from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray, FloatArray
+from skyloom.filters import convolve_full
 from skyloom.subtraction.basis import Float64Array, KernelBasis, ZeroSumDeltaBasis
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.noise import convolved_noise_gain, smoothing_kernel
@@ -485,7 +485,7 @@ def _sums(stamp: Stamp, weight: Float64Array) -> tuple[Float64Array, Float64Arra
 def _noise_gram(images: Float64Array, correlation: float, n_background: int) -> Float64Array:
     """Return the covariance of the basis images of noise of variance 1, zero for the background's monomials."""
     smoothing = smoothing_kernel(correlation)
-    seen = np.array([convolve2d(image, smoothing) for image in images]).reshape(len(images), -1)
+    seen = np.array([convolve_full(image, smoothing) for image in images]).reshape(len(images), -1)
     gram = np.zeros((len(images) + n_background,) * 2)
     gram[: len(images), : len(images)] = seen @ seen.T / (smoothing**2).sum()
     return gram

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal import convolve2d
 
+from skyloom.filters import convolve_full
 from skyloom.subtraction.basis import Float64Array
 
 
@@ -32,4 +32,4 @@ def convolved_noise_gain(kernel: Float64Array, correlation: float) -> float:
     which goes from 1 for a kernel of one pixel to `correlation` for a wide one.
     """
     smoothing = smoothing_kernel(correlation)
-    return float((convolve2d(kernel, smoothing) ** 2).sum() / ((kernel**2).sum() * (smoothing**2).sum()))
+    return float((convolve_full(kernel, smoothing) ** 2).sum() / ((kernel**2).sum() * (smoothing**2).sum()))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage, stats
+from scipy import ndimage, special
 from scipy.interpolate import RectBivariateSpline
 
 from skyloom.background import MAD_TO_SIGMA
@@ -196,7 +196,7 @@ def smooth_surface(values: Float64Array, weights: Float64Array) -> SmoothSurface
     constant = float((used * (values - np.average(values, weights=used)) ** 2).sum())
     extra, rest = max(freedom - 1, 1e-3), max(n - freedom, 1.0)
     gain = max(constant - left, 0)
-    chance = float(stats.f.sf((gain / extra) / (left / rest), extra, rest)) if left > 0 else float(gain == 0)
+    chance = float(special.fdtrc(extra, rest, (gain / extra) / (left / rest))) if left > 0 else float(gain == 0)
     return SmoothSurface(surface, freedom, chance)
 
 

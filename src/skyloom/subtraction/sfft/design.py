@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import fftconvolve
 
 from skyloom import _kernels
 from skyloom._threads import map_bands, row_bands
 from skyloom.convolution import exponents
+from skyloom.filters import convolve_full
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -199,7 +199,9 @@ class Design:
         coefficients = unknowns[: model.n_kernel].reshape(-1, model.taps)
         if correlation is not None:
             planes = coefficients.reshape(-1, *model.kernel_shape)
-            coefficients = np.stack([fftconvolve(plane, correlation, mode="same").ravel() for plane in planes])
+            border = correlation.shape[0] // 2
+            inner = np.s_[border : border + planes.shape[1], border : border + planes.shape[2]]
+            coefficients = np.stack([convolve_full(plane, correlation)[inner].ravel() for plane in planes])
         product = np.zeros(model.size)
         rows = product[: model.n_kernel].reshape(-1, model.taps)
         for s, (i, j) in enumerate(exponents(model.kernel_order)):

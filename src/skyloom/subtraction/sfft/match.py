@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 from scipy import ndimage
-from scipy.signal import convolve2d
 
 from skyloom.convolution import exponents
 from skyloom.exposure import BoolArray
+from skyloom.filters import convolve_full
 from skyloom.subtraction.basis import DeltaBasis
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.match import Match
@@ -74,7 +74,7 @@ def match_sfft(
     like_one_pixel = noise_correlation is not None
     if noise_correlation is None and correlation > 1:
         smoothing = smoothing_kernel(correlation)
-        covariance = convolve2d(smoothing, smoothing)  # even, so that this is the correlation
+        covariance = convolve_full(smoothing, smoothing)  # even, so that this is the correlation
         noise_correlation = covariance / covariance.max() / correlation
     planes = FitPlanes(
         np.where(target.usable, target.data, 0).astype(np.float64),
