@@ -371,16 +371,14 @@ def _difference(
     def clean(plane: FloatArray) -> FloatArray:
         return np.where(usable, plane, 0).astype(dtype)  # type: ignore[return-value]  # numpy's stubs lose the type
 
-    variance_science, variance_template = clean(variance_still), clean(variance_moved)
-    if convolved == "science":
-        variance_science, variance_template = variance_template, variance_science
+    variance = {convolved: clean(variance_moved), _OTHER[convolved]: clean(variance_still)}
     correlation = {"science": science.correlation, "template": template.correlation}
     correlation[convolved] /= gain
     return Subtraction(
         image=clean(image),
-        variance=variance_science + variance_template,
-        variance_science=variance_science,
-        variance_template=variance_template,
+        variance=variance["science"] + variance["template"],
+        variance_science=variance["science"],
+        variance_template=variance["template"],
         mask=mask,
         matched=matched.astype(dtype),
         kernel=fit.kernel,

@@ -106,6 +106,7 @@ def hotpants(
     SubtractionError
         The kernel that was found is not one that images can have.
     """
+    # `chosen` is for the lambda, where mypy does not know that options, which are set again below, are not None
     chosen = options = options or HotpantsOptions()
     image, template = real_plane(image, "the image"), real_plane(template, "the template")
     if image.shape != template.shape:

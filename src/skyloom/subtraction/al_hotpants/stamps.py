@@ -226,7 +226,10 @@ class _Adding:
     options: HotpantsOptions
 
     def __call__(self, found: list[Substamp], given: npt.NDArray[np.int64] | None, most: int) -> list[Substamp]:
-        """Return new ones, the best first, until there are `most`: at given pixels (n, 2), or at peaks."""
+        """Return new ones, the best first, at given pixels (n, 2) or at peaks.
+
+        They end when there are `most`, those `found` before included.
+        """
         options, half = self.options, self.options.rss
         core = half if options.fit == "hotpants" else min(half, max(3, round(0.4 * options.r)))
         room = half + options.r

@@ -148,17 +148,17 @@ def solve(  # noqa: PLR0917  the reference's signature
     TooFewPixelsError
         Fewer good pixels than unknowns; a RuntimeError.
     """
-    asked = Asked(
+    request = FitRequest(
         kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, flux_penalty, ridge, sigma_clip, max_iter
     )
-    planes, options = asked.of(image, template, mask, template_mask, logger(verbose), rebuild=rebuild)
+    planes, options = request.prepare(image, template, mask, template_mask, logger(verbose), rebuild=rebuild)
     shape = planes.science.shape
     errors = error_plane(err, shape, "argument err"), error_plane(template_err, shape, "argument template_err")
     return fit_planes(planes.with_errors(*errors), options)
 
 
 @dataclass(frozen=True)
-class Asked:
+class FitRequest:
     """The options of the fit that `solve` and `run_sfft` share; see `solve`."""
 
     kernel_shape: tuple[int, int] | None
@@ -170,7 +170,7 @@ class Asked:
     sigma_clip: float | None
     max_iter: int
 
-    def of(
+    def prepare(
         self, image: Any, template: Any, mask: Any, template_mask: Any, log: Log, *, rebuild: bool = False
     ) -> tuple[SfftPlanes, FitOptions]:
         """Check the options; return the planes that they are for, and how these are fitted."""

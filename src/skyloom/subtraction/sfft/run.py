@@ -11,7 +11,7 @@ from skyloom.exposure import BoolArray
 from skyloom.subtraction.dropin_arguments import Log, check_gain, error_plane, logger
 from skyloom.subtraction.sfft.design import Float64Array
 from skyloom.subtraction.sfft.dropin import (
-    Asked,
+    FitRequest,
     SFFTResult,
     convolved_variance,
     evaluate_background,
@@ -100,10 +100,10 @@ def run_sfft(  # noqa: PLR0917  the reference's signature
     log = logger(verbose)
     for gain, what in ((image_gain, "image_gain"), (template_gain, "template_gain")):
         check_gain(gain, what)
-    asked = Asked(
+    request = FitRequest(
         kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, flux_penalty, ridge, sigma_clip, max_iter
     )
-    planes, options = asked.of(image, template, mask, template_mask, log)
+    planes, options = request.prepare(image, template, mask, template_mask, log)
     errors = (
         _errors(err, planes.science, planes.bad_science, image_gain, "err"),
         _errors(template_err, planes.template, planes.bad_template, template_gain, "template_err"),

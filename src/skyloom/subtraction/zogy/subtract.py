@@ -241,8 +241,7 @@ def difference_planes(
     background of the difference is taken off: it has no sources, and shows what is wrong with those of both images.
     """
     single = all(fits_single_precision(p.data, p.sigma) for p in planes)
-    precision: type[np.float32] | type[np.float64] = np.float32 if single else np.float64
-    kind = np.dtype(precision)
+    kind: np.dtype[Any] = np.dtype(np.float32 if single else np.float64)
     science, template = _in_one_unit(planes, match)
     both = science.usable & template.usable
     filters = ProperFilters.on_grid(science.usable.shape, psfs, (science.sigma, template.sigma), match.shift)
@@ -250,18 +249,8 @@ def difference_planes(
     images = (n.astype(kind, copy=False), r.astype(kind, copy=False))
     noise = (science.variance.astype(kind, copy=False), template.variance.astype(kind, copy=False))
     level: Any = kind.type(0)
-    image, score, of_template, error, score_variance, coverage, *pixel_variances = correlate(
-        [
-            (filters.difference, images),
-            (filters.score, images),
-            (filters.score_of_template, images[1]),
-            (filters.error_of_template, images[1]),
-            (filters.score_squared, noise),
-            (filters.response, both.astype(kind)),
-            *(zip(filters.difference_squared, noise, strict=True) if variances else ()),
-        ],
-        threads,
-        dtype=precision,
+    image, score, of_template, error, score_variance, coverage, *pixel_variances = _filter(
+        filters, images, noise, both, variances=variances, threads=threads
     )
     slopes = gradient(of_template) if moving or any(match.scatter) else None
     noise_variance = np.maximum(score_variance, 0) if moving else None
@@ -305,6 +294,36 @@ def difference_planes(
     if variances:
         result.statistics.update(_statistics(result))
     return result
+
+
+def _filter(
+    filters: ProperFilters,
+    images: tuple[Array, Array],
+    noise: tuple[Array, Array],
+    both: npt.NDArray[np.bool_],
+    *,
+    variances: bool,
+    threads: int | None,
+) -> list[Array]:
+    """Return difference and score with what tells their errors, from the two images and the variances in them.
+
+    They are: D and S, what S has of the template, S for a relative error of its stars' fluxes, the variance of S, the
+    coverage of pixels that are usable in `both` and, if wanted, the `variances` of D's pixels by each image.
+    """
+    kind = images[0].dtype
+    return correlate(
+        [
+            (filters.difference, images),
+            (filters.score, images),
+            (filters.score_of_template, images[1]),
+            (filters.error_of_template, images[1]),
+            (filters.score_squared, noise),
+            (filters.response, both.astype(kind)),
+            *(zip(filters.difference_squared, noise, strict=True) if variances else ()),
+        ],
+        threads,
+        dtype=kind.type,
+    )
 
 
 def _smooth_background(image: Array, score: Array, variance: Array, usable: npt.NDArray[np.bool_]) -> Array:
