@@ -276,6 +276,66 @@ def test_files_that_would_count_twice_are_refused(tmp_path):
         coadd(files[1:], PLAIN, resume=first)
 
 
+def test_skies_are_matched_by_one_thread_of_blas(monkeypatch):
+    """Whose sums depend on the number of its threads."""
+    from threadpoolctl import threadpool_info
+
+    from skyloom.stacking import sky
+
+    threads = []
+
+    def lstsq(*arguments, **options):
+        threads.extend(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")
+        return solve(*arguments, **options)
+
+    solve = sky.linalg.lstsq
+    monkeypatch.setattr(sky.linalg, "lstsq", lstsq)
+    coadd(field(3), CoaddOptions("mean"), wcs=GRID)
+    assert set(threads) == {1}
+
+
+def test_copies_are_found_without_reading_all_files(tmp_path, monkeypatch):
+    """Exposures of one camera are of one size: whole files are read only where both of their ends are the same."""
+    from skyloom.stacking import members
+
+    read_whole = []
+
+    def digest(path):
+        read_whole.append(path.name)
+        return file_digest(path)
+
+    file_digest = members.file_digest
+    monkeypatch.setattr(members, "file_digest", digest)
+    body = bytes(300_000)
+    contents = {"a": body, "b": b"b" + body[1:], "c": body[1:] + b"c", "d": body[:150_000] + b"d" + body[150_001:]}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    members.check_repeats([tmp_path / name for name in "abcd"])
+    assert sorted(read_whole) == ["a", "d"]
+    (tmp_path / "e").write_bytes(contents["d"])
+    with pytest.raises(InputError, match=r"d and .*e are the same file"):
+        members.check_repeats([tmp_path / name for name in "abcde"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match="a is given twice"):
+        members.check_repeats(["~/a", tmp_path / "a"])
+
+
+def test_names_of_no_files_are_told_by_a_typed_error(tmp_path, monkeypatch):
+    from skyloom.stacking import members
+
+    file = tmp_path / "a.fits"
+    file.write_bytes(b"not for everyone")
+    for name in ("~nobody-of-that-name/a.fits", "a" * 5000 + ".fits"):
+        with pytest.raises(ReadError, match="cannot be the name of a file"):
+            coadd([file, name], PLAIN, wcs=GRID)
+
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(members, "file_digest", refuse)
+    members.check_repeats([file, file])  # reading them tells
+
+
 def test_command_line_extends(tmp_path, capsys):
     from skyloom.cli import main
 

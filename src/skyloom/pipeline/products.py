@@ -135,7 +135,7 @@ def write_found(
             if overwrite:
                 for path in (products.difference, products.unwanted):
                     if path is not None:
-                        path.unlink(missing_ok=True)
+                        path.resolve().unlink(missing_ok=True)  # a link stays one
             for path, complete in reversed(staged.items()):
                 with atomic_write(path, overwrite=overwrite) as temporary:
                     complete.replace(temporary)
