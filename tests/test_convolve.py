@@ -190,6 +190,4 @@ def test_a_kernel_that_varies_much_is_never_made_coarser():
 @pytest.mark.parametrize("shapes", [((5, 5), (3, 3)), ((7, 4), (2, 9)), ((1, 1), (6, 5)), ((31, 31), (25, 25))])
 def test_stamps_are_convolved_to_the_last_pixel(shapes):
     a, b = (np.random.default_rng(3).normal(size=shape) for shape in shapes)
-    np.testing.assert_allclose(
-        convolve_full(a, b), convolve2d(a, b), atol=1e-13
-    )  # sums of 600 products
+    np.testing.assert_allclose(convolve_full(a, b), convolve2d(a, b), atol=1e-13)  # sums of 600 products
