@@ -30,7 +30,8 @@ def subtract_without_sky(
     """Subtract a template and what is left of the sky, see `skyloom.subtraction.residual_background`.
 
     A large one is taken off the science image and the subtraction repeated; a small one, or what is left after the last
-    round, is taken off the difference. Either way it is part of the `background` and of the `matched` of the result.
+    round, is taken off the difference. Either way it is part of the `background` and of the `matched` of the result. If
+    a round of a proper difference leaves more than the one before, that one's difference is returned as it is.
 
     Parameters
     ----------
@@ -46,6 +47,7 @@ def subtract_without_sky(
     proper = isinstance(options, ZogyOptions)
     sky: Any = 0
     smooth: Any = 0
+    before: Any = np.inf, None, 0, 0
     for rounds_left in reversed(range(MOST_ROUNDS)):
         cleaned = dataclasses.replace(science, data=science.data - sky) if np.ndim(sky) else science
         result, scored, psf_difference = subtract_by(options, cleaned, template, psf=psf, sources=sources)
@@ -53,6 +55,10 @@ def subtract_without_sky(
         size = _in_noise(left, result)
         if left is None or size < MATTERS:
             break
+        if proper and size > before[0]:  # no smooth surface describes it, as at the border of a vignetted field
+            _, (result, scored, psf_difference), sky, smooth = before
+            break
+        before = size, (result, scored, psf_difference), sky, smooth
         smooth = smooth + left
         if size < DISTURBS or not rounds_left:
             result = _without_background(result, left)
