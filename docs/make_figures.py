@@ -46,12 +46,12 @@ def overview() -> None:
 
 def coadds() -> None:
     """One frame and two co-adds of six, and the PSF and the photometry of them; prints the numbers of the page."""
-    from skyloom.pipeline.stack import stack
+    from skyloom.pipeline import coadd
     from skyloom.psf import estimate_psf
     from skyloom.stacking import CoaddOptions
 
     frames = [skyloom.read(saao_frame(number)) for number in (*SAAO_TEMPLATE, 43, 100)]
-    made = {method: stack(frames, CoaddOptions(method), align="stars") for method in ("clipped", "proper")}
+    made = {method: coadd(frames, CoaddOptions(method), align="stars") for method in ("clipped", "proper")}
     images = {"one frame": frames[0], **{f"{method}, 6 frames": one.exposure for method, one in made.items()}}
     for frame in frames:
         print(f"{frame.name}: FWHM {estimate_psf(frame).fwhm():.2f}")

@@ -312,10 +312,3 @@ def test_ended_writing_leaves_no_file(tmp_path):
     assert process.returncode != EXIT_OK
     assert err == "job: interrupted; nothing was written.\n"
     assert not list(tmp_path.iterdir())
-
-
-def test_a_reference_without_wcs(pair):
-    from skyloom.pipeline.stack import stack
-
-    with pytest.raises(InputError, match=r"reference template has no WCS"):
-        stack([pair.science], align="wcs", reference=pair.template)

@@ -12,7 +12,7 @@ from skyloom.errors import InputError, ReadError, SkyloomWarning, WriteError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.io import read, write_exposure
 from skyloom.io.stream import StreamedImage, write_streamed
-from skyloom.pipeline.stack import stack
+from skyloom.pipeline import coadd as coadd_aligning
 from skyloom.stacking import CoaddOptions, coadd, drizzling, job, members, memory, outliers, read_coadd
 from skyloom.stacking.memory import Budget, Scratch, parse_memory
 from test_coadd import GRID, PLAIN, SHAPE, add_rays, observe, pointings
@@ -264,7 +264,7 @@ def test_files_that_would_count_twice_are_refused(tmp_path):
         with pytest.raises(InputError, match=rf"{files[0].name} and .*{same.name} are the same file"):
             coadd([*files, same], PLAIN, wcs=GRID)
         with pytest.raises(InputError, match="are the same file"):
-            stack([*files, same], PLAIN, align="stars")
+            coadd_aligning([*files, same], PLAIN, align="stars")
     with pytest.raises(ReadError, match="nowhere"):
         coadd([*files, tmp_path / "nowhere.fits"], PLAIN, wcs=GRID)
     chips = [fits.ImageHDU(one.data, one.wcs.to_header()) for one in field(2)]

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from skyloom.pipeline.difference import Difference, difference
     from skyloom.pipeline.find import detect
     from skyloom.pipeline.many import difference_many
+    from skyloom.pipeline.stack import coadd
     from skyloom.registration.register import register
     from skyloom.resampling.resample import resample
-    from skyloom.stacking.coadd import coadd
 
 __version__ = "0.1.0"
 
@@ -24,7 +24,7 @@ _HOMES = {
     "Difference": "skyloom.pipeline",
     "Exposure": "skyloom.exposure",
     "MaskBit": "skyloom.exposure",
-    "coadd": "skyloom.stacking",
+    "coadd": "skyloom.pipeline",
     "detect": "skyloom.pipeline",
     "difference": "skyloom.pipeline",
     "difference_many": "skyloom.pipeline",

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from skyloom.cli.inputs import reading_options
     from skyloom.cli.messages import progress_bar
     from skyloom.io import check_not_input, check_writable, read
-    from skyloom.pipeline.stack import stack
+    from skyloom.pipeline import coadd
     from skyloom.stacking import CoaddOptions, read_coadd
 
     check_writable(arguments.output, overwrite=arguments.overwrite)
@@ -83,11 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
     exposures = [partial(read, path, **reading_options(arguments)) for path in arguments.exposures]
     reference = None if arguments.reference is None else read(arguments.reference, **reading_options(arguments))
     with progress_bar(arguments.quiet) as progress:
-        result = stack(
+        result = coadd(
             exposures,
             options,
             align=arguments.align,
-            reference=reference,
+            wcs=reference,
             output=arguments.output,
             resume=earlier,
             progress=progress,

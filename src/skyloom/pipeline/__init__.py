@@ -3,6 +3,7 @@
 from skyloom.pipeline.difference import Difference, DifferenceOptions, difference
 from skyloom.pipeline.find import detect
 from skyloom.pipeline.many import BatchOptions, Outcome, difference_many, outcome_table, write_outcomes
+from skyloom.pipeline.stack import coadd
 from skyloom.pipeline.template import Template, prepare_template
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "DifferenceOptions",
     "Outcome",
     "Template",
+    "coadd",
     "detect",
     "difference",
     "difference_many",

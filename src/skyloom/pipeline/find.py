@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING
+
+from skyloom.errors import InputError
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -10,7 +13,7 @@ if TYPE_CHECKING:
     from skyloom.pipeline.difference import Difference
 
 
-def detect(difference: Difference | Any, *, threshold: float = 5.0) -> Table:
+def detect(difference: Difference | str | os.PathLike[str], *, threshold: float = 5.0) -> Table:
     """List what changed.
 
     Parameters
@@ -33,6 +36,11 @@ def detect(difference: Difference | Any, *, threshold: float = 5.0) -> Table:
     from skyloom.detection import find_candidates
     from skyloom.pipeline.difference import Difference
 
+    if not isinstance(difference, Difference | str | os.PathLike):
+        raise InputError(
+            f"A {type(difference).__name__} was given to detect; what skyloom.difference returns, or the path of its "
+            "FITS file, is needed. To list the sources of one image, see skyloom.registration.detect_sources."
+        )
     if not isinstance(difference, Difference):
         from skyloom.pipeline.store import read_difference
 

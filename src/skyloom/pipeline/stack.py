@@ -29,33 +29,43 @@ ALIGN = ("auto", "wcs", "stars")
 Progress = Callable[[str, int, int], None]
 
 
-def stack(
+def coadd(
     exposures: Sequence[Any],
     options: CoaddOptions | None = None,
     *,
     align: str = "auto",
-    reference: Exposure | None = None,
+    wcs: Any = None,
+    shape: tuple[int, int] | None = None,
+    maps: Sequence[Map] | None = None,
     output: str | os.PathLike[str] | None = None,
     resume: Coadd | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Coadd:
-    """Co-add exposures, aligned by WCS or by their stars.
+    """Co-add exposures, placed on one grid by their WCS, by their stars or by given maps.
 
     Stars of all exposures are fitted together (`register_group` with ``joint=True``), so that the alignment does not
-    carry the noise of the positions in one of them.
+    carry the noise of the positions in one of them. Once the exposures have their places, `skyloom.stacking.coadd`
+    does the rest; see there for what is added up.
 
     Parameters
     ----------
     exposures : sequence of Exposure, of what `skyloom.read` takes, or of callables that return an Exposure
-        The images.
+        The images, all in the same unit. The first one gives the flux scale.
     options : CoaddOptions, optional
-        How to co-add.
+        How to co-add. With `resume`, by default the options of that co-add.
     align : {'auto', 'wcs', 'stars'}
-        'auto' uses the WCS when every exposure has one, else the stars.
-    reference : Exposure, optional
-        Image whose grid is the output grid. By default a new grid that covers all (WCS), or that of the first exposure.
-    output, resume
-        See `skyloom.coadd`.
+        'auto' uses the WCS when every exposure (and the output grid) has one, else the stars.
+    wcs : Exposure, path, APE-14 WCS or FITS header, optional
+        Output grid. To align by stars it must be an image, and its stars are what all others are registered to. By
+        default a new grid that covers all (by WCS), or that of the first exposure (by stars).
+    shape : (int, int), optional
+        Shape (ny, nx) of the output grid. By default that of `wcs` or of the first exposure.
+    maps : sequence of callable, optional
+        From the pixels of each exposure to output pixels, ``(N, 2) -> (N, 2)``; nothing else is used to align then.
+    output : path-like, optional
+        Write the result to this FITS file. Its planes then need not fit into memory.
+    resume : Coadd or path-like, optional
+        A co-add to go on with, see `skyloom.stacking.coadd`.
     progress : callable, optional
         Called as ``progress(what, done, total)``.
 
@@ -66,48 +76,62 @@ def stack(
 
     Raises
     ------
-    InputError, RegistrationError, NoOverlapError
+    InputError, WcsError, RegistrationError, NoOverlapError
         Nothing can be co-added.
     """
-    from skyloom.stacking import coadd
+    from skyloom.stacking import coadd as coadd_placed
+    from skyloom.stacking.members import as_list
 
     if align not in ALIGN:
         raise InputError(f"align is {align!r}; it must be 'auto', 'wcs' or 'stars'.", align=align)
-    if not len(exposures):
-        raise InputError("There are no exposures to co-add; at least one is needed.")
-    if align != "stars" and (reference is None or reference.wcs is not None):
+    exposures = as_list(exposures)  # it may have to be gone through twice
+    into: dict[str, Any] = {"output": output, "resume": resume, "progress": progress}
+    if maps is not None:
+        return coadd_placed(exposures, options, wcs=wcs, shape=shape, maps=maps, **into)
+    if align != "stars":
         try:
-            return coadd(exposures, options, wcs=reference, output=output, resume=resume, progress=progress)
+            return coadd_placed(exposures, options, wcs=wcs, shape=shape, **into)
         except WcsError as error:
             if align == "wcs" or not error.details.get("no_wcs"):
                 raise
-    elif align == "wcs" and reference is not None:
-        raise WcsError(f"The reference {reference.name} has no WCS; choose another, or align by stars.")
-    return _by_stars(exposures, options, reference, output, resume, progress)
+    return _by_stars(exposures, options, _image_of(wcs), shape, into)
 
 
-def _by_stars(  # noqa: PLR0917
+def _image_of(grid: Any) -> Exposure | None:
+    """Return the image whose stars the others are registered to."""
+    from skyloom.io import read
+
+    image = read(grid) if isinstance(grid, str | os.PathLike) else grid
+    if not isinstance(image, Exposure | None):
+        raise InputError(
+            "To align by stars, the output grid must be an image with stars; give its path or an Exposure."
+        )
+    return image
+
+
+def _by_stars(
     exposures: Sequence[Any],
     options: CoaddOptions | None,
     reference: Exposure | None,
-    output: str | os.PathLike[str] | None,
-    resume: Coadd | str | os.PathLike[str] | None,
-    progress: Progress | None,
+    shape: tuple[int, int] | None,
+    into: dict[str, Any],
 ) -> Coadd:
-    from skyloom.stacking import Coadd, CoaddOptions, coadd, read_coadd
+    from skyloom.stacking import Coadd, CoaddOptions, read_coadd
+    from skyloom.stacking import coadd as coadd_placed
     from skyloom.stacking.members import check_repeats
 
+    resume = into["resume"]
     earlier = resume if isinstance(resume, Coadd) or resume is None else read_coadd(resume)
     if options is None:
         options = CoaddOptions() if earlier is None else earlier.options
     check_repeats(exposures)
     frame = earlier.exposure if earlier is not None else reference
-    grid, members, maps, ratios = register_all(exposures, frame, progress)
+    grid, members, maps, ratios = register_all(exposures, frame, into["progress"])
     scales = np.array(ratios) / (ratios[0] if earlier is None else 1.0)
     if options.flux_scale == "auto" and np.isfinite(scales).all():
         options = replace(options, flux_scale=tuple(scales.tolist()))
-    where: dict[str, Any] = {} if earlier is not None else {"wcs": grid.wcs, "shape": grid.shape}
-    return coadd(members, options, maps=maps, output=output, resume=earlier, progress=progress, **where)
+    where: dict[str, Any] = {} if earlier is not None else {"wcs": grid.wcs, "shape": shape or grid.shape}
+    return coadd_placed(members, options, maps=maps, **(into | {"resume": earlier}), **where)
 
 
 def register_all(
@@ -135,7 +159,7 @@ def register_all(
     from skyloom.stacking.members import load
 
     report = progress or (lambda *_: None)
-    tables, members, grid = [], [], reference
+    tables, members, reasons, grid = [], [], [], reference
     for number, source in enumerate(exposures):
         report("detecting stars", number, len(exposures))
         exposure = load(source)
@@ -146,12 +170,17 @@ def register_all(
         except (RegistrationError, NoUsableDataError) as error:
             if len(exposures) == 1 and reference is not None:
                 raise
+            reasons.append(str(error))
             warnings.warn(f"{exposure.name} is left out: {error}", SkyloomWarning, stacklevel=4)
             continue
         table.meta["wcs"] = exposure.wcs
         tables.append(table)
         members.append(source)
     assert grid is not None
+    if not members:
+        raise RegistrationError(
+            f"None of the {len(exposures)} exposures can be registered; the first because: {reasons[0]}"
+        )
     if reference is None and len(members) == 1 and len(exposures) == 1:
         return grid, members, [_identity], [1.0]
     group = register_group(tables, reference=0 if reference is None else grid, joint=True, progress=progress)
@@ -203,9 +232,9 @@ def coadd_aligned(
     grid: Exposure, frames: Sequence[Exposure], alignments: Sequence[Alignment], options: CoaddOptions
 ) -> Coadd:
     """Co-add frames on the grid of an image, scaled to the flux of the first frame where the ratios were measured."""
-    from skyloom.stacking import coadd
+    from skyloom.stacking import coadd as coadd_placed
 
     ratios = np.array([one.flux_ratio for one in alignments])
     if np.isfinite(ratios).all():
         options = replace(options, flux_scale=tuple((ratios / ratios[0]).tolist()))
-    return coadd(frames, options, wcs=grid.wcs, shape=grid.shape, maps=[one.frame_to_grid for one in alignments])
+    return coadd_placed(frames, options, wcs=grid.wcs, shape=grid.shape, maps=[one.frame_to_grid for one in alignments])

@@ -12,6 +12,7 @@ in the same way, without MOVING and with one PSF.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,7 +171,7 @@ def _storable(psf: Any, shape: tuple[int, int]) -> Any:
     return TiledPsf([[psf.stamp(float(at_x), float(at_y)) for at_x in x] for at_y in y], x, y)
 
 
-def read_difference(path: str | Path) -> Difference:
+def read_difference(path: str | os.PathLike[str]) -> Difference:
     """Read a difference that `write_difference` wrote, and score it again.
 
     Raises
@@ -208,7 +209,7 @@ def read_difference(path: str | Path) -> Difference:
     )
 
 
-def _contents(path: str | Path, exposure: Exposure) -> tuple[dict[str, FloatArray], Subtraction, Any]:
+def _contents(path: str | os.PathLike[str], exposure: Exposure) -> tuple[dict[str, FloatArray], Subtraction, Any]:
     """Return the planes, the subtraction and the PSF of a file of a difference, whose SCI, ERR and DQ are read."""
     from astropy.io import fits
     from astropy.table import Table

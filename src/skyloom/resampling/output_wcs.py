@@ -135,7 +135,7 @@ def grid_of(given: Any, shape: tuple[int, int] | None = None) -> tuple[Any, tupl
             image = given if isinstance(given, Exposure) else read(given)
             wcs, known = image.wcs, image.shape
         if wcs is None:
-            raise WcsError("The header or image that was given for the output grid has no celestial WCS.")
+            raise WcsError("The header or image that was given for the output grid has no celestial WCS.", no_wcs=True)
     if shape is None:
         shape = known if known is not None else getattr(wcs, "array_shape", None)
     if shape is None:

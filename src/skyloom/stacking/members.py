@@ -180,6 +180,23 @@ def _any_in_blocks(usable: BoolArray, step: int) -> BoolArray:
     return np.logical_or.reduceat(rows, np.arange(0, usable.shape[1], step), axis=1)
 
 
+def as_list(sources: Any) -> list[Any]:
+    """Return exposures as a list.
+
+    Raises
+    ------
+    InputError
+        There are none, or this is one image and no list.
+    """
+    alone = isinstance(sources, str | os.PathLike | Exposure) or getattr(sources, "ndim", 0) == 2  # a cube is a list
+    if alone or not isinstance(sources, Iterable):
+        raise InputError(f"exposures is a {type(sources).__name__}; a list of exposures or files is needed.")
+    sources = list(sources)
+    if not sources:
+        raise InputError("There are no exposures to co-add; at least one is needed.")
+    return sources
+
+
 def survey(
     sources: Sequence[Any], scratch: Scratch, *, with_wcs: bool, memory: int | None, progress: Progress
 ) -> list[Member]:
@@ -211,11 +228,7 @@ def survey(
     SkyloomError
         An exposure cannot be read or has no usable pixels: the message names it.
     """
-    if isinstance(sources, str | os.PathLike | Exposure) or not isinstance(sources, Iterable):
-        raise InputError(f"exposures is a {type(sources).__name__}; a list of exposures or files is needed.")
-    sources = list(sources)
-    if not sources:
-        raise InputError("There are no exposures to co-add; at least one is needed.")
+    sources = as_list(sources)
     check_repeats(sources)
     on_disk = memory is not None and 4 * _SAMPLES * len(sources) > memory // _SHARE_OF_SAMPLES
     members = []
@@ -272,7 +285,7 @@ def _check_exptime(exposure: Exposure) -> None:
 def _check_wcs(member: Member) -> None:
     if member.wcs is None:
         raise WcsError(
-            f"{member.name} has no WCS. Register the exposures and give maps=, or leave it out.",
+            f"{member.name} has no WCS. Align by stars (align='stars'), give maps=, or leave it out.",
             name=member.name,
             no_wcs=True,
         )

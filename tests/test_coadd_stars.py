@@ -1,0 +1,99 @@
+"""`skyloom.coadd`: exposures that are placed by their stars."""
+
+import numpy as np
+import pytest
+from astropy.wcs import WCS
+
+import skyloom
+from skyloom.errors import InputError, RegistrationError, SkyloomWarning, WcsError
+from skyloom.stacking import CoaddOptions
+
+SHAPE = (200, 220)
+SHIFTS = ((0.0, 0.0), (4.3, -2.6), (-3.7, 5.2))
+SIGMA = 1.4
+PLAIN = CoaddOptions("mean", background="match")
+
+
+def frames():
+    """Return three exposures of 60 stars without a WCS, and the positions of the stars in the first."""
+    rng = np.random.default_rng(7)
+    xy = rng.uniform(15, np.array(SHAPE[::-1]) - 15, (60, 2))
+    flux = 10 ** rng.uniform(3.5, 5, 60)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    images = []
+    for dx, dy in SHIFTS:
+        model = sum(
+            f * np.exp(-((x - a - dx) ** 2 + (y - b - dy) ** 2) / (2 * SIGMA**2)) / (2 * np.pi * SIGMA**2)
+            for (a, b), f in zip(xy, flux, strict=True)
+        )
+        images.append(rng.normal(model + 100, np.sqrt(model + 100)))
+    exposures = [skyloom.Exposure(d, np.maximum(d, 100), name=f"{k}.fits", gain=1.0) for k, d in enumerate(images)]
+    return exposures, xy[np.argmax(flux)], flux.max()
+
+
+def brightest(image, at):
+    """Return centroid and flux of the star nearest to a position."""
+    x0, y0 = np.rint(at).astype(int)
+    box = np.s_[y0 - 6 : y0 + 7, x0 - 6 : x0 + 7]
+    values = image[box] - np.median(image)
+    y, x = np.mgrid[box]
+    return (values * x).sum() / values.sum(), (values * y).sum() / values.sum(), values.sum()
+
+
+def test_images_without_a_wcs_are_placed_by_their_stars():
+    exposures, at, flux = frames()
+    made = skyloom.coadd(exposures, PLAIN)
+    assert made.n_exposures == 3
+    assert made.shape == SHAPE
+    assert made.wcs is None
+    x, y, light = brightest(made.exposure.data, at)
+    # the scatter of the centroid is SIGMA / sqrt(3 flux) < 0.005 px; neighbours and the window add what is left
+    assert np.hypot(x - at[0], y - at[1]) < 0.05
+    assert light == pytest.approx(flux, rel=0.03)
+    assert made.covariance is not None
+    # arrays alone will do as well
+    assert skyloom.coadd([one.data for one in exposures], PLAIN).n_exposures == 3
+
+
+def test_stars_are_used_in_spite_of_a_wcs_that_is_wrong():
+    exposures, at, _ = frames()
+    wrong = WCS(
+        {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 9.0, "CRVAL2": 1.0, "CDELT1": -1e-4, "CDELT2": 1e-4}
+    )
+    exposures = [one.replace(wcs=wrong) for one in exposures]
+    by_stars = skyloom.coadd(exposures, PLAIN, align="stars", wcs=exposures[0])
+    x, y, _ = brightest(by_stars.exposure.data, at)
+    assert np.hypot(x - at[0], y - at[1]) < 0.05
+    by_wcs = skyloom.coadd(exposures, PLAIN, wcs=exposures[0])
+    assert by_wcs.exposure.data.max() < 0.7 * by_stars.exposure.data.max()  # three stars beside one another
+
+
+def test_the_reference_may_be_an_image_without_wcs(tmp_path):
+    exposures, at, _ = frames()
+    wcs = WCS(
+        {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 9.0, "CRVAL2": 1.0, "CDELT1": -1e-4, "CDELT2": 1e-4}
+    )
+    reference = skyloom.write_exposure(exposures[0], tmp_path / "reference.fits")
+    made = skyloom.coadd([one.replace(wcs=wcs) for one in exposures[1:]], PLAIN, wcs=reference)
+    x, y, _ = brightest(made.exposure.data, at)
+    assert np.hypot(x - at[0], y - at[1]) < 0.05
+    with pytest.raises(WcsError, match="no celestial WCS"):
+        skyloom.coadd([one.replace(wcs=wcs) for one in exposures], PLAIN, wcs=reference, align="wcs")
+
+
+def test_what_cannot_be_placed_is_told():
+    exposures, *_ = frames()
+    with pytest.raises(WcsError, match="no WCS"):
+        skyloom.coadd(exposures, PLAIN, align="wcs")
+    with pytest.raises(InputError, match="image with stars"):
+        skyloom.coadd(exposures, PLAIN, wcs={"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "NAXIS1": 9, "NAXIS2": 9})
+    with pytest.raises(InputError, match="align is 'star'"):
+        skyloom.coadd(exposures, PLAIN, align="star")
+    for alone in (exposures[0], exposures[0].data, "a.fits", None):
+        with pytest.raises(InputError, match="a list of exposures"):
+            skyloom.coadd(alone)
+    with pytest.raises(InputError, match="no exposures"):
+        skyloom.coadd(iter([]))
+    told = pytest.warns(SkyloomWarning, match="left out: All usable pixels")
+    with told, pytest.raises(RegistrationError, match="None of the 2"):
+        skyloom.coadd([np.zeros(SHAPE), np.zeros(SHAPE)], PLAIN)
