@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import fft
 from scipy.interpolate import make_interp_spline
 
+from skyloom._kernels import SPECTRUM_BYTES, filter_tile, tile_spectrum
 from skyloom._threads import map_bands, serial_blas
 
 Array = npt.NDArray[np.float64]
@@ -19,6 +20,8 @@ TILE = 256
 GRID_STEP = 128
 """Distance of the positions at which filters are evaluated, pixels; between them they are interpolated."""
 MAX_GRID = 9
+SAMPLES = 8
+"""So many steps along each axis of a tile tell how a filter varies within it: it does so over `GRID_STEP`."""
 TOLERANCE = 1e-3
 
 
@@ -102,18 +105,20 @@ class VaryingFilter:
         nodes, self.side = stamps.shape[:2], stamps.shape[-1]
         planes = stamps.shape[2] if stamps.ndim == 5 else 1
         flat = stamps.reshape(nodes[0] * nodes[1], -1)
-        if (flat == flat[0]).all():
-            u, s, vt = np.ones((len(flat), 1)), np.ones(1), flat[:1]
-        else:
-            # singular values from the products of the stamps, of which there are few: right to 1e-8 of the largest
-            with serial_blas():
+        constant = (flat == flat[0]).all()
+        with serial_blas():
+            if constant:
+                s, u = np.ones(1), np.ones((len(flat), 1))
+            else:
+                # singular values from the products of the stamps, of which there are few: right to 1e-8 of the largest
                 square, u = np.linalg.eigh(flat @ flat.T)
-            s, u = np.sqrt(np.maximum(square[::-1], 0)), u[:, ::-1]
-            vt = (u.T @ flat)[s > 1e-7 * s[0]] / s[s > 1e-7 * s[0], None]
-            s = s[: len(vt)]
-        left_out = np.sqrt(np.cumsum((s**2)[::-1])[::-1])  # norm of the terms from r on
-        rank = max(1, int(np.count_nonzero(left_out > tolerance * left_out[0])))
-        self.filters = vt[:rank].reshape(rank, planes, self.side, self.side)
+                s, u = np.sqrt(np.maximum(square[::-1], 0)), u[:, ::-1]
+                s = s[s > 1e-7 * s[0]]
+            left_out = _norms_from(s)
+            rank = _terms(left_out, tolerance / 2 * left_out[0])  # half of the error, so that `within` has some as well
+            vt = flat[:1] if constant else (u[:, :rank].T @ flat) / s[:rank, None]
+        self._error = np.sqrt(((tolerance * left_out[0]) ** 2 - left_out[rank] ** 2) / len(flat))
+        self.filters = vt.reshape(rank, planes, self.side, self.side)
         self._grid, self._values = grid, (u[:, :rank] * s[:rank]).T.reshape(rank, *nodes)
 
     def image_at(self, x: float, y: float) -> Array:
@@ -126,6 +131,37 @@ class VaryingFilter:
     def coefficients(self, rows: slice, columns: slice, dtype: type = np.float64) -> npt.NDArray[Any]:
         """Return c_r at the pixels of a rectangle, shape (rank, n_rows, n_columns)."""
         return self._grid.rectangle(self._values, rows, columns, dtype)
+
+    def within(self, rows: slice, columns: slice, dtype: type) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return the filter in a rectangle by as few terms as it takes there, which are fewer than over the field.
+
+        ``Q(u; x) = sum_t w_t(x) sum_r m_tr S_r(u)``, from the singular values of the c_r at some pixels.
+
+        Returns
+        -------
+        mixture : ndarray, shape (terms, rank)
+            m_tr, with orthonormal rows.
+        weights : ndarray, shape (terms, n_rows, n_columns)
+            w_t.
+        """
+        y, x = (slice(p.start, p.stop, max(1, (p.stop - p.start - 1) // SAMPLES)) for p in (rows, columns))
+        some = self.coefficients(y, x)
+        some = some.reshape(len(some), -1)
+        square, u = np.linalg.eigh(some @ some.T)
+        left_out = _norms_from(np.sqrt(np.maximum(square[::-1], 0)))
+        mixture = u[:, ::-1][:, : _terms(left_out, self._error * np.sqrt(some.shape[1]))].T
+        weights = self._grid.rectangle(np.tensordot(mixture, self._values, axes=1), rows, columns, dtype)
+        return np.ascontiguousarray(mixture, dtype), np.ascontiguousarray(weights)
+
+
+def _norms_from(s: Array) -> Array:
+    """Return the norms of what lacks the first r terms, for r = 0 to all of them, from the norms of the terms."""
+    return np.append(np.sqrt(np.cumsum((s**2)[::-1])[::-1]), 0.0)
+
+
+def _terms(left_out: Array, error: float) -> int:
+    """Return how many terms are needed, at least one."""
+    return max(1, int(np.count_nonzero(left_out > error)))
 
 
 Planes = npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
@@ -155,41 +191,43 @@ def correlate(
     work = [(varying, [planes] if isinstance(planes, np.ndarray) else list(planes)) for varying, planes in jobs]
     ny, nx = work[0][1][0].shape
     half = work[0][0].side // 2
-    size = tuple(fft.next_fast_len(min(TILE, n) + 2 * half, real=True) for n in (ny, nx))
-    outputs = [np.empty((ny, nx), dtype) for _ in work]
+    step_y, step_x = (-(-n // -(-n // TILE)) for n in (ny, nx))  # tiles of one size
+    size = tuple(fft.next_fast_len(step + 2 * half, real=True) for step in (step_y, step_x))
+    outputs: list[npt.NDArray[Any]] = [np.empty((ny, nx), dtype) for _ in work]
     filters = {id(varying): varying.filters for varying, _ in work}
-    transforms = {key: _transform(stamps.astype(dtype), size) for key, stamps in filters.items()}
+    transforms = {key: _spectra(stamps[..., ::-1, ::-1].astype(dtype), size) for key, stamps in filters.items()}
 
-    def filter_tile(corner: tuple[int, int]) -> None:
+    def filter_one(corner: tuple[int, int]) -> None:
         y, x = corner
-        rows, columns = slice(y, min(y + TILE, ny)), slice(x, min(x + TILE, nx))
-        inside = (slice(2 * half, 2 * half + part.stop - part.start) for part in (rows, columns))
-        down, across = inside
-        seen: dict[int, npt.NDArray] = {}
+        rows, columns = slice(y, min(y + step_y, ny)), slice(x, min(x + step_x, nx))
+        seen: dict[int, npt.NDArray[Any]] = {}
         for (varying, planes), out in zip(work, outputs, strict=True):
             for plane in planes:
                 if id(plane) not in seen:
-                    seen[id(plane)] = fft.rfft2(_with_border(plane, rows, columns, half).astype(dtype), s=size)
-            weights = varying.coefficients(rows, columns, dtype)
-            total = out[rows, columns]
-            total[:] = 0
-            for transform, weight in zip(transforms[id(varying)], weights, strict=True):
-                product = transform[0] * seen[id(planes[0])]
-                for one, plane in zip(transform[1:], planes[1:], strict=True):
-                    product += one * seen[id(plane)]
-                product = fft.ifft(product, axis=0, overwrite_x=True)[down]
-                filtered = fft.irfft(product, n=size[1], axis=1)[:, across]
-                filtered *= weight
-                total += filtered
+                    seen[id(plane)] = _spectra(_with_border(plane, rows, columns, half).astype(dtype, copy=False), size)
+            mixture, weights = varying.within(rows, columns, dtype)
+            mixture /= size[0] * size[1]  # inverse transforms are sums
+            filter_tile(
+                transforms[id(varying)], [seen[id(plane)] for plane in planes], mixture, weights, size[1], 2 * half,
+                out[rows, columns],
+            )  # fmt: skip
 
-    map_bands(filter_tile, [(y, x) for y in range(0, ny, TILE) for x in range(0, nx, TILE)], threads)
+    corners = [(y, x) for y in range(0, ny, step_y) for x in range(0, nx, step_x)]
+    with serial_blas():
+        map_bands(filter_one, corners, threads)
     return outputs
 
 
-def _transform(stamps: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return what multiplies the transform of an image: correlation is convolution with the mirrored filter."""
-    rows = fft.rfft(stamps[..., ::-1, ::-1], n=size[1], axis=-1)
-    return np.asarray(fft.fft(rows, n=size[0], axis=-2))
+def _spectra(planes: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return transforms of planes, shape (..., n, m), on a grid of shape `size`: (..., blocks, size[0], 2, lanes).
+
+    See `_kernels/correlate.hpp`.
+    """
+    lanes = SPECTRUM_BYTES // planes.itemsize
+    out = np.empty((*planes.shape[:-2], -(-(size[1] // 2 + 1) // lanes), size[0], 2, lanes), planes.dtype)
+    for index in np.ndindex(planes.shape[:-2]):
+        tile_spectrum(np.ascontiguousarray(planes[index]), size[1], out[index])
+    return out
 
 
 def _with_border(plane: npt.NDArray, rows: slice, columns: slice, border: int) -> npt.NDArray:

@@ -2,6 +2,7 @@
 
 from skyloom._kernels._ext import (
     DRIZZLE_KERNELS,
+    SPECTRUM_BYTES,
     SPREAD_BATCH,
     SPREAD_SPANS,
     DrizzleFootprint,
@@ -20,16 +21,19 @@ from skyloom._kernels._ext import (
     drizzle_square,
     expand_grid,
     filter_stamp,
+    filter_tile,
     find_substamps,
     interpolate,
     local_signal,
     pixel_area_ratio,
     simd_level,
+    tile_spectrum,
     weighted_gram,
 )
 
 __all__ = [
     "DRIZZLE_KERNELS",
+    "SPECTRUM_BYTES",
     "SPREAD_BATCH",
     "SPREAD_SPANS",
     "DrizzleFootprint",
@@ -48,10 +52,12 @@ __all__ = [
     "drizzle_square",
     "expand_grid",
     "filter_stamp",
+    "filter_tile",
     "find_substamps",
     "interpolate",
     "local_signal",
     "pixel_area_ratio",
     "simd_level",
+    "tile_spectrum",
     "weighted_gram",
 ]

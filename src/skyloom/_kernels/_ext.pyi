@@ -250,6 +250,20 @@ def pixel_area_ratio(
     pixmap: npt.NDArray[np.float64], row_start: int, row_stop: int, area: npt.NDArray[np.float64]
 ) -> None: ...
 
+# correlate
+SPECTRUM_BYTES: int
+
+def tile_spectrum(plane: FloatArray, nx: int, out: FloatArray) -> None: ...
+def filter_tile(
+    filters: FloatArray,
+    spectra: list[FloatArray],
+    mixture: FloatArray,
+    weights: FloatArray,
+    nx: int,
+    first: int,
+    out: FloatArray,
+) -> None: ...
+
 # noise
 def local_signal(
     data: FloatArray,

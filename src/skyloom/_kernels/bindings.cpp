@@ -8,6 +8,7 @@ namespace nb = nanobind;
 void bind_drizzle(nb::module_& m);
 void bind_convolve(nb::module_& m);
 void bind_interpolate(nb::module_& m);
+void bind_correlate(nb::module_& m);
 void bind_covariance(nb::module_& m);
 void bind_delta(nb::module_& m);
 void bind_noise(nb::module_& m);
@@ -20,6 +21,7 @@ NB_MODULE(_ext, m) {
   bind_drizzle(m);
   bind_convolve(m);
   bind_interpolate(m);
+  bind_correlate(m);
   bind_covariance(m);
   bind_delta(m);
   bind_noise(m);

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from skyloom._threads import map_bands, serial_blas
 from skyloom.fill import fill_from_each_other
 from skyloom.filters import Grid, VaryingFilter
 from skyloom.proper import total, transfer
 from skyloom.psf import Psf
-from skyloom.psf.model import stamp_fwhm
+from skyloom.psf.model import stamp_fwhm, stamps_of
 from skyloom.subtraction.zogy.match import BOX_IN_FWHM, Planes
 from skyloom.subtraction.zogy.proper import Array, ProperPair, centred, moved
 
@@ -37,7 +38,7 @@ class ProperFilters:
     error_of_template : VaryingFilter
         `score_of_template` without what is smooth over the boxes in which fluxes of stars are compared, and 1 of a
         star as that is: point spread functions have unit sums, so that errors of theirs leave no flux beyond it.
-    difference_squared : (VaryingFilter, VaryingFilter)
+    difference_squared : (VaryingFilter, VaryingFilter) or None
         Of one variance each: what either image brings to the variance of D / F_D.
     score_squared : VaryingFilter
         Of both variances: the variance of S / F_S.
@@ -58,7 +59,7 @@ class ProperFilters:
     score: VaryingFilter
     score_of_template: VaryingFilter
     error_of_template: VaryingFilter
-    difference_squared: tuple[VaryingFilter, VaryingFilter]
+    difference_squared: tuple[VaryingFilter, VaryingFilter] | None
     score_squared: VaryingFilter
     response: VaryingFilter
     score_of_background: float
@@ -68,7 +69,14 @@ class ProperFilters:
 
     @classmethod
     def on_grid(
-        cls, shape: tuple[int, int], psfs: tuple[Psf, Psf], sigmas: tuple[float, float], shift: tuple[float, float]
+        cls,
+        shape: tuple[int, int],
+        psfs: tuple[Psf, Psf],
+        sigmas: tuple[float, float],
+        shift: tuple[float, float],
+        *,
+        variances: bool = True,
+        threads: int | None = None,
     ) -> ProperFilters:
         """Compute the filters at the nodes of a grid over an image.
 
@@ -82,45 +90,42 @@ class ProperFilters:
             Noise of both images in the flux unit of the science image.
         shift : (float, float)
             By how much (x, y) the template is to be moved.
+        variances : bool
+            Whether `difference_squared` is wanted.
+        threads : int, optional
+            Number of threads; the result does not depend on it.
         """
         grid = Grid(shape)
-        stamps = [grid.sample(psf.stamp) for psf in psfs]
+        y, x = (nodes.ravel() for nodes in np.meshgrid(grid.y, grid.x, indexing="ij"))
+        stamps = [stamps_of(psf, x, y) for psf in psfs]
+        if all((one == one[0]).all() for one in stamps):
+            stamps = [one[:1] for one in stamps]  # the same filters everywhere
         middle = [psf.stamp((shape[1] - 1) / 2, (shape[0] - 1) / 2) for psf in psfs]
-        # the filters reach as far as the point spread functions and, by their differences in width, somewhat beyond
-        half = max(psf.half for psf in psfs) + int(np.ceil(max(stamp_fwhm(stamp) for stamp in middle)))
-        side = fft.next_fast_len(2 * half + 2 * max(psf.half for psf in psfs) + 1, real=True)
-        box = (side, side)
-        pair = ProperPair(transfer(stamps[0], box), transfer(stamps[1], box), *sigmas, 1.0, box)
-        move = moved(shift, box)
-        flux = pair.score_flux[..., None, None]
-        d_n, d_r = (fft.irfft2(f, box) for f in (pair.difference_filters[0], -pair.difference_filters[1] * move))
-        k_n, k_r = (fft.irfft2(f / flux, box) for f in (pair.score_filters[0], -pair.score_filters[1] * move))
-        p_n = fft.irfft2(pair.n, box)
-        # a Gaussian as wide at half maximum as the boxes of `match_stars`
-        width = BOX_IN_FWHM * max(stamp_fwhm(stamp) for stamp in middle) / 2.355
-        beyond = 1 - np.exp(-2 * (np.pi * width) ** 2 * (fft.fftfreq(side)[:, None] ** 2 + fft.rfftfreq(side) ** 2))
-        of_star = pair.score_filters[1] * pair.r
-        share = total((of_star * beyond).real, box) / total(of_star.real, box)
-        k_e = fft.irfft2(-pair.score_filters[1] * move * beyond / (flux * share[..., None, None]), box)
+        fwhm = max(stamp_fwhm(stamp) for stamp in middle)
+        rows = np.array_split(np.arange(len(stamps[0])), -(-len(stamps[0]) // grid.x.size))
 
-        def kernel(*planes: Array) -> Array:
-            """Return kernels of a convolution as stamps of a correlation, shape (n_y, n_x, planes, n, n)."""
-            return np.stack([centred(plane, half)[..., ::-1, ::-1] for plane in planes], axis=2)
+        def of_row(row: npt.NDArray[np.intp]) -> _Kernels:
+            return _Kernels.of((stamps[0][row], stamps[1][row]), sigmas, shift, fwhm)
 
-        response = kernel(k_n)[:, :, 0] * centred(p_n, half)
+        with serial_blas():
+            kernels = _Kernels.joined(map_bands(of_row, rows, threads), grid)
+        d, k = kernels.difference, kernels.score
+        score_of_background, plain, of_x, of_y, of_both = (float(number) for number in kernels.numbers)
         return cls(
-            difference=VaryingFilter(kernel(d_n, d_r), grid, TIGHT),
-            score=VaryingFilter(kernel(k_n, k_r), grid, TIGHT),
-            score_of_template=VaryingFilter(kernel(-k_r), grid, ROUGH),
-            error_of_template=VaryingFilter(kernel(-k_e), grid, ROUGH),
+            difference=VaryingFilter(d, grid, TIGHT),
+            score=VaryingFilter(k, grid, TIGHT),
+            score_of_template=VaryingFilter(-k[:, :, 1:], grid, ROUGH),
+            error_of_template=VaryingFilter(kernels.error, grid, ROUGH),
             difference_squared=(
-                VaryingFilter(kernel(d_n) ** 2, grid, LOOSE),
-                VaryingFilter(kernel(d_r) ** 2, grid, LOOSE),
-            ),
-            score_squared=VaryingFilter(kernel(k_n, k_r) ** 2, grid, LOOSE),
-            response=VaryingFilter(response / response.sum(axis=(-2, -1), keepdims=True), grid, ROUGH),
-            score_of_background=float((pair.score_filters[0][..., 0, 0].real / pair.score_flux).mean()),
-            background_variances=_background_variances(pair),
+                VaryingFilter(d[:, :, :1] ** 2, grid, LOOSE),
+                VaryingFilter(d[:, :, 1:] ** 2, grid, LOOSE),
+            )
+            if variances
+            else None,
+            score_squared=VaryingFilter(k**2, grid, LOOSE),
+            response=VaryingFilter(kernels.response, grid, ROUGH),
+            score_of_background=score_of_background,
+            background_variances=(plain, of_x, of_y, of_both),
             stamps=(middle[0], middle[1]),
             shift=shift,
         )
@@ -141,19 +146,85 @@ class ProperFilters:
         )  # fmt: skip
 
 
-def _background_variances(pair: ProperPair) -> tuple[float, float, float, float]:
-    """Return the variances of S / F_S and of its derivatives along x and y, and their covariance: means over the field.
+@dataclass(frozen=True, eq=False)
+class _Kernels:
+    """The filters at some places as stamps of a correlation, shape (places, planes, n, n), and means over the places.
+
+    `numbers` are `score_of_background` and `background_variances`.
+    """
+
+    difference: Array
+    score: Array
+    error: Array
+    response: Array
+    numbers: Array
+
+    @classmethod
+    def of(
+        cls, stamps: tuple[Array, Array], sigmas: tuple[float, float], shift: tuple[float, float], fwhm: float
+    ) -> _Kernels:
+        """Compute filters for the point spread functions of some places, each of shape (places, n, n).
+
+        In single precision, whose rounding is far below `TIGHT`; the unit of the noise cancels.
+        """
+        reach = max(stamp.shape[-1] // 2 for stamp in stamps)
+        # the filters reach as far as the point spread functions and, by their differences in width, somewhat beyond
+        half = reach + int(np.ceil(fwhm))
+        side = fft.next_fast_len(2 * half + 2 * reach + 1, real=True)
+        box = (side, side)
+        unit = float(np.hypot(*sigmas))
+        p_n, p_r = (transfer(stamp, box, np.complex64) for stamp in stamps)
+        pair = ProperPair(p_n, p_r, sigmas[0] / unit, sigmas[1] / unit, 1.0, box)
+        move = moved(shift, box).astype(np.complex64)
+        flux = pair.score_flux[:, None, None].astype(np.float32)
+        d_n, d_r = pair.difference_filters
+        k_n, k_r = (part / flux for part in pair.score_filters)
+        # a Gaussian as wide at half maximum as the boxes of `match_stars`
+        y2, x2 = fft.fftfreq(side)[:, None] ** 2, fft.rfftfreq(side) ** 2
+        beyond = (1 - np.exp(-2 * (np.pi * BOX_IN_FWHM * fwhm / 2.355) ** 2 * (y2 + x2))).astype(np.float32)
+        of_star = (k_r * p_r).real
+        share = (total(of_star * beyond, box) / total(of_star, box))[:, None, None].astype(np.float32)
+
+        def kernel(*spectra: Array) -> Array:
+            planes = (centred(fft.irfft2(spectrum, box), half)[..., ::-1, ::-1] for spectrum in spectra)
+            return np.stack(list(planes), axis=1).astype(np.float64)
+
+        score = kernel(k_n, -k_r * move)
+        response = score[:, :1] * centred(fft.irfft2(p_n, box), half)[:, None]
+        numbers = k_n[:, 0, 0].real, *(unit**2 * one for one in _background_variances(pair, (k_n, k_r)))
+        return cls(
+            difference=kernel(d_n, -d_r * move),
+            score=score,
+            error=kernel(k_r * move * beyond / share),
+            response=response / response.sum(axis=(-2, -1), keepdims=True),
+            numbers=np.mean(np.asarray(numbers, np.float64), axis=1),
+        )
+
+    @classmethod
+    def joined(cls, rows: list[_Kernels], grid: Grid) -> _Kernels:
+        """Join the rows of a grid, or take those of one place everywhere: shape (n_y, n_x, planes, n, n)."""
+
+        def joined(name: str) -> Array:
+            one = np.concatenate([getattr(row, name) for row in rows])
+            everywhere = np.broadcast_to(one, (grid.y.size * grid.x.size, *one.shape[1:]))
+            return everywhere.reshape(grid.y.size, grid.x.size, *one.shape[1:])
+
+        difference, score, error, response = (joined(name) for name in ("difference", "score", "error", "response"))
+        return cls(difference, score, error, response, np.mean([row.numbers for row in rows], axis=0))
+
+
+def _background_variances(pair: ProperPair, filters: tuple[Array, Array]) -> list[npt.NDArray[np.float64]]:
+    """Return the variances of S / F_S and of its derivatives along x and y, and their covariance, for each place.
 
     The derivatives are those of `gradient`, which multiplies the transform with i (8 sin k - sin 2k) / 6.
     """
     ny, nx = pair.shape
-    k_n, k_r = pair.score_filters
-    power = pair.sigma_n**2 * np.abs(k_n) ** 2 + pair.sigma_r**2 * np.abs(k_r) ** 2
+    power = sum(
+        sigma**2 * (k.real**2 + k.imag**2) for sigma, k in zip((pair.sigma_n, pair.sigma_r), filters, strict=True)
+    )
     y, x = (
         (8 * np.sin(k) - np.sin(2 * k)) / 6
         for k in (2 * np.pi * fft.fftfreq(ny)[:, None], 2 * np.pi * fft.rfftfreq(nx)[None, :])
     )
-    plain, of_x, of_y, of_both = (
-        float((total(power * moment, pair.shape) / pair.score_flux**2).mean()) for moment in (1.0, x**2, y**2, x * y)
-    )
-    return plain, of_x, of_y, of_both
+    moments = (np.ones((ny, 1)), x**2, y**2, x * y)
+    return [total(power * moment.astype(np.float32), pair.shape) for moment in moments]

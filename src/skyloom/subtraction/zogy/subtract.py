@@ -244,13 +244,15 @@ def difference_planes(
     kind: np.dtype[Any] = np.dtype(np.float32 if single else np.float64)
     science, template = _in_one_unit(planes, match)
     both = science.usable & template.usable
-    filters = ProperFilters.on_grid(science.usable.shape, psfs, (science.sigma, template.sigma), match.shift)
+    filters = ProperFilters.on_grid(
+        science.usable.shape, psfs, (science.sigma, template.sigma), match.shift, variances=variances, threads=threads
+    )
     n, r = filters.fill((science, template))
     images = (n.astype(kind, copy=False), r.astype(kind, copy=False))
     noise = (science.variance.astype(kind, copy=False), template.variance.astype(kind, copy=False))
     level: Any = kind.type(0)
     image, score, of_template, error, score_variance, coverage, *pixel_variances = _filter(
-        filters, images, noise, both, variances=variances, threads=threads
+        filters, images, noise, both, threads=threads
     )
     slopes = gradient(of_template) if moving or any(match.scatter) else None
     noise_variance = np.maximum(score_variance, 0) if moving else None
@@ -302,13 +304,13 @@ def _filter(
     noise: tuple[Array, Array],
     both: npt.NDArray[np.bool_],
     *,
-    variances: bool,
     threads: int | None,
 ) -> list[Array]:
     """Return difference and score with what tells their errors, from the two images and the variances in them.
 
     They are: D and S, what S has of the template, S for a relative error of its stars' fluxes, the variance of S, the
-    coverage of pixels that are usable in `both` and, if wanted, the `variances` of D's pixels by each image.
+    coverage of pixels that are usable in `both` and, if there are filters for them, the variances of D's pixels by each
+    image.
     """
     kind = images[0].dtype
     return correlate(
@@ -319,7 +321,7 @@ def _filter(
             (filters.error_of_template, images[1]),
             (filters.score_squared, noise),
             (filters.response, both.astype(kind)),
-            *(zip(filters.difference_squared, noise, strict=True) if variances else ()),
+            *zip(filters.difference_squared or (), noise, strict=False),
         ],
         threads,
         dtype=kind.type,
