@@ -23,11 +23,29 @@ class Profile:
     e1: float = 0.0
     e2: float = 0.0
 
-    def stamp(self, half: int, dx: float = 0.0, dy: float = 0.0) -> Stamp:
-        """Return the profile on a grid of (2 half + 1)**2 pixels, with unit sum."""
-        axis = np.arange(-half, half + 1.0)
+    def stamp(self, half: int, dx: float = 0.0, dy: float = 0.0, *, oversampling: int = 1) -> Stamp:
+        """Return the profile on a grid of (2 half oversampling + 1)**2 samples; the mean sum of a pixel's worth is 1."""
+        axis = np.arange(-half * oversampling, half * oversampling + 1.0) / oversampling
         values = self.values(axis[None, :] - dx, axis[:, None] - dy)
-        return values / values.sum()
+        return values * (oversampling**2 / values.sum())
+
+    @property
+    def narrowest(self) -> float:
+        """FWHM along the short axis, pixels."""
+        e = float(np.hypot(self.e1, self.e2))
+        return self.fwhm * float(np.sqrt((1 - e) / (1 + e)))
+
+    def parameters(self) -> Stamp:
+        """Return unbounded parameters: log FWHM, those of the ellipticity (below 0.7) and, unless Gaussian, of beta."""
+        shape = [np.log(self.fwhm), np.arctanh(self.e1 / 0.7), np.arctanh(self.e2 / 0.7)]
+        return np.array(shape if np.isinf(self.beta) else [*shape, np.log(self.beta - 1.1)])
+
+    @classmethod
+    def of(cls, parameters: Stamp) -> Profile:
+        """Return the profile with these `parameters`."""
+        e1, e2 = 0.7 * np.tanh(parameters[1:3])
+        beta = 1.1 + np.exp(parameters[3]) if len(parameters) == 4 else np.inf
+        return cls(float(np.exp(parameters[0])), float(beta), float(e1), float(e2))
 
     def values(self, x: Stamp, y: Stamp) -> Stamp:
         """Return the profile, 1 at the centre, at offsets (x, y) from it."""
@@ -38,21 +56,22 @@ class Profile:
         return (1 + 4 * (2 ** (1 / self.beta) - 1) * r2 / self.fwhm**2) ** -self.beta
 
 
-def fit_profile(
-    stamp: Stamp, weight: Stamp, start: float | Profile, *, gaussian: bool = False, level: bool = True
-) -> Profile:
+def parameter_bounds(half: int) -> Stamp:
+    """Return the least and largest `Profile.parameters` in stamps of this half size, shape (2, 4)."""
+    return np.array([[np.log(0.5), -2.0, -2.0, -3.0], [np.log(4.0 * half), 2.0, 2.0, 3.0]])
+
+
+def fit_profile(stamp: Stamp, weight: Stamp, start: float, *, gaussian: bool = False) -> Profile:
     """Fit a profile, its flux, its centre and a constant background to a stamp, by weighted least squares.
 
     Parameters
     ----------
     stamp, weight : ndarray, shape (n, n), n odd
         Data with the source near the middle, and the inverse variance of each pixel (0: not used).
-    start : float or Profile
-        First guess; of the FWHM, in pixels, or of all.
+    start : float
+        First guess of the FWHM, pixels.
     gaussian : bool
         Fit a Gaussian instead of a Moffat profile.
-    level : bool
-        Whether there may be a background. It takes part of the wings for itself where these are noisy.
 
     Returns
     -------
@@ -63,23 +82,15 @@ def fit_profile(
     root = np.sqrt(weight / weight.max())
     data = (stamp * root).ravel()
 
-    def shape_of(p: npt.NDArray[np.float64]) -> Profile:
-        # log-widths keep the FWHM positive, tanh keeps the ellipticity below 0.7
-        e1, e2 = 0.7 * np.tanh(p[3:5])
-        return Profile(float(np.exp(p[0])), np.inf if gaussian else float(1.1 + np.exp(p[5])), float(e1), float(e2))
-
     def residual(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        values = shape_of(p).values(axis[None, :] - p[1], axis[:, None] - p[2])
+        values = Profile.of(p[2:]).values(axis[None, :] - p[0], axis[:, None] - p[1])
         # flux and background are linear: solved for at every step (variable projection)
-        basis = np.stack([(values * root).ravel(), root.ravel()][: 1 + level])
+        basis = np.stack([(values * root).ravel(), root.ravel()])
         return np.linalg.solve(basis @ basis.T, basis @ data) @ basis - data
 
-    if not isinstance(start, Profile):
-        start = Profile(start, 3.1)
-    shape = [float(np.arctanh(e / 0.7)) for e in (start.e1, start.e2)]
-    first = np.array([np.log(start.fwhm), 0.0, 0.0, *shape] + ([] if gaussian else [np.log(start.beta - 1.1)]))
-    low = np.array([np.log(0.5), -2.0, -2.0, -2.0, -2.0, -3.0][: first.size])
-    high = np.array([np.log(4.0 * half), 2.0, 2.0, 2.0, 2.0, 3.0][: first.size])
-    first = np.clip(first, low + 1e-6, high - 1e-6)
+    shape = Profile(start, np.inf if gaussian else 3.1).parameters()
+    low, high = (np.array([sign * 2.0, sign * 2.0, *bound[: shape.size]])
+                 for sign, bound in zip((-1, 1), parameter_bounds(half), strict=True))  # fmt: skip
+    first = np.clip([0.0, 0.0, *shape], low + 1e-6, high - 1e-6)
     result = least_squares(residual, first, bounds=(low, high), x_scale=0.1, ftol=1e-6, xtol=1e-5)
-    return shape_of(result.x)
+    return Profile.of(result.x[2:])

@@ -1,7 +1,8 @@
 """Fit a varying point spread function to stars: a linear, regularised least-squares problem.
 
-``P(u; x, y) = Phi_0(u) + sum_{k>0} p_k(x, y) sum_m a_km B_m(u)``: the pixels of Phi_0 are free; the variation over the
-field is made of smooth modes B_m, because a few hundred noisy stars cannot tell the variation of every single pixel.
+``P(u; x, y) = Phi_0(u) + sum_{k>0} p_k(x, y) sum_m a_km B_m(u)``: the samples of Phi_0 are free; the variation over the
+field is made of smooth modes B_m, because a few hundred noisy stars cannot tell the variation of every single sample.
+All are sampled `oversampling` times a pixel, see `PsfModel`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from numpy.polynomial.hermite_e import hermeval
 from scipy.linalg import cho_factor, cho_solve
 from scipy.ndimage import maximum_filter
 
-from skyloom.psf.analytic import Profile, fit_profile
+from skyloom.psf.analytic import Profile, parameter_bounds
+from skyloom.psf.model import slopes
 
 Array = npt.NDArray[np.float64]
 
 PRIOR_PIXEL = 0.5
-"""Prior standard deviation of a pixel of Phi_0 around the analytic profile, relative to that profile."""
+"""Prior standard deviation of a sample of Phi_0 around the analytic profile, relative to that profile."""
 PRIOR_MODE = 0.05
 """Prior standard deviation of a_km B_m at its extremum, relative to the peak of the PSF."""
+LARGEST_STEP = 0.3
+"""Of a parameter of the analytic profile."""
 ENOUGH = 1e-4
 """Conjugate gradients stop where the squared residual has fallen to this part: far below the noise of the stars."""
 MODE_DEGREES = ((1.0, 4), (2.0, 2))
@@ -38,8 +42,8 @@ class StarStamps:
     data, weight : ndarray, shape (n_stars, n, n)
         Background-free data, and the inverse variance of each pixel (0: not used).
     flux : ndarray, shape (n_stars,)
-    to_x, to_y : ndarray, shape (n_stars, n, n)
-        Matrices that move a stamp from the middle pixel to the star, see `shift_matrices`.
+    to_x, to_y : ndarray, shape (n_stars, n, (n - 1) oversampling + 1)
+        Matrices that take a PSF to the pixels of the star, see `shift_matrices`.
     x, y : ndarray, shape (n_stars,)
         Positions in the image.
     """
@@ -52,21 +56,33 @@ class StarStamps:
     x: Array
     y: Array
 
+    @property
+    def half(self) -> int:
+        """Half size of the stamps, pixels."""
+        return self.data.shape[-1] // 2
+
+    @property
+    def oversampling(self) -> int:
+        """Samples of the PSF per pixel."""
+        return (self.to_x.shape[-1] - 1) // (self.data.shape[-1] - 1)
+
     def select(self, index: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | slice) -> StarStamps:
         """Return some of the stars."""
         return StarStamps(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
     def trimmed(self, half: int) -> StarStamps:
         """Return the stars with no more than `half` pixels on each side."""
-        cut = max(0, self.data.shape[-1] // 2 - half)
-        inner = np.s_[:, cut : self.data.shape[-1] - cut, cut : self.data.shape[-1] - cut]
-        return replace(self, **{name: getattr(self, name)[inner] for name in ("data", "weight", "to_x", "to_y")})
+        cut = max(0, self.half - half)
+        inner = slice(cut, self.data.shape[-1] - cut)
+        samples = slice(cut * self.oversampling, self.to_x.shape[-1] - cut * self.oversampling)
+        planes = {name: getattr(self, name)[:, inner, inner] for name in ("data", "weight")}
+        return replace(self, **planes, **{name: getattr(self, name)[:, inner, samples] for name in ("to_x", "to_y")})
 
 
-class _StarModel:
+class StarModel:
     """The linear map from basis images to star stamps, and its transpose.
 
-    ``M_s = f_s Sy_s (sum_k p_k(s) Phi_k) Sx_s^T``, with the shift matrices S of `shift_matrices`.
+    ``M_s = f_s Sy_s (sum_k p_k(s) Phi_k) Sx_s^T``, with the matrices S of `shift_matrices`.
     """
 
     def __init__(self, stars: StarStamps, terms: Array) -> None:
@@ -81,36 +97,50 @@ class _StarModel:
         moved = self.sy.transpose(0, 2, 1) @ stamps @ self.sx
         return (self.terms.T @ moved.reshape(len(moved), -1)).reshape(-1, *moved.shape[1:])
 
+    def diagonal(self, weight: Array) -> Array:
+        """Return the diagonal of ``M^T w M`` for the samples of Phi_0."""
+        spread = (self.sy**2).transpose(0, 2, 1) @ weight @ self.sx**2
+        return np.tensordot(self.terms[:, 0] ** 2, spread, 1)
 
-def variation_modes(half: int, fwhm: float) -> Array:
+
+def variation_modes(half: int, fwhm: float, oversampling: int = 1) -> Array:
     """Gauss-Hermite functions ``He_i(x/s) He_j(y/s) exp(-(x**2 + y**2) / (2 s**2))``, see `MODE_DEGREES`.
 
     Returns
     -------
-    modes : ndarray, shape (n_modes, 2 half + 1, 2 half + 1)
+    modes : ndarray, shape (n_modes, n, n), n = 2 half oversampling + 1
         Scaled to extrema of 1.
     """
-    axis = np.arange(-half, half + 1.0)
+    axis = np.arange(-half * oversampling, half * oversampling + 1.0) / oversampling
     modes = []
     for scale, degree in MODE_DEGREES:
         t = axis / (scale * fwhm / np.sqrt(8 * np.log(2)))
-        functions = [hermeval(t, np.eye(degree + 1)[i]) * np.exp(-(t**2) / 2) for i in range(degree + 1)]
+        functions = hermeval(t, np.eye(degree + 1)) * np.exp(-(t**2) / 2)
         modes += [np.outer(functions[j], functions[i - j]) for i in range(degree + 1) for j in range(i + 1)]
     return np.stack([mode / np.abs(mode).max() for mode in modes])
 
 
-def refined_profile(stars: StarStamps, profile: Profile) -> Profile:
-    """Fit the analytic profile again to the weighted mean of the stars, whose background is known by now.
+def refined_profile(stars: StarStamps, profile: Profile, steps: int = 2) -> Profile:
+    """Fit the analytic profile m again to all stars at once, whose fluxes, positions and background are known by now.
 
-    The mean star is ``m + sum_s M_s^T w_s (D_s - M_s m) / sum_s f_s**2 w_s``: the profile m, corrected by what the
-    stars have beyond it, moved back to the middle.
+    Each step is one of Gauss-Newton: ``D_s = M_s (a m + sum_i b_i dm/dp_i)`` is solved for a and b, and the parameters
+    p move by b / a.
     """
-    start = profile.stamp(stars.data.shape[-1] // 2)
-    model = _StarModel(stars, np.ones((stars.x.size, 1)))
-    weight = np.tensordot(stars.flux**2, stars.weight, 1)
-    beyond = model.adjoint(stars.weight * (stars.data - model.forward(start[None])))[0]
-    mean = start + np.divide(beyond, weight, out=np.zeros_like(weight), where=weight > 0)
-    return fit_profile(mean, weight, profile, level=False)
+    half, oversampling = stars.half, stars.oversampling
+    model, root = StarModel(stars, np.ones((stars.x.size, 1))), np.sqrt(stars.weight)
+    data = (root * stars.data).ravel()
+    for _ in range(steps):
+        p = profile.parameters()
+        image = profile.stamp(half, oversampling=oversampling)
+        step = 1e-4 * np.eye(p.size)
+        slope = [(Profile.of(p + one).stamp(half, oversampling=oversampling) - image) / 1e-4 for one in step]
+        columns = np.stack([(root * model.forward(one[None])).ravel() for one in (image, *slope)])
+        a, *b = np.linalg.lstsq(columns @ columns.T, columns @ data, rcond=1e-10)[0]
+        if not a > 0:
+            break
+        p = p + np.clip(np.array(b) / a, -LARGEST_STEP, LARGEST_STEP)
+        profile = Profile.of(np.clip(p, *parameter_bounds(half)[:, : p.size]))
+    return profile
 
 
 def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int = 12) -> Array:
@@ -118,7 +148,7 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
 
     Minimises ``sum_s w_s (D_s - M_s)**2 + sum_u ((Phi_0 - m) / (tau m'))**2 + sum_km (a_km / tau_a)**2`` by
     preconditioned conjugate gradients, m being the analytic profile and m' its maximum over 3 x 3 pixels. The prior
-    holds the pixels that the stars do not determine, in the wings, near the profile, so that noise in the wings stays
+    holds the samples that the stars do not determine, in the wings, near the profile, so that noise in the wings stays
     below the wings.
 
     Parameters
@@ -133,18 +163,18 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
 
     Returns
     -------
-    basis : ndarray, shape (n_terms, n, n)
+    basis : ndarray, shape (n_terms, n, n), n the samples along a side
         Phi_0 with unit sum and its centroid on the middle pixel; the others with sum and first moments 0.
     """
-    n = stars.data.shape[-1]
+    n, oversampling = stars.to_x.shape[-1], stars.oversampling
     # polynomials without their mean over the stars: what varies is then told apart from Phi_0
     mean = np.average(terms, axis=0, weights=np.maximum(stars.flux, 0))
     mean[0] = 0.0
     centred = terms - mean
-    model = _StarModel(stars, centred)
-    modes = variation_modes(n // 2, profile.fwhm).reshape(-1, n * n)
-    prior = profile.stamp(n // 2)
-    tau2 = (PRIOR_PIXEL * maximum_filter(prior, 3)).ravel() ** 2
+    model = StarModel(stars, centred)
+    modes = variation_modes(stars.half, profile.fwhm, oversampling).reshape(-1, n * n)
+    prior = profile.stamp(stars.half, oversampling=oversampling)
+    tau2 = (PRIOR_PIXEL * maximum_filter(prior, 2 * oversampling + 1)).ravel() ** 2
     tau2_mode = (PRIOR_MODE * prior.max()) ** 2
     n_varying, weight = terms.shape[1] - 1, stars.weight
 
@@ -156,8 +186,9 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
         return np.concatenate([basis[0].ravel(), (basis[1:].reshape(-1, n * n) @ modes.T).ravel()])
 
     inverse_prior = np.concatenate([1 / tau2, np.full(n_varying * len(modes), 1 / tau2_mode)])
-    diagonal = np.tensordot(model.terms[:, 0] ** 2, weight, 1).ravel() + 1 / tau2
-    factor = _mode_block(model.terms[:, 1:], weight, modes, tau2_mode) if n_varying else None
+    diagonal = model.diagonal(weight).ravel() + 1 / tau2
+    at_pixels = modes.reshape(-1, n, n)[:, ::oversampling, ::oversampling].reshape(len(modes), -1)
+    factor = _mode_block(model.terms[:, 1:], weight, at_pixels, tau2_mode) if n_varying else None
 
     def precondition(theta: Array) -> Array:
         pixels = theta[: n * n] / diagonal
@@ -172,7 +203,7 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
     )
     basis = to_basis(theta)
     basis[0] -= np.tensordot(mean[1:], basis[1:], 1)  # back to the plain polynomials
-    return constrain(basis)
+    return constrain(basis, oversampling)
 
 
 def _mode_block(terms: Array, weight: Array, modes: Array, tau2: float) -> tuple[Array, bool]:
@@ -207,13 +238,17 @@ def _conjugate_gradients(
     return x
 
 
-def constrain(basis: Array) -> Array:
-    """Give Phi_0 unit sum and a centroid on the middle pixel, and all other terms sum and first moments 0.
+def constrain(basis: Array, oversampling: int = 1) -> Array:
+    """Give Phi_0 unit sum over the pixels and a centroid on the middle one, and all other terms sum and moments 0.
 
     The centroid is weighted with a Gaussian window of Phi_0's own width; a term's moment is taken out with the gradient
     of Phi_0, which is to first order a shift.
     """
-    basis = basis / basis[0].sum()
+
+    def total(images: Array) -> Array:
+        return np.asarray(images[..., ::oversampling, ::oversampling].sum(axis=(-2, -1)))
+
+    basis = basis / total(basis[0])
     n = basis.shape[-1]
     axis = np.arange(n) - n // 2
     radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
@@ -221,15 +256,15 @@ def constrain(basis: Array) -> Array:
     window = np.exp(-radius2 / (2 * max(float((core * radius2).sum() / core.sum()), 0.5)))
     moments = np.stack([window * axis[None, :], window * axis[:, None]])
     for _ in range(3):
-        gradient = np.stack([np.gradient(basis[0], axis=1), np.gradient(basis[0], axis=0)])
+        gradient = slopes(basis[0])
         response = np.tensordot(moments, gradient, ([1, 2], [1, 2]))
         shift = np.linalg.solve(response, np.tensordot(moments, basis, ([1, 2], [1, 2])))
         basis = basis - np.tensordot(shift.T, gradient, 1)
-        basis[1:] -= basis[1:].sum(axis=(1, 2), keepdims=True) * basis[0]
-        basis[0] /= basis[0].sum()
+        basis[1:] -= total(basis[1:])[:, None, None] * basis[0]
+        basis[0] /= total(basis[0])
     return basis
 
 
 def residuals(stars: StarStamps, basis: Array, terms: Array) -> Array:
     """Return data minus model for each star, shape (n_stars, n, n)."""
-    return stars.data - _StarModel(stars, terms).forward(basis)
+    return stars.data - StarModel(stars, terms).forward(basis)

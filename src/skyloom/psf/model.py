@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import zoom
+from scipy.ndimage import correlate1d, zoom
 
 from skyloom.errors import InputError, ShapeError
 from skyloom.psf.shift import shift_matrices, shift_stamp
@@ -51,6 +51,18 @@ def stamps_of(psf: Psf, x: Stamp, y: Stamp) -> Stamp:
     return np.array([psf.stamp(float(one), float(other)) for one, other in zip(x, y, strict=True)])
 
 
+def stamp_at(psf: Psf, x: float, y: float, dx: float, dy: float) -> Stamp:
+    """Return a PSF at (x, y), centred (dx, dy) pixels from the middle pixel; from its finest samples where it has any."""
+    evaluate = getattr(psf, "stamp_at", None)
+    return shift_stamp(psf.stamp(x, y), dx, dy) if evaluate is None else np.asarray(evaluate(x, y, dx, dy))
+
+
+def slopes(images: Stamp) -> Stamp:
+    """Return the derivatives of images along x and y per sample, of fourth order, shape (2, ..., n, n)."""
+    stencil = np.array([1.0, -8.0, 0.0, 8.0, -1.0]) / 12
+    return np.stack([correlate1d(images, stencil, axis, mode="constant") for axis in (-1, -2)])
+
+
 def polynomial_terms(x: npt.ArrayLike, y: npt.ArrayLike, order: int, shape: tuple[int, int]) -> Stamp:
     """Monomials ``X**i Y**j``, i + j <= order, of positions scaled to -1...1 over an image of `shape`.
 
@@ -67,14 +79,18 @@ def polynomial_terms(x: npt.ArrayLike, y: npt.ArrayLike, order: int, shape: tupl
 
 @dataclass(frozen=True, eq=False)
 class PsfModel:
-    """A point spread function whose pixels are polynomials of the position in the image.
+    """A point spread function whose samples are polynomials of the position in the image.
 
-    ``P(u; x, y) = sum_k p_k(x, y) Phi_k(u)`` with the monomials p_k of `polynomial_terms`. Phi_0 has unit sum and the
-    other basis images have sum zero, hence every stamp has unit sum.
+    ``P(u; x, y) = sum_k p_k(x, y) Phi_k(u)`` with the monomials p_k of `polynomial_terms`. P is the *effective* PSF
+    (Anderson & King 2000, PASP 112, 1360): it holds the blurring by the pixels of the detector, so that P(u) is what
+    a pixel at u from the star's centre receives, and nothing is integrated. Stars narrower than some three pixels
+    are not known from one value a pixel; their P is sampled `oversampling` times a pixel along each side, the middle
+    sample being the centre, and interpolated between samples (`shift_matrices`). A stamp takes every `oversampling`-th
+    sample. Over the pixels of a centred stamp Phi_0 has the sum 1 and the other basis images 0: stamps have unit sum.
 
     Parameters
     ----------
-    basis : ndarray, shape (n_terms, 2 half + 1, 2 half + 1), float64
+    basis : ndarray, shape (n_terms, n, n), n = 2 half oversampling + 1, float64
         Phi_k.
     order : int
         Degree of the polynomials.
@@ -84,6 +100,13 @@ class PsfModel:
         Number of stars that the model rests on.
     statistics : mapping
         How well the model describes its stars; see `estimate_psf`.
+    oversampling : int
+        Samples per pixel along each side.
+
+    Raises
+    ------
+    ShapeError
+        The sides of the basis do not fit the oversampling.
     """
 
     basis: Stamp
@@ -91,45 +114,63 @@ class PsfModel:
     shape: tuple[int, int]
     n_stars: int = 0
     statistics: Mapping[str, float] = field(default_factory=dict)
+    oversampling: int = 1
 
     def __post_init__(self) -> None:
         basis = np.array(self.basis, dtype=float)
+        if basis.ndim != 3 or basis.shape[1] != basis.shape[2] or (basis.shape[1] - 1) % (2 * self.oversampling):
+            raise ShapeError(
+                f"The basis has the shape {basis.shape}; (terms, n, n) is needed, n - 1 being a multiple of twice the "
+                f"oversampling, {self.oversampling}.",
+                found=basis.shape,
+            )
         basis.flags.writeable = False
         object.__setattr__(self, "basis", basis)
 
     @property
     def half(self) -> int:
         """Half size of the stamps, pixels."""
-        return int(self.basis.shape[-1] // 2)
+        return int(self.basis.shape[-1] // 2) // self.oversampling
 
     def stamp(self, x: float, y: float) -> Stamp:
         """Return the PSF at (x, y), centred on the middle pixel, with unit sum; outside, that of the border."""
-        ny, nx = self.shape
-        x, y = min(max(x, 0.0), nx - 1.0), min(max(y, 0.0), ny - 1.0)
-        return np.tensordot(polynomial_terms(x, y, self.order, self.shape), self.basis, 1)
+        return np.asarray(self.stamps(np.array([x], float), np.array([y], float))[0])
 
     def stamp_at(self, x: float, y: float, dx: float, dy: float) -> Stamp:
         """Return the PSF at (x, y), centred (dx, dy) pixels from the middle pixel."""
-        return shift_stamp(self.stamp(x, y), dx, dy)
-
-    def stamps_at(self, x: Stamp, y: Stamp, dx: Stamp, dy: Stamp) -> Stamp:
-        """Return `stamp_at` for many positions, shape (N, 2 half + 1, 2 half + 1)."""
-        along_x, along_y = (shift_matrices(2 * self.half + 1, one) for one in (dx, dy))
-        return np.asarray(along_y @ self.stamps(x, y) @ along_x.transpose(0, 2, 1))
+        return np.asarray(self.stamps_at(*(np.array([value], float) for value in (x, y, dx, dy)))[0])
 
     def stamps(self, x: Stamp, y: Stamp) -> Stamp:
         """Return `stamp` for many positions, shape (N, 2 half + 1, 2 half + 1)."""
+        pixels = self.basis[:, :: self.oversampling, :: self.oversampling]
+        return np.asarray(np.tensordot(self.terms(x, y), pixels, 1))
+
+    def stamps_at(self, x: Stamp, y: Stamp, dx: Stamp, dy: Stamp) -> Stamp:
+        """Return `stamp_at` for many positions, shape (N, 2 half + 1, 2 half + 1)."""
+        return self.evaluate(x, y, self.pixel_matrices(dx), self.pixel_matrices(dy))
+
+    def pixel_matrices(self, offset: Stamp) -> Stamp:
+        """Return what takes the samples of an axis to pixels, for stars so many pixels from the middle one."""
+        return shift_matrices(self.basis.shape[-1], np.asarray(offset) * self.oversampling, self.oversampling)
+
+    def evaluate(self, x: Stamp, y: Stamp, to_x: Stamp, to_y: Stamp) -> Stamp:
+        """Return the PSF at some positions in the image, taken to pixels by given `pixel_matrices`."""
+        return np.asarray(to_y @ np.tensordot(self.terms(x, y), self.basis, 1) @ to_x.transpose(0, 2, 1))
+
+    def terms(self, x: Stamp, y: Stamp) -> Stamp:
+        """Return the polynomial terms at some positions, shape (N, n_terms); outside, those of the border."""
         ny, nx = self.shape
-        terms = polynomial_terms(np.clip(x, 0, nx - 1.0), np.clip(y, 0, ny - 1.0), self.order, self.shape)
-        return np.asarray(np.tensordot(terms, self.basis, 1))
+        return polynomial_terms(np.clip(x, 0, nx - 1.0), np.clip(y, 0, ny - 1.0), self.order, self.shape)
 
     def fwhm(self, x: float | None = None, y: float | None = None) -> float:
         """Full width at half maximum in pixels (see `stamp_fwhm`) at (x, y), by default the image centre."""
         ny, nx = self.shape
-        return stamp_fwhm(self.stamp((nx - 1) / 2 if x is None else x, (ny - 1) / 2 if y is None else y))
+        at = [np.array([(n - 1) / 2 if one is None else float(one)]) for n, one in ((nx, x), (ny, y))]
+        return stamp_fwhm(np.tensordot(self.terms(*at), self.basis, 1)[0]) / self.oversampling
 
     def __repr__(self) -> str:
-        return f"<PsfModel order {self.order}, half {self.half}, FWHM {self.fwhm():.2f} px, {self.n_stars} stars>"
+        size = f"half {self.half}, oversampling {self.oversampling}, FWHM {self.fwhm():.2f} px"
+        return f"<PsfModel order {self.order}, {size}, {self.n_stars} stars>"
 
 
 class ArrayPsf:

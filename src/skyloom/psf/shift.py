@@ -12,7 +12,7 @@ KAISER_BETA = 8.0
 """With both, a pixel-integrated Moffat of FWHM 2.6, 3 and 4 pixels is shifted to 6e-4, 3e-4 and 1e-4 of its peak."""
 
 
-def shift_matrices(size: int, shifts: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def shift_matrices(size: int, shifts: npt.ArrayLike, step: int = 1) -> npt.NDArray[np.float64]:
     """Return the matrices S with ``(S f)(u) = f(u - d)`` for each shift d, by windowed sinc interpolation.
 
     The interpolation weights are ``L(u - d - v)``, ``L(t) = sinc(t) I0(beta sqrt(1 - (t / a)**2)) / I0(beta)`` for
@@ -25,10 +25,13 @@ def shift_matrices(size: int, shifts: npt.ArrayLike) -> npt.NDArray[np.float64]:
         Number of samples.
     shifts : array_like, shape (N,)
         Shifts in samples.
+    step : int
+        Distance of the samples u that are made, from the first one on: those at the pixels, if f has `step` samples
+        a pixel.
 
     Returns
     -------
-    matrices : ndarray, shape (N, size, size), float64
+    matrices : ndarray, shape (N, ceil(size / step), size), float64
     """
     shifts = np.atleast_1d(np.asarray(shifts, float))[:, None]
     whole = np.floor(shifts)
@@ -38,7 +41,7 @@ def shift_matrices(size: int, shifts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     weights = np.zeros((len(shifts), 2 * size - 1))  # for all differences u - v
     star, tap = np.nonzero(np.abs(taps + whole) < size)
     weights[star, (taps + whole).astype(np.intp)[star, tap] + size - 1] = values[star, tap]
-    return np.ascontiguousarray(sliding_window_view(weights, size, axis=1)[:, :, ::-1])
+    return np.ascontiguousarray(sliding_window_view(weights, size, axis=1)[:, ::step, ::-1])
 
 
 def _windowed_sinc(t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

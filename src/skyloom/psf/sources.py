@@ -1,0 +1,268 @@
+"""The stars of an image and their neighbours: cut out, and fitted with a given point spread function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from skyloom.psf.analytic import Profile
+from skyloom.psf.fit import StarStamps
+from skyloom.psf.model import PsfModel, slopes
+from skyloom.psf.shift import shift_matrices
+from skyloom.psf.stars import SourceField
+from skyloom.psf.weights import known_quantile, model_weight, soft_weight
+
+Array = npt.NDArray[np.float64]
+Plane = npt.NDArray[Any]
+Index = npt.NDArray[np.intp]
+
+RING = 1.5
+"""Outer radius, in half sizes of the stamps, of the ring where the background of a star is measured."""
+CLIP = 3.0
+"""Standard deviations beyond which a pixel outside of a core is that of a neighbour; 5 leave too much of them."""
+FARTHEST = 1.5
+"""Pixels that a source may move from where it was found."""
+LARGEST_STEP = 0.3
+
+
+def core_pixels(half: int, fwhm: float, radius: float = 1.0) -> npt.NDArray[np.bool_]:
+    """Return the pixels of a stamp within `radius` FWHM of its middle."""
+    axis = np.arange(-half, half + 1.0)
+    return axis[:, None] ** 2 + axis[None, :] ** 2 <= max(radius * fwhm, 1.5) ** 2
+
+
+def mean_star(image: Plane, usable: npt.NDArray[np.bool_], field: SourceField, half: int) -> tuple[Array, Array]:
+    """Return the median of the stars, registered and scaled to unit core flux, and the weight of its pixels."""
+    x, y = field.x[field.stars], field.y[field.stars]
+    (rows, columns), inside = _pixels(x, y, half, image.shape)
+    seen = usable[rows, columns] & inside
+    side = 2 * half + 1
+    back_x, back_y = (shift_matrices(side, np.round(at) - at) for at in (x, y))
+    cube = back_y @ np.where(seen, image[rows, columns], 0) @ back_x.transpose(0, 2, 1)
+    flux = cube[:, core_pixels(half, field.fwhm)].sum(axis=1)
+    good = flux > 0
+    values = (cube[good] / flux[good, None, None]).reshape(-1, side * side).T
+    seen = seen[good].reshape(-1, side * side).T
+    middle = known_quantile(values, seen, 0.5).reshape(side, side)
+    known = seen.any(axis=1).reshape(side, side)
+    # all pixels alike, but the far ones, where neighbours sit, count less
+    axis = np.arange(-half, half + 1.0)
+    radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
+    return middle, known / (1 + radius2 / field.fwhm**2)
+
+
+def _pixels(x: Array, y: Array, half: int, shape: tuple[int, ...]) -> tuple[tuple[Index, Index], npt.NDArray[np.bool_]]:
+    """Return rows (n, side, 1) and columns (n, 1, side) of stamps, the nearest ones of the image, and which are in it."""
+    axis = np.arange(-half, half + 1)
+    ix, iy = (np.round(at).astype(np.intp)[:, None] for at in (x, y))
+    rows, columns = (iy + axis)[:, :, None], (ix + axis)[:, None, :]
+    ny, nx = shape
+    inside = (rows >= 0) & (rows < ny) & (columns >= 0) & (columns < nx)
+    return (np.clip(rows, 0, ny - 1), np.clip(columns, 0, nx - 1)), inside
+
+
+@dataclass
+class Sources:
+    """The running parameters of the chosen stars, which come first, and of all that reaches into their stamps.
+
+    Parameters
+    ----------
+    image : ndarray, shape (ny + 2 pad, nx + 2 pad)
+        Without background; 0 where it cannot be used, and beyond its border.
+    weight : ndarray, shape (n_sources, 2 half + 1, 2 half + 1)
+        Inverse variances of the stamps.
+    x, y, flux : ndarray, shape (n_sources,)
+        Positions in the image, refined, and fluxes.
+    x0, y0 : ndarray
+        First positions, on whose pixels the stamps are centred.
+    n_stars, half : int
+    fwhm : float
+        Pixels.
+    oversampling : int
+        Samples of the PSF per pixel.
+    """
+
+    image: Plane
+    weight: Plane
+    known: Plane
+    x: Array
+    y: Array
+    flux: Array
+    x0: Array
+    y0: Array
+    n_stars: int
+    half: int
+    fwhm: float
+    oversampling: int
+
+    def __post_init__(self) -> None:
+        self.to_x, self.to_y = self._shifts(slice(None))
+        xy = np.column_stack([np.round(self.x0), np.round(self.y0)])
+        self._pairs = cKDTree(xy).query_pairs(2 * self.half + 1.5, p=np.inf, output_type="ndarray")
+
+    @classmethod
+    def of(  # noqa: PLR0917
+        cls,
+        image: Plane,
+        variance: Plane,
+        usable: npt.NDArray[np.bool_],
+        field: SourceField,
+        half: int,
+        oversampling: int,
+    ) -> Sources:
+        """Collect the stars, and all sources that reach into their stamps."""
+        tree = cKDTree(np.column_stack([field.x, field.y])[field.stars])
+        distance, _ = tree.query(np.column_stack([field.x, field.y]), distance_upper_bound=RING * half + field.fwhm)
+        near = np.isfinite(distance) & (field.flux > 0)
+        near[field.stars] = False
+        index = np.concatenate([field.stars, np.flatnonzero(near)])
+        x, y, n_stars = field.x[index], field.y[index], field.stars.size
+        pixels, inside = _pixels(x, y, half, image.shape)
+        good = usable[pixels] & inside
+        weight = np.where(good, 1 / np.where(good, variance[pixels], 1), 0).astype(image.dtype, copy=False)
+        (dy, dx), _ = _ring(half)
+        rows, columns = (np.round(at[:n_stars]).astype(np.intp)[:, None] + step for at, step in ((y, dy), (x, dx)))
+        ny, nx = image.shape
+        known = (rows >= 0) & (rows < ny) & (columns >= 0) & (columns < nx)
+        known &= usable[np.clip(rows, 0, ny - 1), np.clip(columns, 0, nx - 1)]
+        padded = np.pad(np.where(usable, image, 0), int(RING * half) + 2)
+        flux = field.flux[index].astype(float)
+        return cls(padded, weight, known, x.copy(), y.copy(), flux, x, y, n_stars, half, field.fwhm, oversampling)
+
+    def star_stamps(self, psf: PsfModel, profile: Profile) -> StarStamps:
+        """Refine all sources with this PSF, and return the stamps of the stars with all else subtracted.
+
+        Beyond the stamps, stars have the wings of `profile`.
+        """
+        models, residual = self.subtract(psf)
+        stars = slice(self.n_stars)
+        shapes, beyond = models[stars], residual[self._padded(stars)]
+        light = self.flux[stars, None, None] * shapes
+        data = beyond + light
+        weight = soft_weight(model_weight(self.weight[stars], light, beyond), light)
+        data -= self._levels(residual, profile)[:, None, None]
+        flux = _flux(data, weight, shapes)
+        # pixels far off the model, outside of the core: neighbours that nobody found, cosmic rays
+        far = ~core_pixels(self.half, self.fwhm)
+        deviation = (data - flux[:, None, None] * shapes) ** 2 * weight
+        weight[(deviation > CLIP**2) & far] = 0
+        flux = _flux(data, weight, shapes)
+        return StarStamps(data, weight, flux, self.to_x[stars], self.to_y[stars], self.x[stars], self.y[stars])
+
+    def _levels(self, residual: Plane, profile: Profile) -> Array:
+        """Return the local background of the stars: the median, without sources, of a ring around their stamps.
+
+        Inside of the stamps it cannot be told from wings that the model lacks.
+        """
+        (dy, dx), wings = _ring(self.half, profile)
+        ix, iy = (self._middle(at[: self.n_stars])[:, None] for at in (self.x0, self.y0))
+        return known_quantile(residual[iy + dy, ix + dx] - self.flux[: self.n_stars, None] * wings, self.known, 0.5)
+
+    def subtract(self, psf: PsfModel) -> tuple[Array, Plane]:
+        """Fit flux and position of each source on what the others leave, the brightest first.
+
+        Sources whose stamps do not overlap do not see each other: they are fitted together, which gives what one after
+        the other would.
+
+        Returns
+        -------
+        models : ndarray, shape (n_sources, n, n)
+            Of unit flux.
+        residual : ndarray
+            The padded image without all sources.
+        """
+        models = self._models(psf, slice(None))
+        residual = self.image.copy()
+        pixels, groups = self._padded(slice(None)), self._groups()
+        for group in groups:
+            residual[pixels[0][group], pixels[1][group]] -= self.flux[group, None, None] * models[group]
+        for group in groups:
+            at = pixels[0][group], pixels[1][group]
+            data = residual[at] + self.flux[group, None, None] * models[group]
+            flux, steps, good = self._fit(data, models[group], psf, group)
+            bright = good & (flux > 0)
+            moved = group[bright]
+            for position, first, step in ((self.x, self.x0, steps[bright, 0]), (self.y, self.y0, steps[bright, 1])):
+                position[moved] = np.clip(position[moved] + step, first[moved] - FARTHEST, first[moved] + FARTHEST)
+            self.to_x[moved], self.to_y[moved] = self._shifts(moved)
+            models[moved] = self._models(psf, moved)
+            self.flux[group[good]] = flux[good]
+            residual[at] = data - self.flux[group, None, None] * models[group]
+        return models, residual
+
+    def _fit(
+        self, data: Array, models: Array, psf: PsfModel, index: Index
+    ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+        """Fit flux, position and level of sources to their cores; return flux, steps (n, 2), and what was possible."""
+        core = core_pixels(self.half, self.fwhm)
+        cut = max(0, self.half - int(max(self.fwhm, 1.5)))
+        inner = slice(cut, len(core) - cut)
+        core, data, models, weight = core[inner, inner], *(p[:, inner, inner] for p in (data, models, self.weight[index]))
+        weight = soft_weight(weight, self.flux[index, None, None] * models)[:, core]
+        to_x, to_y = self.to_x[index, inner], self.to_y[index, inner]
+        terms = psf.terms(self.x[index], self.y[index])
+        along = (to_y @ np.tensordot(terms, one, 1) @ to_x.transpose(0, 2, 1) for one in slopes(psf.basis))
+        along_x, along_y = (self.oversampling * one[:, core] for one in along)
+        columns = np.stack([models[:, core], -along_x, -along_y, np.ones_like(along_x)], axis=1)
+        normal = (columns * weight[:, None]) @ columns.transpose(0, 2, 1)
+        right = (columns * weight[:, None]) @ data[:, core][..., None]
+        good = weight.any(axis=1) & (normal[:, 0, 0] > 0)
+        solution = (np.linalg.pinv(normal, rcond=1e-10, hermitian=True) @ right)[..., 0]
+        flux = np.maximum(solution[:, 0], 0.0)
+        steps = solution[:, 1:3] / np.where(flux > 0, flux, np.inf)[:, None]
+        return flux, np.clip(steps, -LARGEST_STEP, LARGEST_STEP), good
+
+    def _middle(self, at: Array) -> Index:
+        """Return the middle pixels of stamps, along one axis of the padded image."""
+        return np.round(at).astype(np.intp) + int(RING * self.half) + 2
+
+    def _padded(self, index: Any) -> tuple[Index, Index]:
+        """Return the rows and columns of stamps in the padded image, shapes (n, side, 1) and (n, 1, side)."""
+        axis = np.arange(-self.half, self.half + 1)
+        ix, iy = (self._middle(at[index])[:, None] for at in (self.x0, self.y0))
+        return (iy + axis)[:, :, None], (ix + axis)[:, None, :]
+
+    def _shifts(self, index: Any) -> tuple[Array, Array]:
+        """Return the matrices that take the samples of a PSF to the pixels of sources, along x and y."""
+        size, step = 2 * self.half * self.oversampling + 1, self.oversampling
+        offsets = self.x[index] - np.round(self.x0[index]), self.y[index] - np.round(self.y0[index])
+        along_x, along_y = (shift_matrices(size, step * offset, step) for offset in offsets)
+        return along_x, along_y
+
+    def _models(self, psf: PsfModel, index: Any) -> Array:
+        """Return the PSF at some sources, where they are in their stamps, shape (n, 2 half + 1, 2 half + 1)."""
+        return psf.evaluate(self.x[index], self.y[index], self.to_x[index], self.to_y[index])
+
+    def _groups(self) -> list[Index]:
+        """Return sources that can be fitted together, group by group: each comes after its brighter neighbours."""
+        order = np.argsort(-self.flux, kind="stable")
+        rank = np.empty(order.size, np.intp)
+        rank[order] = np.arange(order.size)
+        pairs = np.sort(rank[self._pairs], axis=1)  # (brighter, fainter), as places in the order
+        level = np.zeros(order.size, np.intp)
+        for brighter, fainter in pairs[np.argsort(pairs[:, 1], kind="stable")]:
+            level[fainter] = max(level[fainter], level[brighter] + 1)
+        return [order[level == k] for k in range(int(level.max(initial=-1)) + 1)]
+
+
+def _ring(half: int, profile: Profile | None = None) -> tuple[tuple[Index, Index], Array | None]:
+    """Return the pixels (dy, dx) of the ring around stamps, and the light there of a star whose stamp has the sum 1."""
+    reach = int(RING * half)
+    axis = np.arange(-reach, reach + 1)
+    radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
+    ring = (radius2 > half**2) & (radius2 <= reach**2)
+    dy, dx = (step - reach for step in np.nonzero(ring))
+    if profile is None:
+        return (dy, dx), None
+    wings = profile.stamp(reach)
+    outside = (np.abs(axis)[:, None] > half) | (np.abs(axis) > half)
+    return (dy, dx), np.where(outside, wings / wings[~outside].sum(), 0)[ring]
+
+
+def _flux(data: Array, weight: Array, model: Array) -> Array:
+    """Fit the flux of each stamp."""
+    return np.asarray((weight * data * model).sum((1, 2)) / np.maximum((weight * model**2).sum((1, 2)), 1e-300))
