@@ -15,7 +15,7 @@ from skyloom.errors import InputError, NoUsableDataError, TooFewSourcesError
 from skyloom.exposure import Exposure
 from skyloom.noise import with_variance
 from skyloom.psf.analytic import Profile, fit_profile
-from skyloom.psf.fit import StarStamps, fit_basis, refined_profile, residuals
+from skyloom.psf.fit import StarStamps, effective_profile, fit_basis, refined_profile, residuals
 from skyloom.psf.model import PsfModel, polynomial_terms
 from skyloom.psf.order import MIN_STARS, choose_order
 from skyloom.psf.sources import Sources, core_pixels, mean_star
@@ -27,6 +27,8 @@ Array = npt.NDArray[np.float64]
 
 MAX_STARS = 100
 PASSES = 4
+PIXEL = 0.68
+"""FWHM, in pixels, by which a pixel widens a star, in quadrature: sqrt(8 ln 2 / 12)."""
 SAMPLES, MAX_OVERSAMPLING = 2.6, 4
 """The PSF is sampled more often than the pixels until there are so many samples per FWHM, along its short axis."""
 
@@ -163,6 +165,8 @@ def _estimate(
         oversampling = int(np.clip(np.ceil(SAMPLES / profile.narrowest), 1, MAX_OVERSAMPLING))
     if analytic:
         return _analytic_model(profile, half, shape, field, oversampling)
+    if oversampling > 1:  # the mean star says little of its wings, and holds the pixels
+        profile = dataclasses.replace(profile, fwhm=max(profile.fwhm**2 - PIXEL**2, 0.5) ** 0.5, beta=3.0)
     work = Sources.of(image, variance, usable, field, half, oversampling)
     return _sampled_model(work, profile, options, shape, field=field, name=name)
 
@@ -172,7 +176,8 @@ def _sampled_model(
 ) -> PsfModel:
     """Alternate between the stars' parameters and the samples of the PSF."""
     half, oversampling = work.half, work.oversampling
-    psf = PsfModel(profile.stamp(half, oversampling=oversampling)[None], 0, shape, oversampling=oversampling)
+    start = effective_profile(profile, half, oversampling)
+    psf = PsfModel(start[None], 0, shape, oversampling=oversampling)
     chosen = 0
     for passage in range(PASSES):
         stars = work.star_stamps(psf, profile)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.polynomial.hermite_e import hermeval
 from scipy.linalg import cho_factor, cho_solve
-from scipy.ndimage import maximum_filter
+from scipy.ndimage import correlate1d, maximum_filter
 
 from skyloom.psf.analytic import Profile, parameter_bounds
 from skyloom.psf.model import slopes
@@ -25,8 +25,8 @@ PRIOR_PIXEL = 0.5
 """Prior standard deviation of a sample of Phi_0 around the analytic profile, relative to that profile."""
 PRIOR_MODE = 0.05
 """Prior standard deviation of a_km B_m at its extremum, relative to the peak of the PSF."""
-LARGEST_STEP = 0.3
-"""Of a parameter of the analytic profile."""
+STEP, LARGEST_STEP, STILL = 1e-4, 0.3, 0.02
+"""Of the parameters of the analytic profile: differences, the largest change at a time, and the last one."""
 ENOUGH = 1e-4
 """Conjugate gradients stop where the squared residual has fallen to this part: far below the noise of the stars."""
 MODE_DEGREES = ((1.0, 4), (2.0, 2))
@@ -120,7 +120,7 @@ def variation_modes(half: int, fwhm: float, oversampling: int = 1) -> Array:
     return np.stack([mode / np.abs(mode).max() for mode in modes])
 
 
-def refined_profile(stars: StarStamps, profile: Profile, steps: int = 2) -> Profile:
+def refined_profile(stars: StarStamps, profile: Profile, steps: int = 6) -> Profile:
     """Fit the analytic profile m again to all stars at once, whose fluxes, positions and background are known by now.
 
     Each step is one of Gauss-Newton: ``D_s = M_s (a m + sum_i b_i dm/dp_i)`` is solved for a and b, and the parameters
@@ -131,15 +131,17 @@ def refined_profile(stars: StarStamps, profile: Profile, steps: int = 2) -> Prof
     data = (root * stars.data).ravel()
     for _ in range(steps):
         p = profile.parameters()
-        image = profile.stamp(half, oversampling=oversampling)
-        step = 1e-4 * np.eye(p.size)
-        slope = [(Profile.of(p + one).stamp(half, oversampling=oversampling) - image) / 1e-4 for one in step]
+        image = effective_profile(profile, half, oversampling)
+        moved = [Profile.of(p + one) for one in STEP * np.eye(p.size)]
+        slope = [(effective_profile(one, half, oversampling) - image) / STEP for one in moved]
         columns = np.stack([(root * model.forward(one[None])).ravel() for one in (image, *slope)])
         a, *b = np.linalg.lstsq(columns @ columns.T, columns @ data, rcond=1e-10)[0]
         if not a > 0:
             break
-        p = p + np.clip(np.array(b) / a, -LARGEST_STEP, LARGEST_STEP)
-        profile = Profile.of(np.clip(p, *parameter_bounds(half)[:, : p.size]))
+        change = np.clip(np.array(b) / a, -LARGEST_STEP, LARGEST_STEP)
+        profile = Profile.of(np.clip(p + change, *parameter_bounds(half)[:, : p.size]))
+        if np.abs(change).max() < STILL:
+            break
     return profile
 
 
@@ -173,17 +175,19 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
     centred = terms - mean
     model = StarModel(stars, centred)
     modes = variation_modes(stars.half, profile.fwhm, oversampling).reshape(-1, n * n)
-    prior = profile.stamp(stars.half, oversampling=oversampling)
-    tau2 = (PRIOR_PIXEL * maximum_filter(prior, 2 * oversampling + 1)).ravel() ** 2
+    prior = effective_profile(profile, stars.half, oversampling)
+    tau2 = (PRIOR_PIXEL * oversampling * maximum_filter(prior, 2 * oversampling + 1)).ravel() ** 2
     tau2_mode = (PRIOR_MODE * prior.max()) ** 2
     n_varying, weight = terms.shape[1] - 1, stars.weight
 
     def to_basis(theta: Array) -> Array:
         varying = theta[n * n :].reshape(n_varying, len(modes)) @ modes
-        return np.concatenate([theta[None, : n * n], varying]).reshape(-1, n, n)
+        blurred = pixel_blur(theta[: n * n].reshape(1, n, n), oversampling)
+        return np.concatenate([blurred, varying.reshape(-1, n, n)])
 
     def transpose(basis: Array) -> Array:
-        return np.concatenate([basis[0].ravel(), (basis[1:].reshape(-1, n * n) @ modes.T).ravel()])
+        blurred = pixel_blur(basis[0], oversampling)
+        return np.concatenate([blurred.ravel(), (basis[1:].reshape(-1, n * n) @ modes.T).ravel()])
 
     inverse_prior = np.concatenate([1 / tau2, np.full(n_varying * len(modes), 1 / tau2_mode)])
     diagonal = model.diagonal(weight).ravel() + 1 / tau2
@@ -194,16 +198,38 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
         pixels = theta[: n * n] / diagonal
         return pixels if factor is None else np.concatenate([pixels, cho_solve(factor, theta[n * n :])])
 
-    start = np.concatenate([prior.ravel(), np.zeros(n_varying * len(modes))])
-    theta = start + _conjugate_gradients(
+    basis = to_basis(_conjugate_gradients(
         lambda t: transpose(model.adjoint(weight * model.forward(to_basis(t)))) + inverse_prior * t,
-        transpose(model.adjoint(weight * (stars.data - model.forward(to_basis(start))))),
+        transpose(model.adjoint(weight * (stars.data - StarModel(stars, terms[:, :1]).forward(prior[None])))),
         precondition,
         iterations,
-    )
-    basis = to_basis(theta)
+    ))
+    basis[0] += prior
     basis[0] -= np.tensordot(mean[1:], basis[1:], 1)  # back to the plain polynomials
     return constrain(basis, oversampling)
+
+
+def effective_profile(profile: Profile, half: int, oversampling: int) -> Array:
+    """Return the samples of the effective PSF of an analytic profile, which is blurred by the pixels if these count."""
+    return pixel_blur(profile.stamp(half, oversampling=oversampling), oversampling, mode="nearest")
+
+
+def pixel_blur(images: Array, oversampling: int, mode: str = "constant") -> Array:
+    """Return images averaged over a pixel around each sample: an effective PSF holds that blurring, and nothing finer.
+
+    Whatever the sub-pixel phase of a star, the pixels of a blurred image have the same sum.
+    """
+    if oversampling == 1:
+        return images
+    even = oversampling % 2 == 0
+    box = np.ones(oversampling + even) / oversampling
+    box[[0, -1]] *= 0.5 if even else 1.0
+    # of samples of a box, the variance is not yet that of a box, 1 / 12: so it is
+    share = -1 / 12 if even else 1 / 24
+    box = np.convolve(box, [share, 1 - 2 * share, share])
+    for axis in (-1, -2):
+        images = correlate1d(images, box, axis, mode=mode)
+    return images
 
 
 def _mode_block(terms: Array, weight: Array, modes: Array, tau2: float) -> tuple[Array, bool]:
