@@ -7,15 +7,17 @@ import pytest
 from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import erf
 
-from simulate import SCIENCE, TEMPLATE, AnalyticPsf, simulate_pair
+from simulate import SCIENCE, TEMPLATE, AnalyticPsf, Epoch, simulate_pair
 from skyloom.errors import InputError, NoUsableDataError, ShapeError, SkyloomError, TooFewSourcesError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.psf import ArrayPsf, PsfModel, estimate_psf, shift_stamp, stamp_fwhm
 from skyloom.psf.analytic import Profile, fit_profile
-from skyloom.psf.fit import constrain
+from skyloom.psf.fit import constrain, pixel_blur
+from skyloom.psf.hdu import psf_from_hdu, psf_to_hdu
 from skyloom.psf.model import polynomial_terms
-from skyloom.psf.shift import shift_matrices
+from skyloom.psf.shift import sample_matrix, shift_matrices
 from skyloom.psf.weights import model_weight
 
 ROUND = replace(SCIENCE, shear=(0.0, 0.0), vary_shear=(0.0, 0.0), vary_fwhm=(0.0, 0.0, 0.0))
@@ -329,7 +331,7 @@ def test_nothing_usable_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "options", [{"half": 1}, {"order": 3}, {"fallback": "airy"}, {"sources": Table({"ra": [1.0]})}]
+    "options", [{"half": 1}, {"order": 3}, {"fallback": "airy"}, {"oversampling": 0}, {"sources": Table({"ra": [1.0]})}]
 )
 def test_bad_options_are_named(pair, options):
     with pytest.raises(InputError, match=next(iter(options))):
@@ -365,3 +367,116 @@ def test_faint_neighbours_are_no_wings():
         bias.append((found * true).sum() / (found**2).sum() - 1)
     # 90 stars each: single ones scatter by 0.0015
     assert abs(np.mean(bias)) < 0.0025
+
+
+# more than one sample a pixel
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.floats(-3, 3))
+@settings(max_examples=30, deadline=None)
+def test_pixels_of_a_star_are_every_step_th_sample(half, step, shift):
+    size = 2 * half * step + 1
+    np.testing.assert_array_equal(shift_matrices(size, shift, step)[0], shift_matrices(size, shift)[0][::step])
+
+
+@given(st.integers(1, 20), st.lists(st.floats(-25, 45), min_size=1, max_size=3))
+@settings(max_examples=30, deadline=None)
+def test_interpolation_has_the_weights_of_shifts(size, at):
+    found = sample_matrix(at, size)
+    for row, p in zip(found, at, strict=True):
+        # the sample at 0 of what has moved by -p
+        reach = np.zeros(size + 120)
+        reach[60 : 60 + size] = np.arange(1.0, size + 1)
+        expected = (shift_matrices(len(reach), -p)[0] @ reach)[60]
+        assert row @ np.arange(1.0, size + 1) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("oversampling", [2, 3, 4])
+def test_blurring_by_a_pixel_is_its_integral(oversampling):
+    axis = np.arange(-20 * oversampling, 20 * oversampling + 1) / oversampling
+    errors = []
+    for sigma in (1.0, 2.0):
+        blurred = pixel_blur(np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * sigma**2)), oversampling)
+        upper, lower = (erf((axis + side) / (sigma * np.sqrt(2))) for side in (0.5, -0.5))
+        one = (upper - lower) * sigma * np.sqrt(np.pi / 2)
+        errors.append(np.abs(blurred - np.outer(one, one)).max())
+    assert errors[0] < 0.006
+    assert errors[1] < errors[0] / 12  # of fourth order: by 16
+    sums = [blurred[j::oversampling, i::oversampling].sum() for j in range(2) for i in range(2)]
+    np.testing.assert_allclose(sums, sums[0], rtol=1e-12)  # the pixels share the light, whatever the phase
+
+
+def test_stamps_of_an_oversampled_model_are_its_samples():
+    basis = np.random.default_rng(4).normal(size=(3, 25, 25))
+    psf = PsfModel(basis, 1, (50, 60), oversampling=3)
+    assert psf.half == 4
+    x, y = 31.0, 12.0
+    samples = sum(c * b for c, b in zip([1, x / 29.5 - 1, y / 24.5 - 1], basis, strict=True))
+    np.testing.assert_allclose(psf.stamp(x, y), samples[::3, ::3], rtol=1e-12)
+    # a third of a pixel is a sample
+    np.testing.assert_allclose(psf.stamp_at(x, y, -1 / 3, 2 / 3)[1:, :-1], samples[1::3, 1::3], atol=1e-12)
+    with pytest.raises(ShapeError, match="twice the oversampling, 5"):
+        PsfModel(basis, 1, (50, 60), oversampling=5)
+
+
+def test_oversampled_models_in_files(tmp_path):
+    basis = Profile(3.2, 3.0, 0.1).stamp(8, oversampling=3)[None]
+    psf = PsfModel(basis / basis[0, ::3, ::3].sum(), 0, (50, 60), 7, oversampling=3)
+    again = psf_from_hdu(psf_to_hdu(psf))
+    assert (again.oversampling, again.n_stars) == (3, 7)
+    np.testing.assert_array_equal(again.basis, psf.basis)
+
+
+NARROW = Epoch(2.0, 1.5, 300.0, 6.0, vary_fwhm=(0.04, -0.03, 0.0))
+
+
+@pytest.fixture(scope="module", params=[1.5, 2.0], ids="FWHM {}".format)
+def narrow(request):
+    pair = simulate_pair(
+        31, 512, n_stars=200, n_galaxies=0, n_transients=0, science=replace(NARROW, fwhm=request.param)
+    )
+    return pair.science_psf, estimate_psf(pair.science), pair
+
+
+def true_samples(psf, x, y, half):
+    """Two samples a pixel: the pixels of four stars, whose centres lie half a pixel apart."""
+    samples = np.empty((4 * half + 1, 4 * half + 1))
+    for j in (0, 1):
+        for i in (0, 1):
+            pixels = psf.profile(x, y, -i / 2, -j / 2, half)
+            samples[j::2, i::2] = pixels[: 2 * half + 1 - j, : 2 * half + 1 - i]
+    return samples
+
+
+def test_narrow_stars_are_sampled_more_often_than_the_pixels(narrow):
+    truth, psf, _ = narrow
+    assert psf.oversampling == 2
+    ratio = [psf.fwhm(x, y) / (stamp_fwhm(true_samples(truth, x, y, psf.half)) / 2) for x, y in grid(512, 3)]
+    assert np.mean(ratio) == pytest.approx(1.0, abs=0.007)
+    assert np.abs(np.array(ratio) - 1).max() < 0.03
+
+
+def test_narrow_stars_have_the_right_pixels_at_any_phase(narrow):
+    truth, psf, _ = narrow
+    bias, error = [], []
+    for x, y in grid(512, 3):
+        for dx, dy in ((0, 0), (0.5, 0), (0, -0.5), (0.25, -0.5), (0.3, 0.2)):
+            right, found = truth.profile(x, y, dx, dy, psf.half), psf.stamp_at(x, y, dx, dy)
+            bias.append((found * right).sum() / (found**2).sum() - 1)
+            error.append(np.abs(found - right).max() / right.max())
+    # some 100 stars; one sample a pixel gives 0.03 and 0.06 for the errors
+    assert abs(np.mean(bias)) < 0.005
+    assert np.std(bias) < 0.008
+    assert np.mean(error) < 0.015
+
+
+def test_one_sample_a_pixel_is_too_wide_for_narrow_stars(narrow):
+    truth, psf, pair = narrow
+    wide = estimate_psf(pair.science, order=psf.order, oversampling=1)
+    right = stamp_fwhm(truth_stamp(truth, 256, 256, psf.half))
+    assert abs(stamp_fwhm(psf.stamp(256, 256)) / right - 1) < 0.01
+    assert stamp_fwhm(wide.stamp(256, 256)) / right - 1 > 0.01
+
+
+def test_wide_stars_need_one_sample_a_pixel(model):
+    assert model.oversampling == 1

@@ -36,6 +36,25 @@ def test_a_model_keeps_its_stamps(order, tmp_path):
             assert_allclose(other.stamp(x, y), model.stamp(x, y), rtol=0, atol=2e-7)
 
 
+@pytest.mark.parametrize("oversampling", [2, 3, 4])
+def test_an_oversampled_model_keeps_its_stamps(oversampling, tmp_path):
+    rng = np.random.default_rng(2)
+    fine = Profile(2.0, 3.0, 0.1).stamp(8, oversampling=oversampling)
+    basis = np.stack([fine / fine[::oversampling, ::oversampling].sum(), *(0.01 * rng.normal(size=(2, 1, 1)) * fine)])
+    basis[1:] -= basis[1:, ::oversampling, ::oversampling].sum(axis=(1, 2))[:, None, None] * basis[0]
+    model = PsfModel(basis, 1, (200, 300), oversampling=oversampling)
+    path = PsfexModel.from_model(model).write(tmp_path / "model.psf")
+    with fits.open(path) as hdus:
+        assert hdus["PSF_DATA"].header["PSF_SAMP"] == 1 / oversampling
+        # of the samples PSFEx asks for a sum of some 1
+        assert hdus["PSF_DATA"].data["PSF_MASK"][0][0].sum() == pytest.approx(1, abs=0.01)
+    again = PsfexModel.read(path)
+    assert again.half == model.half
+    for x, y, dx, dy in ((0.0, 0.0, 0.0, 0.0), (299.0, 50.0, 0.5, -0.25), (120.3, 199.0, -0.3, 0.41)):
+        # float32 in the file
+        assert_allclose(again.stamp_at(x, y, dx, dy), model.stamp_at(x, y, dx, dy), rtol=0, atol=1e-6)
+
+
 def test_files_count_pixels_from_1(tmp_path):
     path = PsfexModel.from_model(varying(1)).write(tmp_path / "model.psf")
     with fits.open(path) as hdus:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError
 from skyloom.exposure import Exposure, MaskBit
-from skyloom.psf import Psf, shift_stamp
+from skyloom.psf import Psf, stamp_at
 
 
 def inject(
@@ -61,7 +61,7 @@ def inject(
         ix, iy = round(px), round(py)
         if not (-half <= ix < nx + half and -half <= iy < ny + half):
             continue
-        stamp = f * shift_stamp(psf.stamp(px, py), px - ix, py - iy)
+        stamp = f * stamp_at(psf, px, py, px - ix, py - iy)
         y0, x0 = max(iy, 0), max(ix, 0)
         target = model[y0 : iy + 2 * half + 1, x0 : ix + 2 * half + 1]
         target += stamp[y0 - iy :, x0 - ix :][: target.shape[0], : target.shape[1]]

@@ -12,7 +12,7 @@ from astropy.table import Column, Table
 from skyloom.detection.score import Score
 from skyloom.errors import InputError
 from skyloom.exposure import UNUSABLE
-from skyloom.psf import Psf, shift_stamp
+from skyloom.psf import Psf, shift_stamp, stamp_at
 
 Array = npt.NDArray[np.float64]
 
@@ -217,7 +217,7 @@ def forced_photometry(difference: DifferenceLike, xy: npt.ArrayLike, *, score: S
             continue
         ix, iy = round(x), round(y)
         box = pixels.box(ix, iy)
-        model = shift_stamp(score.psf.stamp(x, y), x - ix, y - iy)
+        model = stamp_at(score.psf, x, y, x - ix, y - iy)
         row[2] = (model**2)[pixels.weight[box] > 0].sum() / (model**2).sum()
         result = psf_flux(pixels.image[box], pixels.weight[box], pixels.effective[box], model)
         if result is not None:

@@ -144,7 +144,9 @@ def _psf_cube(psf: Any, shape: tuple[int, int]) -> Any:
     ny, nx = shape
     middle = (nx - 1) / 2, (ny - 1) / 2
     basis = psf.basis if hasattr(psf, "basis") else psf.stamp(*middle)[None]
-    return _cube("PSF", basis, middle, tuple(max(one, 1.0) for one in middle))
+    hdu = _cube("PSF", basis, middle, tuple(max(one, 1.0) for one in middle))
+    hdu.header["PSFSAMP"] = (getattr(psf, "oversampling", 1), "samples per pixel along each side")
+    return hdu
 
 
 def _proper_psfs(psf: Any) -> list[Any]:
@@ -295,4 +297,4 @@ def _psf_of(hdu: Any, shape: tuple[int, int]) -> Any:
 
     basis = np.asarray(hdu.data, np.float64)
     order = int((np.sqrt(8 * len(basis) + 1) - 3) / 2 + 0.5)  # of (order + 1) (order + 2) / 2 terms
-    return PsfModel(basis, order, shape)
+    return PsfModel(basis, order, shape, oversampling=hdu.header.get("PSFSAMP", 1))

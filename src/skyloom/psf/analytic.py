@@ -24,7 +24,7 @@ class Profile:
     e2: float = 0.0
 
     def stamp(self, half: int, dx: float = 0.0, dy: float = 0.0, *, oversampling: int = 1) -> Stamp:
-        """Return the profile on a grid of (2 half oversampling + 1)**2 samples; the mean sum of a pixel's worth is 1."""
+        """Return the profile on a grid of (2 half oversampling + 1)**2 samples, whose sum is the number in a pixel."""
         axis = np.arange(-half * oversampling, half * oversampling + 1.0) / oversampling
         values = self.values(axis[None, :] - dx, axis[:, None] - dy)
         return values * (oversampling**2 / values.sum())

@@ -140,7 +140,7 @@ def estimate_psf_of_planes(
     return _estimate(image, variance, usable, sources, _Options(order=order, fallback=fallback), name)
 
 
-def _estimate(
+def _estimate(  # noqa: PLR0917
     image: npt.NDArray[Any],
     variance: npt.NDArray[Any],
     usable: npt.NDArray[np.bool_],

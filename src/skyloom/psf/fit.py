@@ -90,10 +90,12 @@ class StarModel:
         self.terms = terms * stars.flux[:, None]
 
     def forward(self, basis: Array) -> Array:
+        """Return the stamps of all stars, shape (n_stars, 2 half + 1, 2 half + 1)."""
         stamps = (self.terms @ basis.reshape(len(basis), -1)).reshape(-1, *basis.shape[1:])
         return self.sy @ stamps @ self.sx.transpose(0, 2, 1)
 
     def adjoint(self, stamps: Array) -> Array:
+        """Return the transpose of `forward`, of the shape of the basis."""
         moved = self.sy.transpose(0, 2, 1) @ stamps @ self.sx
         return (self.terms.T @ moved.reshape(len(moved), -1)).reshape(-1, *moved.shape[1:])
 
@@ -198,12 +200,14 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
         pixels = theta[: n * n] / diagonal
         return pixels if factor is None else np.concatenate([pixels, cho_solve(factor, theta[n * n :])])
 
-    basis = to_basis(_conjugate_gradients(
-        lambda t: transpose(model.adjoint(weight * model.forward(to_basis(t)))) + inverse_prior * t,
-        transpose(model.adjoint(weight * (stars.data - StarModel(stars, terms[:, :1]).forward(prior[None])))),
-        precondition,
-        iterations,
-    ))
+    basis = to_basis(
+        _conjugate_gradients(
+            lambda t: transpose(model.adjoint(weight * model.forward(to_basis(t)))) + inverse_prior * t,
+            transpose(model.adjoint(weight * (stars.data - StarModel(stars, terms[:, :1]).forward(prior[None])))),
+            precondition,
+            iterations,
+        )
+    )
     basis[0] += prior
     basis[0] -= np.tensordot(mean[1:], basis[1:], 1)  # back to the plain polynomials
     return constrain(basis, oversampling)

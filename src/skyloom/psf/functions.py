@@ -169,7 +169,7 @@ def create_psf_model(  # noqa: PLR0917  the reference's signature
     mask : array_like of bool, optional
         True where a pixel is bad.
     oversampling : int, optional
-        Steps per pixel of the model's image; 1 by default.
+        Steps per pixel of the model's image; by default 1, and more for stars narrower than 2.6 pixels.
     degree : int
         Degree of the variation over the image, 0 to 2.
     neighbors_obj : Table, optional
@@ -203,7 +203,7 @@ def create_psf_model(  # noqa: PLR0917  the reference's signature
     _say(verbose, f"{model!r}")
     if get_raw:
         return model
-    return _oversampled(model, 1 if oversampling is None else oversampling).to_dict()
+    return _oversampled(model, model.oversampling if oversampling is None else oversampling).to_dict()
 
 
 def _joined(obj: Any, others: Any) -> Table:
@@ -222,14 +222,15 @@ def _joined(obj: Any, others: Any) -> Table:
 
 def _oversampled(model: PsfModel, factor: int) -> PsfexModel:
     psfex = PsfexModel.from_model(model)
-    if factor == 1:
+    if factor == model.oversampling:
         return psfex
     if not (isinstance(factor, (int, np.integer)) and factor > 0):
         raise InputError(f"oversampling is {factor!r}; a whole number above 0 is needed.")
-    n = (psfex.data.shape[-1] - 1) * factor + 1
-    axis = np.arange(n) / factor
+    n = 2 * model.half * factor + 1
+    axis = np.arange(n) * model.oversampling / factor
     fine = np.stack([ndimage.map_coordinates(plane, np.meshgrid(axis, axis, indexing="ij")) for plane in psfex.data])
-    return PsfexModel.from_dict(psfex.to_dict() | {"data": fine, "sampling": 1 / factor})
+    share = (model.oversampling / factor) ** 2
+    return PsfexModel.from_dict(psfex.to_dict() | {"data": share * fine, "sampling": 1 / factor})
 
 
 def _exposure(image: Any, mask: Any, gain: float | None) -> Exposure:

@@ -14,8 +14,9 @@ from skyloom.psf.tiled import TiledPsf
 def psf_to_hdu(psf: Any, name: str = "PSF") -> Any:
     """Return a PSF as a FITS image: a cube of the basis images of a `PsfModel`, or of the stamps of a `TiledPsf`.
 
-    PSFKIND is 'POLYNOMIAL' (the terms of `polynomial_terms`, of degree PSFORDER, for an image of PSFNX x PSFNY pixels;
-    the stamp of an `ArrayPsf` is of degree 0) or 'TILES' (nodes at PSFXk, PSFYk, x fastest).
+    PSFKIND is 'POLYNOMIAL' (the terms of `polynomial_terms`, of degree PSFORDER, for an image of PSFNX x PSFNY pixels,
+    with PSFSAMP samples per pixel; the stamp of an `ArrayPsf` is of degree 0) or 'TILES' (nodes at PSFXk, PSFYk, x
+    fastest).
 
     Raises
     ------
@@ -41,6 +42,7 @@ def psf_to_hdu(psf: Any, name: str = "PSF") -> Any:
     header["PSFKIND"] = "POLYNOMIAL"
     header["PSFORDER"] = (psf.order, "degree")
     header["PSFNY"], header["PSFNX"] = psf.shape
+    header["PSFSAMP"] = (psf.oversampling, "samples per pixel along each side")
     header["PSFSTARS"] = (psf.n_stars, "stars that it was measured from")
     header["PSFFWHM"] = (psf.fwhm(), "[pix] at the middle")
     return fits.ImageHDU(np.array(psf.basis), header)
@@ -59,6 +61,7 @@ def psf_from_hdu(hdu: Any) -> PsfModel | TiledPsf:
         if header["PSFKIND"] == "TILES":
             x, y = ([header[f"PSF{a}{k}"] for k in range(1, header[f"PSFN{a}"] + 1)] for a in "XY")
             return TiledPsf(cube.reshape(len(y), len(x), *cube.shape[1:]), x, y)
-        return PsfModel(cube, header["PSFORDER"], (header["PSFNY"], header["PSFNX"]), header["PSFSTARS"])
+        shape, oversampling = (header["PSFNY"], header["PSFNX"]), header.get("PSFSAMP", 1)
+        return PsfModel(cube, header["PSFORDER"], shape, header["PSFSTARS"], oversampling=oversampling)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"This HDU is no PSF of skyloom: {error}. Give the one that psf_to_hdu() made.") from None

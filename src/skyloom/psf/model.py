@@ -52,7 +52,7 @@ def stamps_of(psf: Psf, x: Stamp, y: Stamp) -> Stamp:
 
 
 def stamp_at(psf: Psf, x: float, y: float, dx: float, dy: float) -> Stamp:
-    """Return a PSF at (x, y), centred (dx, dy) pixels from the middle pixel; from its finest samples where it has any."""
+    """Return a PSF at (x, y), centred (dx, dy) pixels from the middle pixel, from its finest samples."""
     evaluate = getattr(psf, "stamp_at", None)
     return shift_stamp(psf.stamp(x, y), dx, dy) if evaluate is None else np.asarray(evaluate(x, y, dx, dy))
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
-from scipy import ndimage
 
 from skyloom.errors import InputError, ReadError, ShapeError
 from skyloom.psf.model import ArrayPsf, Psf, PsfModel, Stamp
+from skyloom.psf.shift import sample_matrix
 
 _NEEDED = ("data", "sampling", "degree", "x0", "y0", "sx", "sy")
 
@@ -87,25 +87,27 @@ class PsfexModel:
         return self.stamp_at(x, y, 0.0, 0.0)
 
     def raw_stamp(self, x: float, y: float, dx: float, dy: float) -> Stamp:
-        """Return what the super-sampled image at (x, y) holds at the pixels of the detector, by cubic splines."""
+        """Return what the super-sampled image at (x, y) holds at the pixels of the detector, by windowed sincs."""
         fine = self.supersampled(x, y)
         axis = np.arange(-self.half, self.half + 1.0)
         rows, columns = (
-            (axis - shift) / self.sampling + size // 2 for shift, size in zip((dy, dx), fine.shape, strict=True)
+            sample_matrix((axis - shift) / self.sampling + size // 2, size)
+            for shift, size in zip((dy, dx), fine.shape, strict=True)
         )
-        return np.asarray(ndimage.map_coordinates(fine, np.meshgrid(rows, columns, indexing="ij"), order=3))
+        return np.asarray(rows @ fine @ columns.T)
 
     # --- other representations ------------------------------------------------------------------------------
 
     @classmethod
     def from_model(cls, model: PsfModel) -> PsfexModel:
-        """Return a model of `estimate_psf` in this format."""
+        """Return a model of `estimate_psf` in this format, its samples with the sum 1 that PSFEx gives them."""
         ny, nx = model.shape
         powers = [(total - j, j) for total in range(model.order + 1) for j in range(total + 1)]  # of `polynomial_terms`
         wanted = [(i, j) for j in range(model.order + 1) for i in range(model.order + 1 - j)]
-        data = np.stack([model.basis[powers.index(power)] for power in wanted])
+        sampling = 1 / model.oversampling
+        data = sampling**2 * np.stack([model.basis[powers.index(power)] for power in wanted])
         middle, scale = ((nx - 1) / 2, (ny - 1) / 2), (max((nx - 1) / 2, 1), max((ny - 1) / 2, 1))
-        return cls(data, 1.0, model.order, *middle, *scale, fwhm=model.fwhm())
+        return cls(data, sampling, model.order, *middle, *scale, fwhm=model.fwhm())
 
     @classmethod
     def from_dict(cls, psf: Mapping[str, Any]) -> PsfexModel:

@@ -11,6 +11,8 @@ REACH = 8
 KAISER_BETA = 8.0
 """With both, a pixel-integrated Moffat of FWHM 2.6, 3 and 4 pixels is shifted to 6e-4, 3e-4 and 1e-4 of its peak."""
 
+_TAPS = np.arange(-REACH, REACH + 2)
+
 
 def shift_matrices(size: int, shifts: npt.ArrayLike, step: int = 1) -> npt.NDArray[np.float64]:
     """Return the matrices S with ``(S f)(u) = f(u - d)`` for each shift d, by windowed sinc interpolation.
@@ -33,15 +35,40 @@ def shift_matrices(size: int, shifts: npt.ArrayLike, step: int = 1) -> npt.NDArr
     -------
     matrices : ndarray, shape (N, ceil(size / step), size), float64
     """
-    shifts = np.atleast_1d(np.asarray(shifts, float))[:, None]
+    shifts = np.atleast_1d(np.asarray(shifts, float))
     whole = np.floor(shifts)
-    taps = np.arange(-REACH, REACH + 2)
-    values = _windowed_sinc(taps - (shifts - whole))
-    values /= values.sum(axis=-1, keepdims=True)
+    values = _weights(shifts - whole)
     weights = np.zeros((len(shifts), 2 * size - 1))  # for all differences u - v
-    star, tap = np.nonzero(np.abs(taps + whole) < size)
-    weights[star, (taps + whole).astype(np.intp)[star, tap] + size - 1] = values[star, tap]
+    star, tap = np.nonzero(np.abs(_TAPS + whole[:, None]) < size)
+    weights[star, (_TAPS + whole[:, None]).astype(np.intp)[star, tap] + size - 1] = values[star, tap]
     return np.ascontiguousarray(sliding_window_view(weights, size, axis=1)[:, ::step, ::-1])
+
+
+def sample_matrix(at: npt.ArrayLike, size: int) -> npt.NDArray[np.float64]:
+    """Return the matrix that interpolates `size` samples at some positions, by the weights of `shift_matrices`.
+
+    Parameters
+    ----------
+    at : array_like, shape (N,)
+        Positions; the first sample is at 0.
+    size : int
+
+    Returns
+    -------
+    matrix : ndarray, shape (N, size), float64
+    """
+    at = np.asarray(at, float)
+    whole = np.ceil(at)
+    row, tap = np.nonzero((whole[:, None] - _TAPS >= 0) & (whole[:, None] - _TAPS < size))
+    matrix = np.zeros((len(at), size))
+    matrix[row, (whole[:, None] - _TAPS).astype(np.intp)[row, tap]] = _weights(whole - at)[row, tap]
+    return matrix
+
+
+def _weights(part: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the weights of the samples `_TAPS` before positions so much (0 to 1) less than a sample."""
+    values = _windowed_sinc(_TAPS - part[:, None])
+    return np.asarray(values / values.sum(axis=-1, keepdims=True))
 
 
 def _windowed_sinc(t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -56,7 +56,7 @@ def mean_star(image: Plane, usable: npt.NDArray[np.bool_], field: SourceField, h
 
 
 def _pixels(x: Array, y: Array, half: int, shape: tuple[int, ...]) -> tuple[tuple[Index, Index], npt.NDArray[np.bool_]]:
-    """Return rows (n, side, 1) and columns (n, 1, side) of stamps, the nearest ones of the image, and which are in it."""
+    """Return rows (n, side, 1) and columns (n, 1, side) of stamps, taken to the border, and which are inside."""
     axis = np.arange(-half, half + 1)
     ix, iy = (np.round(at).astype(np.intp)[:, None] for at in (x, y))
     rows, columns = (iy + axis)[:, :, None], (ix + axis)[:, None, :]
@@ -75,6 +75,8 @@ class Sources:
         Without background; 0 where it cannot be used, and beyond its border.
     weight : ndarray, shape (n_sources, 2 half + 1, 2 half + 1)
         Inverse variances of the stamps.
+    known : ndarray of bool, shape (n_stars, n)
+        Which pixels of the rings around the stamps of the stars can be used.
     x, y, flux : ndarray, shape (n_sources,)
         Positions in the image, refined, and fluxes.
     x0, y0 : ndarray
@@ -124,7 +126,7 @@ class Sources:
         pixels, inside = _pixels(x, y, half, image.shape)
         good = usable[pixels] & inside
         weight = np.where(good, 1 / np.where(good, variance[pixels], 1), 0).astype(image.dtype, copy=False)
-        (dy, dx), _ = _ring(half)
+        dy, dx = _ring(half)
         rows, columns = (np.round(at[:n_stars]).astype(np.intp)[:, None] + step for at, step in ((y, dy), (x, dx)))
         ny, nx = image.shape
         known = (rows >= 0) & (rows < ny) & (columns >= 0) & (columns < nx)
@@ -158,7 +160,9 @@ class Sources:
 
         Inside of the stamps it cannot be told from wings that the model lacks.
         """
-        (dy, dx), wings = _ring(self.half, profile)
+        dy, dx = _ring(self.half)
+        reach = int(RING * self.half)
+        wings = _wings(self.half, profile)[dy + reach, dx + reach]
         ix, iy = (self._middle(at[: self.n_stars])[:, None] for at in (self.x0, self.y0))
         return known_quantile(residual[iy + dy, ix + dx] - self.flux[: self.n_stars, None] * wings, self.known, 0.5)
 
@@ -201,7 +205,10 @@ class Sources:
         core = core_pixels(self.half, self.fwhm)
         cut = max(0, self.half - int(max(self.fwhm, 1.5)))
         inner = slice(cut, len(core) - cut)
-        core, data, models, weight = core[inner, inner], *(p[:, inner, inner] for p in (data, models, self.weight[index]))
+        core, data, models, weight = (
+            core[inner, inner],
+            *(p[:, inner, inner] for p in (data, models, self.weight[index])),
+        )
         weight = soft_weight(weight, self.flux[index, None, None] * models)[:, core]
         to_x, to_y = self.to_x[index, inner], self.to_y[index, inner]
         terms = psf.terms(self.x[index], self.y[index])
@@ -249,18 +256,23 @@ class Sources:
         return [order[level == k] for k in range(int(level.max(initial=-1)) + 1)]
 
 
-def _ring(half: int, profile: Profile | None = None) -> tuple[tuple[Index, Index], Array | None]:
-    """Return the pixels (dy, dx) of the ring around stamps, and the light there of a star whose stamp has the sum 1."""
+def _ring(half: int) -> tuple[Index, Index]:
+    """Return the pixels (dy, dx) of the ring around stamps."""
     reach = int(RING * half)
     axis = np.arange(-reach, reach + 1)
     radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
-    ring = (radius2 > half**2) & (radius2 <= reach**2)
-    dy, dx = (step - reach for step in np.nonzero(ring))
-    if profile is None:
-        return (dy, dx), None
-    wings = profile.stamp(reach)
-    outside = (np.abs(axis)[:, None] > half) | (np.abs(axis) > half)
-    return (dy, dx), np.where(outside, wings / wings[~outside].sum(), 0)[ring]
+    dy, dx = np.nonzero((radius2 > half**2) & (radius2 <= reach**2))
+    return dy - reach, dx - reach
+
+
+def _wings(half: int, profile: Profile) -> Array:
+    """Return the light in and around a stamp beyond it, of a star whose stamp has the sum 1."""
+    reach = int(RING * half)
+    light = profile.stamp(reach)
+    inner = slice(reach - half, reach + half + 1)
+    light /= light[inner, inner].sum()
+    light[inner, inner] = 0
+    return light
 
 
 def _flux(data: Array, weight: Array, model: Array) -> Array:
