@@ -154,12 +154,13 @@ def _estimate(  # noqa: PLR0917
         raise _too_few(name, field, options.needed)
     # a first look at the mean star: half-light radii are too large in crowded fields
     first = int(np.clip(np.ceil(2 * field.fwhm), 5, 50))
-    fwhm = fit_profile(*mean_star(image, usable, field, first), field.fwhm).fwhm
+    profile = fit_profile(*mean_star(image, usable, field, first), field.fwhm)
+    fwhm = profile.fwhm
     field = dataclasses.replace(field, fwhm=fwhm)
     half = int(np.clip(np.ceil(3.5 * fwhm), 7, 50)) if options.half is None else options.half
     analytic = field.stars.size < options.needed
-    mean = mean_star(image, usable, field, half)
-    profile = fit_profile(*mean, fwhm, gaussian=analytic and options.fallback == "gaussian")
+    if analytic:
+        profile = fit_profile(*mean_star(image, usable, field, half), fwhm, gaussian=options.fallback == "gaussian")
     oversampling = options.oversampling
     if oversampling == "auto":
         oversampling = int(np.clip(np.ceil(SAMPLES / profile.narrowest), 1, MAX_OVERSAMPLING))
@@ -184,9 +185,11 @@ def _sampled_model(
         stars, chi2 = _reject(stars, psf, profile.fwhm)
         if stars.x.size < options.needed:
             raise _too_few(name, field, options.needed, left=stars.x.size)
-        profile = refined_profile(stars, profile)
+        if passage <= 1:
+            profile = refined_profile(stars, profile)
         if passage == 1:  # the first PSF made by stars has cleaned the stamps: now the order can be judged
-            chosen = choose_order(stars, profile, shape) if options.order == "auto" else options.order
+            auto = options.order == "auto"
+            chosen = choose_order(stars, psf.basis, profile.fwhm, shape) if auto else options.order
         terms = polynomial_terms(stars.x, stars.y, chosen, shape)
         psf = PsfModel(fit_basis(stars, terms, profile), chosen, shape, stars.x.size, oversampling=oversampling)
     core = core_pixels(half, profile.fwhm)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.psf.analytic import Profile
-from skyloom.psf.fit import StarModel, StarStamps, fit_basis
+from skyloom.psf.fit import PRIOR_MODE, StarModel, StarStamps, variation_modes
 from skyloom.psf.model import polynomial_terms, slopes
 from skyloom.psf.sources import core_pixels
 
@@ -16,45 +15,78 @@ MIN_STARS = {0: 3, 1: 12, 2: 30}
 """Fewest stars for each order: some three for each polynomial term, and enough to test the choice."""
 FOLDS = 4
 JUDGES = 60
-JUDGED_RADIUS = 2.0
+JUDGED_RADIUS = 1.5
 """So many stars, the best of all parts of the image, decide about the order, with so many FWHM around them."""
 
 
-def choose_order(stars: StarStamps, profile: Profile, shape: tuple[int, int]) -> int:
+def choose_order(stars: StarStamps, basis: Array, fwhm: float, shape: tuple[int, int]) -> int:
     """Choose the degree of the variation by four-fold cross-validation on the stars.
 
-    A higher degree is taken unless it predicts the cores of stars that were left out of the fit (their flux and
-    position are free) worse, by more than two standard errors: the priors keep a needless term small, while a
+    What a constant PSF leaves of the stars, r_s, is fitted by ``sum_k p_k(s) sum_m a_km B_m`` with the modes and priors
+    of `fit_basis`; flux and position of each star are free. A higher degree is taken unless it predicts stars that were
+    left out of the fit worse, by more than two standard errors: the priors keep a needless term small, while a
     missing one is a systematic error of all fluxes in a part of the image.
+
+    Parameters
+    ----------
+    stars : StarStamps
+    basis : ndarray, shape (1, n, n)
+        The constant PSF.
+    fwhm : float
+        Pixels.
+    shape : tuple of int
+        Of the image.
+
+    Returns
+    -------
+    order : int
     """
-    stars = stars.select(slice(JUDGES)).trimmed(int(np.ceil(JUDGED_RADIUS * profile.fwhm)))
-    core = core_pixels(stars.half, profile.fwhm)
-    best, best_chi2 = 0, None
-    for order, least in MIN_STARS.items():
-        if stars.x.size < least:
+    stars = stars.select(slice(JUDGES))
+    residual, modes = _projected(stars, basis, fwhm)
+    gram, vector = modes @ modes.transpose(0, 2, 1), (modes @ residual[..., None])[..., 0]
+    fold = np.arange(stars.x.size) % FOLDS
+    best, best_chi2 = 0, (residual**2).sum(axis=1)
+    for order in (1, 2):
+        if stars.x.size < MIN_STARS[order]:
             break
-        terms = polynomial_terms(stars.x, stars.y, order, shape)
-        chi2 = np.zeros(stars.x.size)
-        for fold in range(FOLDS):
-            out = np.arange(stars.x.size) % FOLDS == fold
-            basis = fit_basis(stars.select(~out), terms[~out], profile)
-            chi2[out] = _free_chi2(stars.select(out), basis, terms[out], core)
-        if best_chi2 is not None:
-            gain = np.sqrt(best_chi2) - np.sqrt(chi2)  # roots, so that no single star decides
-            if gain.mean() < -2 * gain.std() / np.sqrt(gain.size):
-                continue
-        best, best_chi2 = order, chi2
+        terms = polynomial_terms(stars.x, stars.y, order, shape)[:, 1:]
+        terms = terms - np.average(terms, axis=0, weights=stars.flux)  # what is constant is in the basis
+        coefficients = np.empty((stars.x.size, modes.shape[1]))
+        for k in range(FOLDS):
+            fitted = _solve(terms[fold != k], gram[fold != k], vector[fold != k], PRIOR_MODE * basis[0].max())
+            coefficients[fold == k] = terms[fold == k] @ fitted
+        predicted = (coefficients[:, None] @ modes)[:, 0]
+        chi2 = ((residual - predicted) ** 2).sum(axis=1)
+        gain = np.sqrt(best_chi2) - np.sqrt(chi2)  # roots, so that no single star decides
+        if gain.mean() >= -2 * gain.std() / np.sqrt(gain.size):
+            best, best_chi2 = order, chi2
     return best
 
 
-def _free_chi2(stars: StarStamps, basis: Array, terms: Array, core: npt.NDArray[np.bool_]) -> Array:
-    """Chi-square of each star's core, with its flux and position fitted (to first order) to this PSF."""
-    model = StarModel(stars, terms)
-    columns = np.stack([model.forward(images) for images in (basis, *slopes(basis))], axis=-1)[:, core]
-    root = np.sqrt(stars.weight[:, core])
-    values = (stars.data[:, core] - columns[..., 0]) * root
-    columns = columns * root[..., None]
-    matrix = columns.transpose(0, 2, 1) @ columns
-    vector = (columns.transpose(0, 2, 1) @ values[..., None])[..., 0]
-    solution = (np.linalg.pinv(matrix, hermitian=True) @ vector[..., None])[..., 0]
-    return np.asarray((values**2).sum(axis=1) - (vector * solution).sum(axis=1))
+def _projected(stars: StarStamps, basis: Array, fwhm: float) -> tuple[Array, Array]:
+    """Return residuals (n_stars, n_pixels) and modes (n_stars, n_modes, n_pixels), in units of the noise.
+
+    What flux and position of a star could make of them is taken out.
+    """
+    stars, half = stars.trimmed(int(np.ceil(JUDGED_RADIUS * fwhm))), stars.half
+    cut = (half - stars.half) * stars.oversampling
+    inner = slice(cut, basis.shape[-1] - cut)
+    model, judged = StarModel(stars, np.ones((stars.x.size, 1))), core_pixels(stars.half, fwhm, JUDGED_RADIUS)
+    images = np.concatenate([basis, *slopes(basis)])[:, inner, inner]
+    images = np.concatenate([images, variation_modes(stars.half, fwhm, stars.oversampling)])
+    root = np.sqrt(stars.weight[:, judged])
+    planes = np.stack([model.forward(image[None])[:, judged] * root for image in images], axis=1)
+    residual = stars.data[:, judged] * root - planes[:, 0]
+    free = np.linalg.qr(planes[:, :3].transpose(0, 2, 1))[0]
+    rest = np.concatenate([residual[:, None], planes[:, 3:]], axis=1)
+    rest -= (rest @ free) @ free.transpose(0, 2, 1)
+    return rest[:, 0], rest[:, 1:]
+
+
+def _solve(terms: Array, gram: Array, vector: Array, prior: float) -> Array:
+    """Return the coefficients a_km, shape (n_terms, n_modes), from ``sum_s p p^T x G_s`` and ``sum_s p x g_s``."""
+    n_terms, n_modes = terms.shape[1], vector.shape[1]
+    products = (terms[:, :, None] * terms[:, None]).reshape(len(terms), -1)
+    blocks = (products.T @ gram.reshape(len(gram), -1)).reshape(n_terms, n_terms, n_modes, n_modes)
+    matrix = blocks.transpose(0, 2, 1, 3).reshape(n_terms * n_modes, -1)
+    return np.linalg.solve(matrix + np.eye(len(matrix)) / prior**2, (terms.T @ vector).ravel()).reshape(n_terms, -1)
