@@ -1,15 +1,15 @@
 """Compare measured PSFs with those of PSFEx on real images: width, and what is left of stars.
 
     python benchmarks/bench_psfex.py IMAGE.fits ... [--gain 1] [--saturation 60000] [--order 1]
-    python benchmarks/bench_psfex.py --truth 2.5 3.5 5.0 [--seeds 3]
+    python benchmarks/bench_psfex.py --truth 2.5 3.5 5.0 [--seeds 3] [--stars 169] [--degree 0]
 
 Needs the programs `psfex` and `source-extractor` (or `sex`). For each image: FWHM of both models in the middle, and
 the median over isolated stars, whose peak is above 25 sigma, of the reduced chi2 (within one FWHM; flux, level and
 position fitted, 2 % error allowed for) of either model. "Wider" is by how much the stars are wider than each model
 (their width fitted, too): 0 for a model without bias. Neither program sees the other's choice of stars.
 
-With --truth, simulated fields of some FWHM (169 stars, one PSF for all of the field): by how much each model is wider
-than the true PSF, and its largest error within two FWHM, in per cent of the peak.
+With --truth, simulated fields of 768^2 pixels and some FWHM (one PSF for all of the field): by how much each model is
+wider than the true PSF in the middle, and its largest error within two FWHM, in per cent of the peak.
 """
 
 from __future__ import annotations
@@ -147,16 +147,16 @@ def median_error(values):
     return f"{np.median(values):+6.2f} +- {1.25 * scatter / np.sqrt(len(values)):.2f}"
 
 
-def compare_with_truth(fwhm, seeds):
+def compare_with_truth(fwhm, options):
     """Print the errors of both models of simulated fields, and their standard errors."""
     rows = []
-    for seed in range(1, seeds + 1):
+    for seed in range(1, options.seeds + 1):
         pair = simulate_pair(
-            seed, 768, n_stars=169, n_galaxies=0, n_transients=0, vary=0, science=Epoch(fwhm, 1.5, 300, 6)
+            seed, 768, n_stars=options.stars, n_galaxies=0, n_transients=0, vary=0, science=Epoch(fwhm, 1.5, 300, 6)
         )
         exposure, middle = pair.science, 383
         true = pair.science_psf.stamp(middle, middle)
-        models = [estimate_psf(exposure, order=0), run_psfex(exposure, exposure.gain, 0)]
+        models = [estimate_psf(exposure, order=options.degree), run_psfex(exposure, exposure.gain, options.degree)]
         stamps = [psf.stamp(middle, middle) for psf in models]
         half = min(int(2 * fwhm), *(stamp.shape[0] // 2 for stamp in (true, *stamps)))
         true_core, *cores = (cut(stamp, half) for stamp in (true, *stamps))
@@ -164,7 +164,7 @@ def compare_with_truth(fwhm, seeds):
             [100 * (stamp_fwhm(stamp) / stamp_fwhm(true) - 1) for stamp in stamps]
             + [100 * np.abs(core - true_core).max() / true_core.max() for core in cores]
         )
-    mean, error = np.mean(rows, axis=0), np.std(rows, axis=0) / np.sqrt(max(1, seeds - 1))
+    mean, error = np.mean(rows, axis=0), np.std(rows, axis=0) / np.sqrt(max(1, options.seeds - 1))
     wider = [f"{mean[k]:+6.2f} +- {error[k]:.2f}" for k in (0, 1)]
     print(
         f"{fwhm:5.2f} {stamp_fwhm(true):8.3f} {wider[0]:>16} {wider[1]:>16} {mean[2]:8.2f} {mean[3]:8.2f}", flush=True
@@ -183,6 +183,8 @@ def main():
     parser.add_argument("images", nargs="*")
     parser.add_argument("--truth", type=float, nargs="+", default=[])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--stars", type=int, default=169, help="of a simulated field")
+    parser.add_argument("--degree", type=int, default=0, help="of the models' variation over a simulated field")
     parser.add_argument("--gain", type=float, default=1.0)
     parser.add_argument("--read-noise", type=float, default=5.0)
     parser.add_argument("--saturation", type=float, default=60000.0)
@@ -192,7 +194,7 @@ def main():
     if options.truth:
         print(f"{'FWHM':>5} {'in pixels':>8} {'wider %':>16} {'PSFEx':>16} {'error %':>8} {'PSFEx':>8}")
     for fwhm in options.truth:
-        compare_with_truth(fwhm, options.seeds)
+        compare_with_truth(fwhm, options)
     if not options.images:
         return
     print(

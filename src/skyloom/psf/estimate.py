@@ -188,8 +188,8 @@ def _sampled_model(
         if passage <= 1:
             profile = refined_profile(stars, profile)
         if passage == 1:  # the first PSF made by stars has cleaned the stamps: now the order can be judged
-            auto = options.order == "auto"
-            chosen = choose_order(stars, psf.basis, profile.fwhm, shape) if auto else options.order
+            order = options.order
+            chosen = choose_order(stars, psf.basis, profile.fwhm, shape) if order == "auto" else order
         terms = polynomial_terms(stars.x, stars.y, chosen, shape)
         psf = PsfModel(fit_basis(stars, terms, profile), chosen, shape, stars.x.size, oversampling=oversampling)
     core = core_pixels(half, profile.fwhm)

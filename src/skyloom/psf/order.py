@@ -89,4 +89,5 @@ def _solve(terms: Array, gram: Array, vector: Array, prior: float) -> Array:
     products = (terms[:, :, None] * terms[:, None]).reshape(len(terms), -1)
     blocks = (products.T @ gram.reshape(len(gram), -1)).reshape(n_terms, n_terms, n_modes, n_modes)
     matrix = blocks.transpose(0, 2, 1, 3).reshape(n_terms * n_modes, -1)
-    return np.linalg.solve(matrix + np.eye(len(matrix)) / prior**2, (terms.T @ vector).ravel()).reshape(n_terms, -1)
+    solution = np.linalg.solve(matrix + np.eye(len(matrix)) / prior**2, (terms.T @ vector).ravel())
+    return np.asarray(solution).reshape(n_terms, -1)
