@@ -363,7 +363,6 @@ class _Fitter:
             ]
         )
         self.weights = [_inverse(t, g) for g, t in zip(good, totals, strict=True)]
-        self.sum_up()
 
     def judge_noise(self) -> None:
         """Find out whether the noise of the two images is independent, as the correction of its bias needs.
@@ -372,7 +371,6 @@ class _Fitter:
         residuals are far smaller than the variances say.
         """
         self.independent = bool(np.median(self.chi2) > _SHARED_NOISE)
-        self.sum_up()
 
     def drop_bad(self) -> int:
         """Drop stamps with a chi2 far above the others', and bring in the next ones of their cells."""
@@ -399,7 +397,6 @@ class _Fitter:
             self.stamps.append(stamp)
             self.source_variances.append(variance / (kernel**2).sum())
             self.weights.append(_inverse(stamp.target_variance + gain * variance, stamp.usable))
-        self.sum_up()
         return int(bad.sum())
 
 
@@ -440,6 +437,7 @@ def fit_kernel(images: FitInput, cells: list[list[Candidate]], options: AlardLup
         )
         dropped = fitter.drop_bad() if iteration > 0 else 0
         fitter.need_enough()
+        fitter.sum_up()
         if iteration > 3 and not dropped:
             break
     fitter.solve()

@@ -41,20 +41,25 @@ def noise_map(image: Float64Array, bad: BoolArray, gain: float | None) -> tuple[
         raise NoUsableDataError("No pixel can be used for a noise map: all are masked or NaN.")
     # the level is taken off first: single precision, and sums of squares, lose digits to a high sky
     level = rough_level(image, ~bad)
-    data = np.where(bad, 0.0, image - level)
-    unit = power_of_two(data, ~bad)
-    data = (data / unit).astype(np.float32)
+    deviation = image - level
+    deviation[bad] = 0
+    unit = power_of_two(deviation, ~bad)
+    data = np.multiply(deviation, 1 / unit, dtype=np.float32, casting="same_kind")
     background = sep.Background(data, mask=bad)
     rms, plane = background.rms(dtype=np.float32), background.back(dtype=np.float32)
+    sky = np.multiply(plane, unit, dtype=np.float64)
+    sky += level
     if gain is None:
-        return rms * np.float64(unit), plane * np.float64(unit) + level
+        return rms * np.float64(unit), sky
     data -= plane
     data[bad] = 0
     data = _smoothed(_smoothed(data).T).T
-    data[data <= np.float32(_SOURCE * _SMOOTHED_NOISE) * rms] = 0
+    data *= data > np.float32(_SOURCE * _SMOOTHED_NOISE) * rms
     data /= np.float32(gain * unit)
     data += rms * rms
-    return np.sqrt(data, dtype=np.float64) * unit, plane * np.float64(unit) + level
+    noise = np.sqrt(data, dtype=np.float64)
+    noise *= unit
+    return noise, sky
 
 
 def _smoothed(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -69,10 +74,16 @@ def _smoothed(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return out
 
 
+def _sample(image: Float64Array, good: BoolArray) -> Float64Array:
+    """Return some good pixels, evenly spread."""
+    values = image.ravel() if good.all() else image[good]
+    return values[:: max(1, values.size // _SAMPLE)]
+
+
 def rough_level(image: Float64Array, good: BoolArray) -> float:
-    """Return the median of some good pixels, evenly spread: near the sky, to be taken off, and exact to shifts."""
-    values = image[good]
-    return float(np.median(values[:: max(1, values.size // _SAMPLE)])) if values.size else 0.0
+    """Return the median of some good pixels: near the sky, to be taken off, and exact to shifts."""
+    values = _sample(image, good)
+    return float(np.median(values)) if values.size else 0.0
 
 
 def power_of_two(image: Float64Array, good: BoolArray) -> float:
@@ -80,6 +91,7 @@ def power_of_two(image: Float64Array, good: BoolArray) -> float:
 
     To divide by it is exact.
     """
-    size = np.abs(image)
-    typical = rough_level(size, good) or float(size[good].max(initial=0.0))
+    values = _sample(image, good)
+    typical = float(np.median(np.abs(values))) if values.size else 0.0
+    typical = typical or float(np.abs(image[good]).max(initial=0.0))
     return float(np.ldexp(1.0, int(np.frexp(typical)[1])))

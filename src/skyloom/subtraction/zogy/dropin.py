@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom._threads import num_threads
+from skyloom.background import median
 from skyloom.errors import InputError, NoUsableDataError, ShapeError, SkyloomWarning, TooFewSourcesError
 from skyloom.exposure import Exposure
 from skyloom.psf import Psf, as_psf
@@ -217,7 +218,7 @@ def _planes(  # noqa: PLR0917
         raise NoUsableDataError(
             f"The noise of the {what} is a number above 0 in no usable pixel: it is constant, or err is wrong."
         )
-    sigma = float(np.median(noise[~bad] if bad.any() else noise))
+    sigma = median(noise[~bad] if bad.any() else noise)
     data, variance = exposure.data - level, np.square(noise, out=noise)
     data[bad] = variance[bad] = 0
     kind = np.float32 if fits_single_precision(data, sigma) else np.float64

@@ -8,6 +8,7 @@ far stars scatter around the common solution, beyond noise.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -147,11 +148,16 @@ def match_stars(
         parameters = parameters + step
         parameters[1:3] = np.clip(parameters[1:3], -LARGEST_SHIFT, LARGEST_SHIFT)
         if abs(step[0]) < 1e-5 * parameters[0] and np.abs(step[1:3]).max() < 1e-4:
+            around = around.stepped(step)
             break
-    table, flux_scatter, scatter = _scatter(cutouts.xy, cutouts.linearised(parameters), used, parameters[0])
+    else:
+        around = cutouts.linearised(parameters)
+    table, flux_scatter, scatter = _scatter(cutouts.xy, around, used, parameters[0])
     beta, dx, dy, background = (float(value) for value in parameters)
     logger.info("template flux ratio %.4f, shift (%.3f, %.3f) px, scatter (%.3f, %.3f) px", beta, dx, dy, *scatter)
-    return Match(beta, (dx, dy), background, scatter, flux_scatter, float(np.sqrt(covariance[0, 0])), table)
+    # stars that do not tell the ratio leave a matrix that is singular but for rounding
+    error = float(np.sqrt(covariance[0, 0])) if covariance[0, 0] >= 0 else np.inf
+    return Match(beta, (dx, dy), background, scatter, flux_scatter, error, table)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +182,10 @@ class _Linearised:
     def chi2(self) -> Array:
         """Reduced chi-square of each star, shape (n_stars,)."""
         return np.asarray((self.weight * self.residual**2).mean(axis=1))
+
+    def stepped(self, step: Array) -> _Linearised:
+        """Return the differences after a small step: to first order, which leaves out its square."""
+        return dataclasses.replace(self, residual=self.residual + np.tensordot(step, self.slopes, axes=1))
 
     def step(self, used: npt.NDArray[np.bool_], free: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
         """Return the Gauss-Newton step of all parameters for the stars in use, and its covariance; 0 where not free."""

@@ -111,7 +111,7 @@ class ProperPair:
         """
         p_n, p_r, den = self._filters
         both = self.sigma_r**2 * p_n.conj() * n + self.beta * self.sigma_n**2 * p_r.conj() * r
-        return p_r * p_n * both / den**3
+        return p_r * p_n * both / (den * den * den)
 
 
 def moved(shift: tuple[float, float], shape: tuple[int, int]) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import sep
 
-from skyloom.background import MAD_TO_SIGMA, SMALLEST, estimate_background
+from skyloom.background import MAD_TO_SIGMA, SMALLEST, estimate_background, median
 from skyloom.errors import NoOverlapError, ShapeError, SubtractionError, TooFewSourcesError
 from skyloom.exposure import UNUSABLE, Exposure, MaskBit
 from skyloom.filters import correlate
@@ -116,7 +116,7 @@ def _planes(exposure: Exposure) -> Planes:
     level = estimate_background(exposure).level
     assert exposure.variance is not None
     variance = np.where(usable, exposure.variance * exposure.data.dtype.type(exposure.correlation), 0)
-    sigma = float(np.sqrt(np.median(variance[usable])))
+    sigma = float(np.sqrt(median(variance[usable])))
     data = np.where(usable, exposure.data - level, 0).astype(exposure.data.dtype)
     return Planes(data, variance.astype(exposure.data.dtype), usable, sigma)
 
@@ -331,9 +331,9 @@ def _filter(
 def _smooth_background(image: Array, score: Array, variance: Array, usable: npt.NDArray[np.bool_]) -> Array:
     """Return the sky of a difference: clipped means in boxes as large as those of its images' backgrounds."""
     box = int(np.clip(min(image.shape) // 8, 32, 128))
-    typical = np.median(variance[usable])
+    typical = median(variance[usable])
     # the photons of sources, and what has changed
-    hidden = (variance > 1.5 * typical) | (np.abs(score - np.median(score[usable])) > 4 * np.sqrt(typical))
+    hidden = (variance > 1.5 * typical) | (np.abs(score - median(score[usable])) > 4 * np.sqrt(typical))
     plane = sep.Background(np.ascontiguousarray(image), mask=~usable | hidden, bw=box, bh=box)
     return np.asarray(plane.back(dtype=image.dtype))
 
@@ -389,7 +389,7 @@ def _statistics(result: ZogyResult) -> dict[str, Any]:
     usable = result.usable & (result.variance > 0)
     scaled = result.image[usable] / np.sqrt(result.variance[usable])
     score = result.significance[usable]
-    robust = [MAD_TO_SIGMA * float(np.median(np.abs(v - np.median(v)))) if v.size else 1.0 for v in (scaled, score)]
+    robust = [MAD_TO_SIGMA * median(np.abs(v - median(v))) if v.size else 1.0 for v in (scaled, score)]
     stars = result.match.stars
     return {
         "noise_std": robust[0],
