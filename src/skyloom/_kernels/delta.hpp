@@ -29,7 +29,8 @@ struct DeltaGrid {
 void delta_gram(const DeltaGrid& grid, const float* padded, const float* weight, int cell, std::int64_t start,
                 std::int64_t stop, double* out);
 
-// The two products come in single precision (float) and in double. Along a row sums run in T, then in float64.
+// The two products come in single precision (float) and in double. Sums over the pixels of a call run in T, in as many parts as
+// a register holds, whose sum is taken in float64: few rows at a time lose least.
 
 // out[ij][a] += sum_p weight(p) image(p) X^i Y^j R(p - a), and flat[kl] += sum_p weight(p) image(p) X^k Y^l for k + l <=
 // flat_order, over the rows [start, stop). Returns sum_p weight(p) image(p)^2.

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "delta.hpp"
@@ -9,6 +11,16 @@ namespace skyloom {
 namespace {
 
 constexpr int kChunk = 64;  // columns that are worked on at once
+
+// Keeps a value that is used more than once in its register: compilers would load it again for each use, and a load that
+// does not start at a cache line, as that of a shifted row, costs two.
+#if defined(__x86_64__)
+#define SKYLOOM_KEEP(value) asm("" : "+v"(value))
+#elif defined(__aarch64__)
+#define SKYLOOM_KEEP(value) asm("" : "+w"(value))
+#else
+#define SKYLOOM_KEEP(value)
+#endif
 
 // A register of an instruction set that holds LANES floats, filled with T.
 template <int LANES, class T>
@@ -31,7 +43,10 @@ SKYLOOM_INLINE void add_terms(const DeltaGrid& grid, const T* image, const T* ta
       const T* tap = taps + v * grid.kx + u;
       const T* from = image + v * grid.stride() + u;
       Vec pixels[PARTS];
-      for (int p = 0; p < PARTS; ++p) std::memcpy(&pixels[p], from + p * kCount, sizeof(Vec));
+      for (int p = 0; p < PARTS; ++p) {
+        std::memcpy(&pixels[p], from + p * kCount, sizeof(Vec));
+        SKYLOOM_KEEP(pixels[p]);
+      }
       for (int t = 0; t < TERMS; ++t)
         for (int p = 0; p < PARTS; ++p) sums[t][p] += tap[-t * n] * pixels[p];
     }
@@ -132,9 +147,30 @@ SKYLOOM_DISPATCH_LANES(void, apply_double,
                         const double* flat, std::int64_t start, std::int64_t stop, double* out),
                        (grid, padded, coefficients, flat_order, flat, start, stop, out))
 
-// sums[k n + t] += sum over x of weights[k nx + x] R[x + t], for ROWS rows of weights and TAPS neighbouring taps
+// Sum over x of a[x] b[x].
+template <int LANES, class T>
+SKYLOOM_INLINE double dot(const T* a, const T* b, std::int64_t nx) {
+  using Vec = typename Register<LANES, T>::Vec;
+  constexpr int kCount = Register<LANES, T>::kCount;
+  Vec partial = {};
+  std::int64_t x = 0;
+  for (; x + kCount <= nx; x += kCount) {
+    Vec left, right;
+    std::memcpy(&left, a + x, sizeof left);
+    std::memcpy(&right, b + x, sizeof right);
+    partial += left * right;
+  }
+  double total = 0.0;
+  for (int lane = 0; lane < kCount; ++lane) total += partial[lane];
+  for (; x < nx; ++x) total += static_cast<double>(a[x]) * b[x];
+  return total;
+}
+
+// sums[j n + t] += Y^j sum over x of weights[k nx + x] R[x + t] for j < count - k, for ROWS rows k of weights and TAPS
+// neighbouring taps, each a register of partial sums; those of row k + 1 follow those of row k. Y holds the powers.
 template <int LANES, int ROWS, int TAPS, class T>
-SKYLOOM_INLINE void correlate(const T* weights, const T* image, std::int64_t nx, int n, double* sums) {
+SKYLOOM_INLINE void correlate(const T* weights, const T* image, std::int64_t nx, int n, int count, const T* Y,
+                              T* sums) {
   using Vec = typename Register<LANES, T>::Vec;
   constexpr int kCount = Register<LANES, T>::kCount;
   Vec partial[ROWS][TAPS] = {};
@@ -145,41 +181,37 @@ SKYLOOM_INLINE void correlate(const T* weights, const T* image, std::int64_t nx,
     for (int t = 0; t < TAPS; ++t) {
       Vec pixels;
       std::memcpy(&pixels, image + x + t, sizeof pixels);
+      SKYLOOM_KEEP(pixels);
       for (int k = 0; k < ROWS; ++k) partial[k][t] += factors[k] * pixels;
     }
   }
+  for (; x < nx; ++x)
+    for (int k = 0; k < ROWS; ++k)
+      for (int t = 0; t < TAPS; ++t) partial[k][t][0] += weights[k * nx + x] * image[x + t];
   for (int k = 0; k < ROWS; ++k)
-    for (int t = 0; t < TAPS; ++t) {
-      T lanes[kCount];
-      std::memcpy(lanes, &partial[k][t], sizeof lanes);
-      for (int half = kCount / 2; half > 0; half /= 2)
-        for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-      double value = lanes[0];
-      for (std::int64_t rest = x; rest < nx; ++rest)
-        value += static_cast<double>(weights[k * nx + rest]) * image[rest + t];
-      sums[k * n + t] += value;
-    }
+    for (int j = 0; j < count - k; ++j, sums += n * kCount)
+      for (int t = 0; t < TAPS; ++t) {
+        Vec sum;
+        std::memcpy(&sum, sums + t * kCount, sizeof sum);
+        sum += Y[j] * partial[k][t];
+        std::memcpy(sums + t * kCount, &sum, sizeof sum);
+      }
 }
 
 // The same for all taps of a kernel.
 template <int LANES, int ROWS, class T>
-SKYLOOM_INLINE void correlate_taps(const DeltaGrid& grid, const T* weights, const T* image, double* sums) {
+SKYLOOM_INLINE void correlate_taps(const DeltaGrid& grid, const T* weights, const T* image, int count, const T* Y,
+                                   T* sums) {
   constexpr int kMost = LANES == 16 ? 7 : 4;  // accumulators for three rows in the 32 (or 16) registers that there are
+  constexpr int kCount = Register<LANES, T>::kCount;
   const int n = grid.taps();
-  for (int v = 0; v < grid.ky; ++v, image += grid.stride(), sums += grid.kx) {
+  for (int v = 0; v < grid.ky; ++v, image += grid.stride(), sums += grid.kx * kCount) {
     int u = 0;
-    for (; u + kMost <= grid.kx; u += kMost) correlate<LANES, ROWS, kMost, T>(weights, image + u, grid.nx, n, sums + u);
-    for (; u + 3 <= grid.kx; u += 3) correlate<LANES, ROWS, 3, T>(weights, image + u, grid.nx, n, sums + u);
-    for (; u < grid.kx; ++u) correlate<LANES, ROWS, 1, T>(weights, image + u, grid.nx, n, sums + u);
+    for (; u + kMost <= grid.kx; u += kMost)
+      correlate<LANES, ROWS, kMost, T>(weights, image + u, grid.nx, n, count, Y, sums + u * kCount);
+    for (; u + 3 <= grid.kx; u += 3) correlate<LANES, ROWS, 3, T>(weights, image + u, grid.nx, n, count, Y, sums + u * kCount);
+    for (; u < grid.kx; ++u) correlate<LANES, ROWS, 1, T>(weights, image + u, grid.nx, n, count, Y, sums + u * kCount);
   }
-}
-
-// to[ij] += Y^j sums, each of n numbers, for one i
-SKYLOOM_INLINE double* spread_y(const double* sums, int count, int n, double Y, double* to) {
-  double power = 1.0;
-  for (int j = 0; j < count; ++j, to += n, power *= Y)
-    for (int k = 0; k < n; ++k) to[k] += power * sums[k];
-  return to;
 }
 
 template <int LANES, class T>
@@ -187,7 +219,13 @@ SKYLOOM_INLINE double project_all(const DeltaGrid& grid, const T* padded, const 
                                   std::int64_t start, std::int64_t stop, int flat_order, double* out, double* flat) {
   const int n = grid.taps(), powers = std::max(grid.order, flat_order) + 1;
   std::vector<T> weighted(powers * grid.nx), X(grid.nx), ones(grid.nx, T(1));  // weight, image and X^i, [i][x]
-  std::vector<double> sums((grid.order + 1) * n);
+  std::vector<T> Y(powers, T(1));
+  constexpr int kCount = Register<LANES, T>::kCount;
+  const std::int64_t size = static_cast<std::int64_t>(grid.terms()) * n;
+  std::vector<T> memory((size + 1) * kCount);
+  void* aligned = memory.data();
+  std::size_t room = memory.size() * sizeof(T);
+  T* const sums = static_cast<T*>(std::align(kCount * sizeof(T), size * kCount * sizeof(T), aligned, room));
   for (std::int64_t x = 0; x < grid.nx; ++x) X[x] = static_cast<T>((x - grid.x_centre) / grid.x_scale);
   double squares = 0.0;
   for (std::int64_t y = start; y < stop; ++y) {
@@ -198,31 +236,35 @@ SKYLOOM_INLINE double project_all(const DeltaGrid& grid, const T* padded, const 
       any |= weighted[x] != T(0);
     }
     if (!any) continue;
-    correlate<LANES, 1, 1, T>(weighted.data(), row, grid.nx, 1, &squares);
+    squares += dot<LANES, T>(weighted.data(), row, grid.nx);
     for (int i = 1; i < powers; ++i) {
       const T* before = weighted.data() + (i - 1) * grid.nx;
       T* with = weighted.data() + i * grid.nx;
       for (std::int64_t x = 0; x < grid.nx; ++x) with[x] = before[x] * X[x];
     }
-    const double Y = (y - grid.y_centre) / grid.y_scale;
+    const double exact = (y - grid.y_centre) / grid.y_scale;
     double* to_flat = flat;
     for (int i = 0; i <= flat_order; ++i) {
-      double total = 0.0;
-      correlate<LANES, 1, 1, T>(weighted.data() + i * grid.nx, ones.data(), grid.nx, 1, &total);
-      to_flat = spread_y(&total, flat_order - i + 1, 1, Y, to_flat);
+      double total = dot<LANES, T>(weighted.data() + i * grid.nx, ones.data(), grid.nx);
+      for (int j = 0; j <= flat_order - i; ++j, total *= exact) *to_flat++ += total;
     }
-    std::fill(sums.begin(), sums.end(), 0.0);
+    double power = exact;
+    for (int j = 1; j < powers; ++j, power *= exact) Y[j] = static_cast<T>(power);
     const T* from = padded + y * grid.stride();
-    int i = 0;
-    for (; i + 3 <= grid.order + 1; i += 3)
-      correlate_taps<LANES, 3, T>(grid, weighted.data() + i * grid.nx, from, sums.data() + i * n);
-    if (i == grid.order - 1)
-      correlate_taps<LANES, 2, T>(grid, weighted.data() + i * grid.nx, from, sums.data() + i * n);
-    if (i == grid.order)
-      correlate_taps<LANES, 1, T>(grid, weighted.data() + i * grid.nx, from, sums.data() + i * n);
-    double* to = out;
-    for (i = 0; i <= grid.order; ++i) to = spread_y(sums.data() + i * n, grid.order - i + 1, n, Y, to);
+    T* to = sums;
+    for (int i = 0; i <= grid.order;) {
+      const int count = grid.order - i + 1;
+      const T* with = weighted.data() + i * grid.nx;
+      const int rows = std::min(count, 3);
+      if (rows == 3) correlate_taps<LANES, 3, T>(grid, with, from, count, Y.data(), to);
+      if (rows == 2) correlate_taps<LANES, 2, T>(grid, with, from, count, Y.data(), to);
+      if (rows == 1) correlate_taps<LANES, 1, T>(grid, with, from, count, Y.data(), to);
+      for (int k = 0; k < rows; ++k) to += (count - k) * n * kCount;
+      i += rows;
+    }
   }
+  for (std::int64_t k = 0; k < size; ++k)
+    for (int lane = 0; lane < kCount; ++lane) out[k] += sums[k * kCount + lane];
   return squares;
 }
 

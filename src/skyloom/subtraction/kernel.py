@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class SpatialKernel:
         """Pixels from the kernel's centre to its edge."""
         return self.basis.half
 
-    @property
+    @cached_property
     def polynomial(self) -> PolynomialKernel:
         """The same kernel, one image for each power of position."""
         return PolynomialKernel(np.tensordot(self.coefficients.T, self.basis.images, axes=1), self.centre, self.scale)

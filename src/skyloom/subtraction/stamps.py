@@ -15,6 +15,7 @@ from skyloom.exposure import BoolArray, FloatArray
 from skyloom.subtraction.basis import Float64Array
 
 _FLAG_BAD = 4 | 8  # SExtractor's bits for saturated and truncated sources
+_AT_ONCE = 256  # boxes that are cut out together
 
 
 @dataclass(frozen=True)
@@ -146,34 +147,49 @@ def find_candidates(
     """
     counts = dict.fromkeys(("sources", "unusable pixels or border", "not a peak", "low S/N"), 0)
     counts["sources"] = len(xy)
+    x, y = np.rint(xy).astype(int).T
     usable = science.usable & template.usable
+    ny, nx = usable.shape
+    fit = (half <= x) & (x < nx - half) & (half <= y) & (y < ny - half)
+    snr = np.zeros(len(xy))
+    for chunk in np.array_split(np.flatnonzero(fit), max(1, len(xy) // _AT_ONCE)):
+        places = x[chunk], y[chunk]
+        fit[chunk] = _boxes(usable, *places, core).all(axis=1) & (_boxes(usable, *places, half).mean(axis=1) >= 0.5)
+        good = chunk[fit[chunk]]
+        snr[good] = np.minimum(*(_core_snr(one, x[good], y[good], half, fwhm) for one in (science, template)))
     taken = np.zeros(usable.shape, bool)
     accepted: list[Candidate] = []
-    for x, y in np.rint(xy).astype(int):
-        inside = half <= x < usable.shape[1] - half and half <= y < usable.shape[0] - half
-        if not inside or not cut(usable, x, y, core).all() or cut(usable, x, y, half).mean() < 0.5:
+    for k in range(len(xy)):
+        if not fit[k]:
             counts["unusable pixels or border"] += 1
-        elif taken[y, x]:
+        elif taken[y[k], x[k]]:
             counts["not a peak"] += 1
+        elif not snr[k] >= min_snr:
+            counts["low S/N"] += 1
         else:
-            snr = _core_snr(science, x, y, half, fwhm)
-            if snr >= min_snr:
-                snr = min(snr, _core_snr(template, x, y, half, fwhm))
-            if snr < min_snr:
-                counts["low S/N"] += 1
-                continue
-            cut(taken, x, y, core)[...] = True
-            accepted.append(Candidate(int(x), int(y), snr))
+            cut(taken, x[k], y[k], core)[...] = True
+            accepted.append(Candidate(int(x[k]), int(y[k]), float(snr[k])))
     return accepted, counts
 
 
-def _core_snr(planes: Planes, x: int, y: int, half: int, fwhm: float) -> float:
-    """Signal-to-noise ratio of the flux within one FWHM across, above the stamp's median."""
-    box, usable = cut(planes.data, x, y, half), cut(planes.usable, x, y, half)
-    sky = np.median(box[usable])
+def _boxes(plane: npt.NDArray[Any], x: Any, y: Any, half: int) -> npt.NDArray[Any]:
+    """Return the pixels of boxes around several positions, shape (N, (2 half + 1)^2)."""
+    views = np.lib.stride_tricks.sliding_window_view(plane, (2 * half + 1, 2 * half + 1))
+    return views[y - half, x - half].reshape(len(x), (2 * half + 1) ** 2)
+
+
+def _core_snr(planes: Planes, x: Any, y: Any, half: int, fwhm: float) -> Float64Array:
+    """Signal-to-noise ratios of the flux within one FWHM across, above the stamp's median, shape (N,)."""
+    boxes, usable = _boxes(planes.data, x, y, half), _boxes(planes.usable, x, y, half)
+    sky = np.zeros(len(x))
+    whole = usable.all(axis=1)
+    if whole.any():
+        sky[whole] = np.median(boxes[whole], axis=1)
+    for k in np.flatnonzero(~whole):
+        sky[k] = np.median(boxes[k][usable[k]])
     small = max(1, round(fwhm / 2))
-    core = cut(planes.data, x, y, small)
-    return float((core - sky).sum() / np.sqrt(cut(planes.variance, x, y, small).sum()))
+    flux = (_boxes(planes.data, x, y, small) - sky[:, None]).sum(axis=1)
+    return flux / np.sqrt(_boxes(planes.variance, x, y, small).sum(axis=1))
 
 
 def spread(accepted: list[Candidate], shape: tuple[int, int], tiles: int, per_tile: int) -> list[list[Candidate]]:

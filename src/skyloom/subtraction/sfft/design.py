@@ -137,7 +137,7 @@ class Design:
     def project(self, image: npt.NDArray[Any], weight: npt.NDArray[np.float32]) -> tuple[Float64Array, float]:
         """Return A^T W u, the weighted sums of an image u with each unknown's pattern, and u^T W u.
 
-        Computed in the precision of the image; sums over rows are added in float64.
+        Computed in the precision of the image, and sums over bands of rows are added in float64.
         """
         model = self.model
         padded = self._of(image.dtype.type)
