@@ -2,6 +2,7 @@
 
     python benchmarks/bench_sfft.py [--seeds 3] [--size 1024] [--kernel 7] [--peer]
     python benchmarks/bench_sfft.py --time 1024 2048 4096 [--peer]
+    python benchmarks/bench_sfft.py --fourier 512 1024
     python benchmarks/bench_sfft.py --real REFERENCE.fits SCIENCE.fits [--package PYTHON]
 
 Scenes: stars, galaxies and transients through two PSFs that vary over the field (tests/simulate.py). `run_sfft` gets
@@ -10,7 +11,9 @@ the covariance. --peer runs stdpipe's `run_sfft` too, if it is installed. With -
 saturation, gain and read noise are those of the SAAO series, are registered, resampled and subtracted; --package names
 a Python that has the `sfft` package, whose Customized_Packet gets the same images on its NumPy backend: kernels of
 17 x 17 pixels of order 2, saturated stars replaced by the sky for the fit.
-Each time and memory is that of one call in a process of its own (CPU time of the call, peak of the process).
+Its calls alternate with ours (CPU time of the calls; for one thread set OMP_NUM_THREADS, OPENBLAS_NUM_THREADS and
+SKYLOOM_NUM_THREADS to 1). With --time each time and memory is that of one call in a process of its own (CPU time of the
+call, peak of the process). --fourier times the Fourier form on the CPU and on a GPU, if there is one.
 """
 
 from __future__ import annotations
@@ -33,10 +36,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from simulate import far_from_sources, simulate_pair  # (the simulator of the tests)
 from skyloom.detection import score
+from skyloom.errors import InputError
 from skyloom.subtraction import SfftOptions, run_sfft, subtract
 from skyloom.subtraction.sfft import FourierOptions, subtract_fourier
 
 MARGIN = 30
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "SKYLOOM_NUM_THREADS"), "1")
 
 
 def routine(name):
@@ -163,7 +168,7 @@ def _timed(name, path, repeat, queue):
 
 
 def timing(options):
-    os.environ["OMP_NUM_THREADS"] = os.environ["SKYLOOM_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    os.environ.update(ONE_THREAD)
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         for size in options.time:
@@ -192,36 +197,67 @@ PACKAGE = """
 import resource, sys, time
 from sfft.CustomizedPacket import Customized_Packet
 folder = sys.argv[1]
-def run():
+for line in sys.stdin:
     start = time.process_time()
     Customized_Packet.CP(
         FITS_REF=folder + "/reference.fits", FITS_SCI=folder + "/science.fits",
         FITS_mREF=folder + "/reference_masked.fits", FITS_mSCI=folder + "/science_masked.fits",
         FITS_DIFF=folder + "/difference.fits", ForceConv="REF", GKerHW=8, KerPolyOrder=2, BGPolyOrder=2,
         ConstPhotRatio=True, BACKEND_4SUBTRACT="Numpy", NUM_CPU_THREADS_4SUBTRACT=1, VERBOSE_LEVEL=0)
-    return time.process_time() - start
-first = run()
-print("SECONDS", first, run(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    seconds = time.process_time() - start
+    print("SECONDS", seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
 """
 
 
-def quality_of_real(name, seconds, difference, sigma, *, usable, stars):
-    """Print the scatter in units of the science image's noise: everywhere, and within 5 pixels of stars."""
-    y, x = np.indices(usable.shape)
-    near = np.zeros_like(usable)
-    for xs, ys in stars:
-        near |= (x - xs) ** 2 + (y - ys) ** 2 <= 25
-    z = (difference - np.median(difference[usable])) / sigma
-    widths = [1.4826 * np.median(np.abs(z[where])) for where in (usable, usable & near)]
-    print(
-        f"{name:28s} z MAD {widths[0]:.3f}, around {len(stars)} stars {widths[1]:.3f}; |z| > 5 "
-        f"{100 * np.mean(np.abs(z[usable]) > 5):.2f} %; CPU {seconds}",
-        flush=True,
-    )
+class Package:
+    """The `sfft` package in a process of its own, which waits between calls."""
+
+    def __init__(self, python, folder):
+        self._process = subprocess.Popen(
+            [python, "-c", PACKAGE, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | ONE_THREAD,
+        )  # fmt: skip
+        self.first, self.memory = self.run()  # compiles
+
+    def run(self):
+        """Return the CPU time of a call, and the peak memory, MB."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("SECONDS"):
+                return tuple(float(number) for number in line.split()[1:])
+        raise SystemExit("The sfft package has failed.")
+
+    def close(self):
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
 
 
-def real(reference, science, package):
-    """Subtract a pair of real frames; with the `sfft` package too, on the same images."""
+class Judge:
+    """Prints the scatter in units of the science image's noise: everywhere, and within 5 pixels of stars."""
+
+    def __init__(self, usable, sigma, stars):
+        self.usable, self.sigma, self.count = usable, sigma, len(stars)
+        y, x = np.indices(usable.shape)
+        self.near = np.zeros_like(usable)
+        for xs, ys in stars:
+            self.near |= (x - xs) ** 2 + (y - ys) ** 2 <= 25
+
+    def __call__(self, name, difference, seconds):
+        """Print a line for one difference."""
+        z = (difference - np.median(difference[self.usable])) / self.sigma
+        widths = [1.4826 * np.median(np.abs(z[where])) for where in (self.usable, self.usable & self.near)]
+        print(
+            f"{name:28s} z MAD {widths[0]:.3f}, around {self.count} stars {widths[1]:.3f}; |z| > 5 "
+            f"{100 * np.mean(np.abs(z[self.usable]) > 5):.2f} %; CPU {seconds}",
+            flush=True,
+        )
+
+
+def real(reference, science, package, repeat):
+    """Subtract a pair of real frames; with the `sfft` package too, on the same images, in turn."""
+    from astropy.io import fits
     from scipy.ndimage import binary_dilation
 
     from skyloom.errors import SubtractionError
@@ -236,58 +272,73 @@ def real(reference, science, package):
     stars = detect_sources(science)
     found = register(detect_sources(reference), stars)
     placed = resample(reference, found.template_to_source, science.shape)
-    results = {}
-    for half in (8, None):
-        seconds = []
-        for _ in range(3):
-            start = time.process_time()
-            options = SfftOptions(convolve="template", kernel_half_width=half)
-            results[half] = subtract(science, placed, options, sources=stars)
-            seconds.append(time.process_time() - start)
-        results[half].statistics["CPU"] = ", ".join(f"{s:.2f} s" for s in seconds)
-    result = results[8]
     saturated = ((science.mask | placed.mask) & np.uint32(MaskBit.SATURATED)) != 0
+    usable = science.usable & placed.usable
     edge = np.ones(science.shape, bool)
     edge[40:-40, 40:-40] = False
-    usable = result.usable & ~edge & ~binary_dilation(saturated, iterations=10)
-    sigma = np.sqrt(np.where(science.usable, science.variance, 1.0))
     good = stars[(stars["flag"] == 0) & (stars["snr"] > 20)][:300]
-    places_of_stars = list(zip(good["x"], good["y"], strict=True))
-    for result in results.values():
-        side = 2 * result.kernel.half + 1
-        quality_of_real(
-            f"skyloom, {side} x {side}", result.statistics["CPU"], result.image, sigma,
-            usable=usable, stars=places_of_stars,
-        )  # fmt: skip
-    start = time.process_time()
-    try:
-        both = science.usable & placed.usable
-        fit = subtract_fourier(science.data, placed.data, both, FourierOptions(half=8, backend="cpu"))
-    except SubtractionError as error:
-        print(f"Fourier form: {error} CPU {time.process_time() - start:.2f} s")
-    else:
-        seconds = f"{time.process_time() - start:.2f} s"
-        quality_of_real(
-            f"Fourier form, {fit.steps} steps", seconds, fit.image, sigma, usable=usable, stars=places_of_stars
-        )
-    if package is None:
-        return
-    from astropy.io import fits
+    judge = Judge(
+        usable & ~edge & ~binary_dilation(saturated, iterations=10),
+        np.sqrt(np.where(science.usable, science.variance, 1.0)), list(zip(good["x"], good["y"], strict=True)),
+    )  # fmt: skip
 
+    def ours(half):
+        start = time.process_time()
+        choices = SfftOptions(convolve="template", kernel_half_width=half)
+        result = subtract(science, placed, choices, sources=stars)
+        return time.process_time() - start, result
+
+    ours(8)  # imports, and memory that is used for the first time
     with tempfile.TemporaryDirectory() as folder:
-        hidden = binary_dilation(saturated | ~science.usable | ~placed.usable, iterations=10)
+        hidden = binary_dilation(saturated | ~usable, iterations=10)
         for name, image in (("reference", placed), ("science", science)):
             plane = np.where(image.usable, image.data, np.median(image.data[image.usable])).astype(np.float64)
             fits.writeto(f"{folder}/{name}.fits", plane)
             fits.writeto(f"{folder}/{name}_masked.fits", np.where(hidden, np.median(plane), plane))
-        told = subprocess.run([package, "-c", PACKAGE, folder], capture_output=True, text=True, check=False)
-        line = [line for line in told.stdout.splitlines() if line.startswith("SECONDS")]
-        if not line:
-            raise SystemExit(f"The sfft package has failed: {told.stderr[-2000:]}")
-        first, second, memory = (float(number) for number in line[0].split()[1:])
-        seconds = f"{first:.2f} s, again {second:.2f} s, {memory:.0f} MB"
-        difference = fits.getdata(f"{folder}/difference.fits")
-        quality_of_real("sfft package, 17 x 17", seconds, difference, sigma, usable=usable, stars=places_of_stars)
+        peer = Package(package, folder) if package else None
+        seconds = np.array([(ours(8)[0], peer.run()[0] if peer else np.nan) for _ in range(repeat)])
+        if peer:
+            peer.close()
+            told = f"{np.median(seconds[:, 1]):.2f} s (first {peer.first:.2f} s, {peer.memory:.0f} MB)"
+            judge("sfft package, 17 x 17", fits.getdata(f"{folder}/difference.fits"), told)
+            ratios = seconds[:, 1] / seconds[:, 0]
+            print(f"times faster, {repeat} interleaved: median {np.median(ratios):.2f}, least {ratios.min():.2f}")
+    for half, told in ((8, f"{np.median(seconds[:, 0]):.2f} s"), (None, None)):
+        once, result = ours(half)
+        side = 2 * result.kernel.half + 1
+        judge(f"skyloom, {side} x {side}", result.image, told or f"{once:.2f} s, once")
+    start = time.process_time()
+    try:
+        fit = subtract_fourier(science.data, placed.data, usable, FourierOptions(half=8, backend="cpu"))
+    except SubtractionError as error:
+        print(f"Fourier form: {error} CPU {time.process_time() - start:.2f} s")
+    else:
+        judge(f"Fourier form, {fit.steps} steps", fit.image, f"{time.process_time() - start:.2f} s")
+
+
+def fourier(sizes, first, repeat):
+    """Time the Fourier form on the CPU and, if there is one, on a GPU; print how far their results are apart."""
+    for size in sizes:
+        pair = simulate_pair(first, size)
+        images = [np.array(plane.data, float) for plane in (pair.science, pair.template)]
+        sigma = np.sqrt(pair.science.variance)
+        results = {}
+        for backend in ("cpu", "gpu"):
+            choices = FourierOptions(half=8, backend=backend)
+            seconds = []
+            try:
+                for _ in range(repeat + 1):  # the first call on a GPU compiles
+                    start = time.perf_counter()
+                    image = subtract_fourier(*images, None, choices).image
+                    results[backend] = image.get() if backend == "gpu" else image  # waits for the GPU
+                    seconds.append(time.perf_counter() - start)
+            except InputError as error:
+                print(f"{size}^2 {backend}: {error}")
+                continue
+            print(f"{size}^2 {backend}: {np.median(seconds[1:]):.3f} s wall, first {seconds[0]:.2f} s", flush=True)
+        if len(results) == 2:
+            apart = np.abs(results["gpu"] - results["cpu"]) / sigma
+            print(f"{size}^2: GPU and CPU differ by {np.nanmax(apart):.1e} sigma at most")
 
 
 def main():
@@ -300,11 +351,14 @@ def main():
     parser.add_argument("--peer", action="store_true", help="run stdpipe as well")
     parser.add_argument("--time", type=int, nargs="+", metavar="SIZE", help="time and memory only, at these sizes")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--fourier", type=int, nargs="+", metavar="SIZE", help="the Fourier form, on CPU and GPU")
     parser.add_argument("--real", nargs=2, metavar=("REFERENCE", "SCIENCE"), help="a pair of real frames")
     parser.add_argument("--package", metavar="PYTHON", help="with --real: the sfft package as well")
     options = parser.parse_args()
     if options.real:
-        real(*options.real, options.package)
+        real(*options.real, options.package, options.repeat)
+    elif options.fourier:
+        fourier(options.fourier, options.first, options.repeat)
     elif options.time:
         timing(options)
     else:

@@ -3,19 +3,21 @@
 import inspect
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from reference import sfft_oracle as oracle
 from simulate import simulate_pair
 from skyloom.compat.stdpipe import sfft as drop_in
 from skyloom.convolution import exponents
 from skyloom.detection import score
-from skyloom.errors import InputError, ShapeError, SubtractionError, TooFewPixelsError
+from skyloom.errors import InputError, ShapeError, SkyloomWarning, SubtractionError, TooFewPixelsError
 from skyloom.pipeline.difference import DifferenceOptions, difference
 from skyloom.pipeline.store import read_difference
 from skyloom.psf.analytic import Profile
@@ -29,6 +31,9 @@ from skyloom.subtraction.sfft.match import _pixels
 from skyloom.subtraction.sfft.run import background_plane, difference_noise
 from skyloom.subtraction.sfft.solve import Penalties
 from skyloom.subtraction.stamps import Planes
+
+# most kernels here are small, so that the tests are quick
+pytestmark = pytest.mark.filterwarnings("ignore:The kernel of:skyloom.errors.SkyloomWarning")
 
 GAIN = 2.0
 
@@ -203,18 +208,47 @@ def test_size_of_the_kernel_from_the_stars():
     images = np.array(pair.science.data, float), np.array(pair.template.data, float)
     errors = {"err": np.sqrt(pair.science.variance), "template_err": np.sqrt(pair.template.variance)}
     options = {"kernel_poly_order": 0, "flux_poly_order": 0, "bg_poly_order": 1, **errors}
-    result = run_sfft(*images, kernel_shape=None, get_kernel=True, **options)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # this kernel is not too small
+        result = run_sfft(*images, kernel_shape=None, get_kernel=True, **options)[1]
     assert result.kernel_shape[0] == result.kernel_shape[1]
     assert 11 <= result.kernel_shape[0] <= 17
     truth = 1 / pair.flux_ratio
     # 60 stars of S/N up to 700: the sum has an error of 0.1 %; the wings beyond hold another 0.15 %
     assert evaluate_flux_scale(result, 150, 150, images[0].shape) == pytest.approx(truth, rel=3e-3)
-    small = solve(*images, **options)
+    with pytest.warns(SkyloomWarning, match=r"7 x 7 pixels is too small .* Give a larger kernel_shape, or None"):
+        small = solve(*images, **options)
     assert evaluate_flux_scale(small, 150, 150, images[0].shape) < 0.99 * truth
     assert solve(*images, kernel_shape=None, max_iter=1, **options).kernel_shape == result.kernel_shape
     flat = np.zeros((20, 20)), np.zeros((20, 20))
     with pytest.raises((TooFewPixelsError, SubtractionError)):
         solve(*flat, kernel_shape=None)
+
+
+def test_error_of_the_border_of_a_kernel():
+    rng = np.random.default_rng(6)
+    template = ndimage.gaussian_filter(rng.normal(0, 100, (50, 60)), 1.5)
+    usable = np.zeros(template.shape, bool)
+    usable[2:-2, 2:-2] = True
+    options = FitOptions(DeltaModel((5, 5), 1, 1), Penalties(0, 0.0, 0.0), sigma_clip=None)
+    fits = [
+        fit_delta(FitPlanes(template + rng.normal(0, 3, template.shape), template, usable, None, None), options)
+        for _ in range(60)
+    ]
+    edges = np.array([fit.edge * fit._sum for fit in fits])
+    # a deviation from 60 values has an error of 9 %
+    assert np.std(edges) == pytest.approx(np.mean([fit.edge_error for fit in fits]), rel=0.4)
+    assert np.mean(edges) == pytest.approx(0.0, abs=4 * np.std(edges) / np.sqrt(60))
+
+
+def test_no_kernel_is_too_small_for_noise():
+    rng = np.random.default_rng(4)
+    science, template = rng.normal(0, 5, (2, 90, 100))
+    err = np.full(science.shape, 5.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for side in (1, 3, 7):
+            solve(science, template, err=err, template_err=err, kernel_shape=(side, side))
 
 
 def test_kernel_sum_and_noise(pair):

@@ -17,7 +17,7 @@ from skyloom.errors import InputError
 from skyloom.exposure import BoolArray
 from skyloom.subtraction.dropin_arguments import Log, error_plane, logger
 from skyloom.subtraction.sfft.design import DeltaModel, Design, Float64Array
-from skyloom.subtraction.sfft.fit import FitOptions, fit_delta, flux_scale
+from skyloom.subtraction.sfft.fit import FitOptions, fit_delta, flux_scale, warn_of_edge
 from skyloom.subtraction.sfft.noise_map import power_of_two
 from skyloom.subtraction.sfft.planes import SfftPlanes, make_planes
 from skyloom.subtraction.sfft.regions import kernel_shape_for
@@ -88,87 +88,18 @@ def _ordered_back(values: Float64Array, order: int) -> Float64Array:
     return values[[place[term] for term in exponents(order)]]
 
 
-def solve(  # noqa: PLR0917  the reference's signature
-    image: npt.ArrayLike,
-    template: npt.ArrayLike,
-    mask: Any = None,
-    template_mask: Any = None,
-    err: Any = None,
-    template_err: Any = None,
-    kernel_shape: tuple[int, int] | None = (7, 7),
-    kernel_poly_order: int = 2,
-    bg_poly_order: int = 2,
-    flux_poly_order: int = 1,
-    flux_penalty: float = 1000.0,
-    ridge: float = 1e-6,
-    sigma_clip: float | None = 3.0,
-    max_iter: int = 5,
-    verbose: Any = False,
-    *,
-    rebuild: bool = False,
-) -> SFFTResult:
-    """Fit a kernel that varies over the field and a background, and subtract.
-
-    Parameters
-    ----------
-    image, template : array_like, shape (ny, nx)
-        On the same pixels. Pixels that are not finite are left out.
-    mask, template_mask : array_like of bool, optional
-        True where the image is not to be used for the fit, and where the template is bad.
-    err, template_err : array_like, optional
-        Standard deviations of the pixels, for the weights. True, and None, mean the same weight for all.
-    kernel_shape : (int, int) or None
-        (ky, kx), odd. None: 3 FWHM of the wider stars, 7 to 31 pixels: a kernel that is too small for the wings of the
-        stars has too small a sum.
-    kernel_poly_order, bg_poly_order : int
-        Orders of the polynomials with which kernel and background vary.
-    flux_poly_order : int
-        The kernel's sum varies as a polynomial of this order,
-    flux_penalty : float
-        with this weight, in units of the median diagonal of the normal matrix.
-    ridge : float
-        Weight of the squares of the kernel's coefficients, in the same unit.
-    sigma_clip : float or None
-        Pixels that lie so many times the scatter off the model are left out.
-    max_iter : int
-        Fits with clipping; one more comes first if there is a `template_err`.
-    verbose : bool or callable
-        Print what is done, or call this with it.
-    rebuild : bool
-        Sum the normal matrix anew after each clipping: slower, and the result is the same.
-
-    Returns
-    -------
-    SFFTResult
-
-    Raises
-    ------
-    InputError
-        Shapes differ, an order or the kernel's shape cannot be used; a ValueError.
-    TooFewPixelsError
-        Fewer good pixels than unknowns; a RuntimeError.
-    """
-    request = FitRequest(
-        kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, flux_penalty, ridge, sigma_clip, max_iter
-    )
-    planes, options = request.prepare(image, template, mask, template_mask, logger(verbose), rebuild=rebuild)
-    shape = planes.science.shape
-    errors = error_plane(err, shape, "argument err"), error_plane(template_err, shape, "argument template_err")
-    return fit_planes(planes.with_errors(*errors), options)
-
-
 @dataclass(frozen=True)
 class FitRequest:
-    """The options of the fit that `solve` and `run_sfft` share; see `solve`."""
+    """The options of the fit that `solve` and `run_sfft` share, with their defaults; see `solve`."""
 
-    kernel_shape: tuple[int, int] | None
-    kernel_poly_order: int
-    bg_poly_order: int
-    flux_poly_order: int
-    flux_penalty: float
-    ridge: float
-    sigma_clip: float | None
-    max_iter: int
+    kernel_shape: tuple[int, int] | None = (7, 7)
+    kernel_poly_order: int = 2
+    bg_poly_order: int = 2
+    flux_poly_order: int = 1
+    flux_penalty: float = 1000.0
+    ridge: float = 1e-6
+    sigma_clip: float | None = 3.0
+    max_iter: int = 5
 
     def prepare(
         self, image: Any, template: Any, mask: Any, template_mask: Any, log: Log, *, rebuild: bool = False
@@ -206,10 +137,80 @@ class FitRequest:
         return Penalties(int(self.flux_poly_order), float(self.flux_penalty), float(self.ridge))
 
 
+def solve(  # noqa: PLR0917  the reference's signature
+    image: npt.ArrayLike,
+    template: npt.ArrayLike,
+    mask: Any = None,
+    template_mask: Any = None,
+    err: Any = None,
+    template_err: Any = None,
+    kernel_shape: tuple[int, int] | None = FitRequest.kernel_shape,
+    kernel_poly_order: int = FitRequest.kernel_poly_order,
+    bg_poly_order: int = FitRequest.bg_poly_order,
+    flux_poly_order: int = FitRequest.flux_poly_order,
+    flux_penalty: float = FitRequest.flux_penalty,
+    ridge: float = FitRequest.ridge,
+    sigma_clip: float | None = FitRequest.sigma_clip,
+    max_iter: int = FitRequest.max_iter,
+    verbose: Any = False,
+    *,
+    rebuild: bool = False,
+) -> SFFTResult:
+    """Fit a kernel that varies over the field and a background, and subtract.
+
+    Parameters
+    ----------
+    image, template : array_like, shape (ny, nx)
+        On the same pixels. Pixels that are not finite are left out.
+    mask, template_mask : array_like of bool, optional
+        True where the image is not to be used for the fit, and where the template is bad.
+    err, template_err : array_like, optional
+        Standard deviations of the pixels, for the weights. True, and None, mean the same weight for all.
+    kernel_shape : (int, int) or None
+        (ky, kx), odd. None: 3 FWHM of the wider stars, 7 to 31 pixels: a kernel that is too small for the wings of the
+        stars has too small a sum, and is warned of.
+    kernel_poly_order, bg_poly_order : int
+        Orders of the polynomials with which kernel and background vary.
+    flux_poly_order : int
+        The kernel's sum varies as a polynomial of this order,
+    flux_penalty : float
+        with this weight, in units of the median diagonal of the normal matrix.
+    ridge : float
+        Weight of the squares of the kernel's coefficients, in the same unit.
+    sigma_clip : float or None
+        Pixels that lie so many times the scatter off the model are left out.
+    max_iter : int
+        Fits with clipping; one more comes first if there is a `template_err`.
+    verbose : bool or callable
+        Print what is done, or call this with it.
+    rebuild : bool
+        Sum the normal matrix anew after each clipping: slower, and the result is the same.
+
+    Returns
+    -------
+    SFFTResult
+
+    Raises
+    ------
+    InputError
+        Shapes differ, an order or the kernel's shape cannot be used; a ValueError.
+    TooFewPixelsError
+        Fewer good pixels than unknowns; a RuntimeError.
+    """
+    request = FitRequest(
+        kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, flux_penalty, ridge, sigma_clip, max_iter
+    )
+    planes, options = request.prepare(image, template, mask, template_mask, logger(verbose), rebuild=rebuild)
+    shape = planes.science.shape
+    errors = error_plane(err, shape, "argument err"), error_plane(template_err, shape, "argument template_err")
+    return fit_planes(planes.with_errors(*errors), options)
+
+
 def fit_planes(planes: SfftPlanes, options: FitOptions, region: BoolArray | None = None) -> SFFTResult:
     """Fit to the pixels of a region, and put the result together."""
     units = planes.units
     fit = fit_delta(planes.restricted(units, region), options)
+    warn_of_edge(fit, "Give a larger kernel_shape, or None: then it follows from the stars.")
     model = fit.design.model
     kernel, background, residual = (
         fit.kernel * (units[0] / units[1]),

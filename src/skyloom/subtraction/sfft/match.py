@@ -16,7 +16,7 @@ from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.match import Match
 from skyloom.subtraction.noise import smoothing_kernel
 from skyloom.subtraction.sfft.design import DeltaModel, Float64Array
-from skyloom.subtraction.sfft.fit import DeltaFit, FitOptions, FitPlanes, fit_delta
+from skyloom.subtraction.sfft.fit import DeltaFit, FitOptions, FitPlanes, fit_delta, warn_of_edge
 from skyloom.subtraction.sfft.options import SfftOptions
 from skyloom.subtraction.sfft.planes import reach
 from skyloom.subtraction.sfft.regions import kernel_half, object_region
@@ -65,17 +65,10 @@ def match_sfft(
     half = options.kernel_half_width or kernel_half(fwhm)
     side = 2 * half + 1
     model = DeltaModel((side, side), options.spatial_order, options.background_order)
-    # a single bad pixel of the source under the wings of the kernel costs less than the pixels around it
-    usable = target.usable & ~reach(~source.usable, (half + 1 - half % 2, half + 1 - half % 2))
-    usable &= ~reach(np.zeros(usable.shape, bool), (side, side))
+    usable = _usable(target, source, half)
     region, table = _pixels(usable, xy, fwhm, options, needed=_PIXELS_PER_UNKNOWN * model.size)
     # of the white noise, which all of it is for weights of wide kernels; the bias knows how it is correlated
     template_variance = np.where(source.usable, source.variance, 0.0).astype(np.float64) * correlation
-    like_one_pixel = noise_correlation is not None
-    if noise_correlation is None and correlation > 1:
-        smoothing = smoothing_kernel(correlation)
-        covariance = convolve_full(smoothing, smoothing)  # even, so that this is the correlation
-        noise_correlation = covariance / covariance.max() / correlation
     planes = FitPlanes(
         np.where(target.usable, target.data, 0).astype(np.float64),
         np.where(source.usable, source.data, 0).astype(np.float64),
@@ -83,21 +76,46 @@ def match_sfft(
         np.where(usable, target.variance, 1.0),
         template_variance,
     )
-    precision = _prior(model, planes, fwhm)
-    if like_one_pixel:
-        precision /= _NEAR_A_PIXEL**2
+    like_one_pixel = noise_correlation is not None
+    precision = _prior(model, planes, fwhm) / (_NEAR_A_PIXEL**2 if like_one_pixel else 1.0)
     penalties = Penalties(options.flux_order, _FLUX_PENALTY, options.ridge, precision)
     limits = options.sigma_clip, options.max_iterations
+    known = _resampled(correlation) if noise_correlation is None else noise_correlation
     choices = FitOptions(
-        model, penalties, *limits, accuracy=_ACCURACY,
-        noise_correlation=noise_correlation, like_one_pixel=like_one_pixel,
-    )  # fmt: skip
+        model, penalties, *limits, accuracy=_ACCURACY, noise_correlation=known, like_one_pixel=like_one_pixel
+    )
     fit = fit_delta(planes, choices)
+    warn_of_edge(fit, "Give a larger kernel_half_width.")
+    return _as_match(fit, planes, table, options, n_sources=len(xy), all_pixels=region is None, core=fwhm)
+
+
+def _usable(target: Planes, source: Planes, half: int) -> BoolArray:
+    """Return the pixels of the fit: those whose kernel stays clear of bad pixels and of the border."""
+    # a single bad pixel of the source under the wings of the kernel costs less than the pixels around it
+    usable = target.usable & ~reach(~source.usable, (half + 1 - half % 2, half + 1 - half % 2))
+    return np.asarray(usable & ~reach(np.zeros(usable.shape, bool), (2 * half + 1, 2 * half + 1)))
+
+
+def _resampled(correlation: float) -> Float64Array | None:
+    """Return how the noise is correlated of white noise that resampling has smoothed, see `FitOptions`."""
+    if correlation <= 1:
+        return None
+    smoothing = smoothing_kernel(correlation)
+    covariance = convolve_full(smoothing, smoothing)  # even, so that this is the correlation
+    return np.asarray(covariance / covariance.max() / correlation)
+
+
+def _as_match(
+    fit: DeltaFit, planes: FitPlanes, table: Table, options: SfftOptions,
+    *, n_sources: int, all_pixels: bool, core: float,
+) -> Match:  # fmt: skip
+    """Return kernel and background, the stars with their chi^2 within `core` pixels, and the numbers of the fit."""
+    half = fit.design.model.kernel_shape[0] // 2
     kernel = SpatialKernel(
         DeltaBasis(half), fit.kernel.reshape(len(fit.kernel), -1).T, fit.design.centre, fit.design.scale
     )
     chi2, share = _quality(fit, planes)
-    table["chi2"] = _box_chi2(table, chi2, half=max(2, round(fwhm)))
+    table["chi2"] = _box_chi2(table, chi2, half=max(2, round(core)))
     sums = kernel.sum_at(*fit.design.centre)
     return Match(
         kernel,
@@ -105,16 +123,17 @@ def match_sfft(
         options.background_order,
         table,
         {
-            "n_sources": len(xy),
+            "n_sources": n_sources,
             "n_stamps": len(table),
             "n_stamps_rejected": 0,
             "chi2": share,
             "kernel_sum": float(sums),
             "kernel_sum_scatter": float(np.std(kernel.sum_at(table["x"], table["y"]))) if len(table) else 0.0,
+            "kernel_edge": fit.edge,
             "spatial_order": options.spatial_order,
             "background_order": options.background_order,
             "kernel_half_width": half,
-            "pixels": "all" if region is None else "boxes",
+            "pixels": "all" if all_pixels else "boxes",
             "n_pixels": int(np.count_nonzero(fit.used)),
         },
     )

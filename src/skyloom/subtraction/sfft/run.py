@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,14 @@ def run_sfft(  # noqa: PLR0917  the reference's signature
     template_err: Any = None,
     image_gain: float | None = None,
     template_gain: float | None = None,
-    kernel_shape: tuple[int, int] | None = (7, 7),
-    kernel_poly_order: int = 2,
-    bg_poly_order: int = 2,
-    flux_poly_order: int = 1,
-    flux_penalty: float = 1000.0,
-    ridge: float = 1e-6,
-    sigma_clip: float | None = 3.0,
-    max_iter: int = 5,
+    kernel_shape: tuple[int, int] | None = FitRequest.kernel_shape,
+    kernel_poly_order: int = FitRequest.kernel_poly_order,
+    bg_poly_order: int = FitRequest.bg_poly_order,
+    flux_poly_order: int = FitRequest.flux_poly_order,
+    flux_penalty: float = FitRequest.flux_penalty,
+    ridge: float = FitRequest.ridge,
+    sigma_clip: float | None = FitRequest.sigma_clip,
+    max_iter: int = FitRequest.max_iter,
     obj: Any = None,
     obj_size: int | None = None,
     obj_grid: int = 4,
@@ -104,38 +105,45 @@ def run_sfft(  # noqa: PLR0917  the reference's signature
         kernel_shape, kernel_poly_order, bg_poly_order, flux_poly_order, flux_penalty, ridge, sigma_clip, max_iter
     )
     planes, options = request.prepare(image, template, mask, template_mask, log)
-    errors = (
+    planes = planes.with_errors(
         _errors(err, planes.science, planes.bad_science, image_gain, "err"),
         _errors(template_err, planes.template, planes.bad_template, template_gain, "template_err"),
     )
-    planes = planes.with_errors(*errors)
     region = None
     if obj is not None:
-        region = _region(
-            planes,
-            obj,
-            needed=_PIXELS_PER_UNKNOWN * options.model.size,
-            size=box_half_size(obj) if obj_size is None else int(obj_size),
-            grid=obj_grid,
-            per_cell=obj_per_cell,
-            max_masked_fraction=obj_max_masked_fraction,
-            log=log,
-        )
+        boxes = {"grid": obj_grid, "per_cell": obj_per_cell, "max_masked_fraction": obj_max_masked_fraction}
+        boxes["size"] = box_half_size(obj) if obj_size is None else int(obj_size)
+        region = _region(planes, obj, boxes, needed=_PIXELS_PER_UNKNOWN * options.model.size, log=log)
     result = fit_planes(planes, options, region)
-    bad = planes.bad_science | planes.dmask
-    difference = np.where(bad, 0.0, result.diff)
-    wanted: list[Any] = [difference]
-    if get_convolved:
-        wanted.append(result.model - background_plane(result))
-    if get_scaled or get_noise:
-        noise = difference_noise(result, planes.err, planes.template_err)
-        if get_scaled:
-            wanted.append(np.divide(difference, noise, out=np.zeros(noise.shape), where=~bad & (noise > 0)))
-        if get_noise:
-            wanted.append(noise)
-    if get_kernel:
-        wanted.append(result)
-    return wanted if len(wanted) > 1 else difference
+    wanted = _Wanted(get_convolved, get_scaled, get_noise, get_kernel)
+    return wanted.of(result, planes)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What `run_sfft` is asked for besides the difference."""
+
+    convolved: bool
+    scaled: bool
+    noise: bool
+    kernel: bool
+
+    def of(self, result: SFFTResult, planes: SfftPlanes) -> Any:
+        """Return the difference, or a list that begins with it."""
+        bad = planes.bad_science | planes.dmask
+        difference = np.where(bad, 0.0, result.diff)
+        found: list[Any] = [difference]
+        if self.convolved:
+            found.append(result.model - background_plane(result))
+        if self.scaled or self.noise:
+            noise = difference_noise(result, planes.err, planes.template_err)
+            if self.scaled:
+                found.append(np.divide(difference, noise, out=np.zeros(noise.shape), where=~bad & (noise > 0)))
+            if self.noise:
+                found.append(noise)
+        if self.kernel:
+            found.append(result)
+        return found if len(found) > 1 else difference
 
 
 def difference_noise(result: SFFTResult, err: Any, template_err: Any) -> Float64Array:
@@ -178,26 +186,9 @@ def _errors(err: Any, plane: Float64Array, bad: BoolArray, gain: float | None, w
     return noise_map(plane, bad, gain)[0]
 
 
-def _region(
-    planes: SfftPlanes,
-    obj: Any,
-    *,
-    needed: int,
-    size: int,
-    grid: int,
-    per_cell: int | None,
-    max_masked_fraction: float,
-    log: Log,
-) -> BoolArray | None:
+def _region(planes: SfftPlanes, obj: Any, boxes: dict[str, Any], *, needed: int, log: Log) -> BoolArray | None:
     """Return the boxes of the objects, or None if they hold too few pixels."""
-    region, count = object_region(
-        obj,
-        planes.bad_science | planes.bad_template,
-        size=size,
-        grid=grid,
-        per_cell=per_cell,
-        max_masked_fraction=max_masked_fraction,
-    )
+    region, count = object_region(obj, planes.bad_science | planes.bad_template, **boxes)
     pixels = int(np.count_nonzero(region & planes.usable))
     enough = pixels >= needed
     what = "fitting there" if enough else "too few, the whole image is fitted"

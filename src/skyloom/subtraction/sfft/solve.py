@@ -149,6 +149,10 @@ class Solver:
             diagonal[: precision.size] += (factor - 1) * precision
             self._penalty = replace(self._penalty, diagonal=diagonal)
 
+    def variance(self, row: Float64Array) -> float:
+        """Return the variance of row @ x, nearly, in units of that of a pixel of weight 1."""
+        return float(row @ self._preconditioner.solve(row))
+
     def refine(self, tolerance: float) -> None:
         """Bring x to the minimum as `solve` does, in double precision."""
         for _ in range(_MOST_STARTS):
