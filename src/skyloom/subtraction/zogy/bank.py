@@ -123,7 +123,7 @@ class ProperFilters:
             if variances
             else None,
             score_squared=VaryingFilter(k**2, grid, LOOSE),
-            response=VaryingFilter(kernels.response, grid, ROUGH),
+            response=VaryingFilter(kernels.response, grid, TIGHT),  # fluxes are divided by it
             score_of_background=score_of_background,
             background_variances=(plain, of_x, of_y, of_both),
             stamps=(middle[0], middle[1]),
