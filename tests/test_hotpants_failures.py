@@ -388,3 +388,13 @@ def test_a_binary_that_fails_says_why(pair, tmp_path, mode):
 def test_a_binary_that_is_missing(pair):
     with pytest.raises(InputError, match="no executable"):
         run_hotpants(*images(pair), **KEYS, _exe="/no/such/hotpants")
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_values_whose_squares_are_no_numbers_are_refused(pair, factor):
+    image, template = (plane * np.float32(factor) for plane in images(pair))
+    with pytest.raises(InputError, match=r"values of the image are of the order of .* Multiply") as error:
+        run_hotpants(image, template, **KEYS)
+    assert error.value.details["found"] == pytest.approx(np.median(np.abs(image.astype(float))), rel=0.1)
+    with pytest.raises(InputError, match="values of the template are of the order of"):
+        hotpants(images(pair)[0], template)

@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from simulate import simulate_pair
-from skyloom.errors import NoUsableDataError, ShapeError, TooFewStampsError
+from skyloom.errors import InputError, NoUsableDataError, ShapeError, TooFewStampsError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.subtraction import AlardLuptonOptions, subtract
 from skyloom.subtraction.alard_lupton import _planes, _seeing
@@ -71,6 +71,32 @@ def test_kernel_sum_is_the_flux_ratio():
     kernel = default_subtraction().kernel
     assert kernel.sum_at(100.0, 400.0) * pair().flux_ratio == pytest.approx(1, abs=0.01)
     assert kernel.image_at(100.0, 400.0).sum() == pytest.approx(kernel.sum_at(100.0, 400.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("unit", [2.0**-83, 2.0**83])
+def test_the_unit_of_the_images_does_not_matter(unit):
+    """Values of 1e-23 or 1e27: their squares are no numbers in single precision."""
+    truth = simulate_pair(5, 256, n_stars=60, n_galaxies=2, n_transients=2)
+    ordinary = subtract(truth.science, truth.template, AlardLuptonOptions(spatial_order=1))
+    science, template = (
+        one.replace(
+            data=one.data.astype(np.float64) * unit,
+            variance=one.variance.astype(np.float64) * unit**2,
+            gain=one.gain / unit,
+        )
+        for one in (truth.science, truth.template)
+    )
+    result = subtract(science, template, AlardLuptonOptions(spatial_order=1))
+    np.testing.assert_array_equal(result.mask, ordinary.mask)
+    # rounding of float32, which the images were in before, at the values of the brightest stars
+    atol = 1e-6 * np.abs(truth.science.data).max()
+    for name in ("image", "matched", "background"):
+        np.testing.assert_allclose(getattr(result, name) / unit, getattr(ordinary, name), rtol=1e-4, atol=atol)
+    for name in ("variance", "variance_science", "variance_template"):
+        np.testing.assert_allclose(getattr(result, name) / unit**2, getattr(ordinary, name), rtol=1e-4, atol=1e-4)
+    assert result.statistics["noise_ratio"] == pytest.approx(ordinary.statistics["noise_ratio"], rel=1e-3)
+    with pytest.raises(InputError, match="values of the template are of the order of"):
+        subtract(truth.science, template)
 
 
 def test_flux_ratio_varies_where_one_image_is_vignetted():
@@ -179,7 +205,9 @@ def test_chi2_does_not_depend_on_the_correlation_of_the_template():
         )
         noisy = quiet.science.data + rng.normal(0, 8, quiet.science.shape)
         science = Exposure(noisy.astype(np.float32), np.full(noisy.shape, 64, np.float32))
-        options = AlardLuptonOptions(convolve="template", spatial_order=2, background_order=1)
+        options = AlardLuptonOptions(
+            convolve="template", spatial_order=2, background_order=1, kernel_half_width=10
+        )  # the same stamps whatever the default
         found[correlation] = subtract(science, template, options).statistics["chi2"]
     # error of the median over some 50 stamps of some 50 correlated pixels
     assert found[4.0] == pytest.approx(found[1.0], abs=0.08)

@@ -9,11 +9,20 @@ from skyloom.convolution import exponents, monomials
 from skyloom.errors import InputError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.subtraction.basis import ZeroSumDeltaBasis, default_sigmas, gaussian_basis
+from skyloom.subtraction.changes import SPARED, SPIKE, THRESHOLD, changed_pixels
 from skyloom.subtraction.fit import systematic_fraction
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.masking import combine_masks, spread_mask
 from skyloom.subtraction.noise import convolved_noise_gain, smoothing_kernel
-from skyloom.subtraction.normal import Factored, Model, StampSums, normal_matrix, normal_vector, solve
+from skyloom.subtraction.normal import (
+    Factored,
+    Model,
+    StampSums,
+    local_coefficients,
+    normal_matrix,
+    normal_vector,
+    solve,
+)
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.stamps import (
     Candidate,
@@ -41,6 +50,25 @@ def test_basis_has_49_functions_of_which_one_carries_the_sum():
     np.testing.assert_allclose(images[0], gauss(0.7, 10), atol=1e-12)
 
 
+@pytest.mark.parametrize("wings", [False, True])
+def test_wings_are_the_last_function_of_the_same_span(wings):
+    basis = gaussian_basis((0.7, 1.5, 3.0, 6.0), (6, 4, 2, 0), 16, constant_wings=wings)
+    assert (len(basis), basis.n_constant) == (50, int(wings))
+    flat = basis.images.reshape(50, -1)
+    np.testing.assert_allclose(flat.sum(axis=1), np.eye(1, 50)[0], atol=1e-6)
+    np.testing.assert_allclose(flat[1:] @ flat[1:].T, np.eye(49), atol=1e-6)
+    wide = gauss(6.0, 16).ravel()
+    for share in (slice(None), slice(49)):  # with the last function, and without it
+        left = wide - flat[share].T @ np.linalg.lstsq(flat[share].T, wide, rcond=None)[0]
+        found = np.linalg.norm(left) / np.linalg.norm(wide)
+        assert found < 1e-5 if share == slice(None) else (found > 0.1 or not wings)
+
+
+def test_wings_need_others_before_them():
+    assert gaussian_basis((0.7, 1.5), (0, 0), 8, constant_wings=True).n_constant == 0
+    assert gaussian_basis((0.7, 1.5), (4, 2), 8, constant_wings=True).n_constant == 0
+
+
 def test_basis_spans_alard_and_luptons_functions():
     basis = gaussian_basis((0.7, 1.5, 3.0), (6, 4, 2), 10)
     design = basis.images.reshape(len(basis), -1).T
@@ -60,18 +88,24 @@ def test_basis_convolves_like_its_images():
 
 @pytest.mark.parametrize("seeing", [(4.0, 4.0), (4.2, 3.0), (3.0, 4.2), (8.0, 2.0)])
 def test_widths_follow_the_seeing_and_never_vanish(seeing):
-    narrow, middle, wide = default_sigmas(*seeing)
-    assert (2 * narrow, wide) == pytest.approx((middle, 2 * middle))
+    narrow, middle, wide, wings = default_sigmas(*seeing, 4)
+    assert (2 * narrow, wide, wings) == pytest.approx((middle, 2 * middle, 4 * middle))
     assert middle >= 1
     assert middle**2 == pytest.approx(max(1, abs(seeing[0] ** 2 - seeing[1] ** 2) / 5.545), rel=1e-3)
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**31), spatial=st.integers(0, 2), background=st.integers(0, 2), vary_sum=st.booleans())
-def test_normal_equations_are_those_of_the_full_design(seed, spatial, background, vary_sum):
+@given(
+    seed=st.integers(0, 2**31),
+    spatial=st.integers(0, 2),
+    background=st.integers(0, 2),
+    vary_sum=st.booleans(),
+    n_constant=st.integers(0, 2),
+)
+def test_normal_equations_are_those_of_the_full_design(seed, spatial, background, vary_sum, n_constant):
     rng = np.random.default_rng(seed)
-    n_basis, n_pixels, n_stamps = 3, 30, 25
-    model = Model(n_basis, spatial, background, 2, vary_sum)
+    n_basis, n_pixels, n_stamps = 4, 30, 25
+    model = Model(n_basis, spatial, background, 2, vary_sum, n_constant)
     xy = rng.uniform(-1, 1, (2, n_stamps))
     terms = monomials(*xy, spatial, (0, 0), (1, 1)).T
     designs = rng.normal(size=(n_stamps, n_basis + 6, n_pixels))
@@ -79,7 +113,7 @@ def test_normal_equations_are_those_of_the_full_design(seed, spatial, background
     # the design, column by column: each basis image times each of its monomials, then the background
     columns = []
     for n in range(n_basis):
-        powers = range(terms.shape[1]) if n > 0 or vary_sum else [0]
+        powers = range(terms.shape[1]) if (vary_sum if n == 0 else n < n_basis - n_constant) else [0]
         columns += [(designs[:, n] * terms[:, [t]]).ravel() for t in powers]
     columns += [designs[:, n_basis + k].ravel() for k, (i, j) in enumerate(exponents(2)) if i + j <= background]
     full = np.array(columns)
@@ -87,6 +121,14 @@ def test_normal_equations_are_those_of_the_full_design(seed, spatial, background
     moments = np.einsum("smp,sp,sp->sm", designs, weight, target)
     np.testing.assert_allclose(normal_matrix(model, terms, grams), (full * weight.ravel()) @ full.T, atol=1e-9)
     np.testing.assert_allclose(normal_vector(model, terms, moments), full @ (weight * target).ravel(), atol=1e-9)
+    # a solution, unpacked for each stamp, predicts what the full design does
+    solution = rng.normal(size=len(full))
+    local = local_coefficients(model, solution, terms)
+    predicted = np.einsum("sm,smp->sp", local, designs)
+    np.testing.assert_allclose(predicted.ravel(), solution @ full, atol=1e-9)
+    zero_sum_terms = (n_basis - 1 - n_constant) * (terms.shape[1] - 1)
+    assert model.varying(terms.shape[1]).shape == solution.shape
+    assert model.varying(terms.shape[1]).sum() == zero_sum_terms
 
 
 def test_noise_of_the_convolved_image_weakens_the_kernel_little():
@@ -107,6 +149,49 @@ def test_noise_of_the_convolved_image_weakens_the_kernel_little():
     # one iteration leaves (N / (S + N))^2 = (1 / 5)^2; 5 standard errors of a slope, sqrt((1 + 4) / (4 n))
     assert corrected[0] == pytest.approx(2 * (1 - 0.2**2), abs=5 * np.sqrt(5 / (4 * n)))
     assert corrected[1] == pytest.approx(0, abs=5 * np.sqrt(5 / (4 * n)))
+
+
+def changed_stamps(n=3, side=31, width=4.0):
+    """Return residuals, signals, variances of stamps with a bright star each, and pixels that all count."""
+    rng = np.random.default_rng(4)
+    star = 1e5 * gauss(width / 2.355, side // 2)
+    signals = np.repeat(star[None], n, axis=0)
+    variances = 100.0 + signals
+    return rng.normal(size=(n, side, side)) * np.sqrt(variances), signals, variances, np.ones((n, side, side), bool)
+
+
+def test_transients_in_stamps_are_found_below_the_noise_of_pixels_and_misfits_are_not():
+    residuals, signals, variances, usable = changed_stamps()
+    residuals[1] += 0.01 * signals[1]  # what a kernel may leave of a bright star
+    assert not changed_pixels(residuals, signals, variances, usable, width=4.0).any()
+    faint = np.roll(gauss(4.0 / 2.355, 15), (8, -7), axis=(0, 1))
+    # 8 sigma in all, 2 in its brightest pixel
+    residuals[2] += 8 * 10 / np.sqrt((faint**2).sum()) * faint
+    found = changed_pixels(residuals, signals, variances, usable, width=4.0)
+    assert not found[:2].any()
+    y, x = np.nonzero(found[2])
+    assert np.hypot(y - 23, x - 8).min() == 0
+    assert np.hypot(y - 23, x - 8).max() < 6
+    usable[2, 20:, :12] = False  # what is masked anyway tells nothing
+    assert not changed_pixels(residuals, signals, variances, usable, width=4.0).any()
+
+
+def test_one_pixel_alone_is_no_transient():
+    residuals, signals, variances, usable = changed_stamps()
+    residuals[0, 5, 5] = 1e6
+    assert not changed_pixels(residuals, signals, variances, usable, width=4.0).any()
+    # the plain filter, by loops
+    width, x, y = 3.0, 9, 12
+    residuals[0, y - 1 : y + 2, x - 1 : x + 2] += 60
+    gaussian = np.exp(-4 * np.log(2) * (np.mgrid[:31, :31][0] - y) ** 2 / width**2) * np.exp(
+        -4 * np.log(2) * (np.mgrid[:31, :31][1] - x) ** 2 / width**2
+    )
+    cut = np.clip(residuals[0] / np.sqrt(variances[0]), -SPIKE, SPIKE) * np.sqrt(variances[0])
+    seen = (gaussian * cut / variances[0]).sum() - SPARED * (gaussian * signals[0] / variances[0]).sum()
+    expected = seen > THRESHOLD * np.sqrt((gaussian**2 / variances[0]).sum())
+    found = changed_pixels(residuals, signals, variances, usable, width=width)
+    assert expected
+    assert found[0, y, x]
 
 
 def test_singular_equations_have_a_finite_solution():
@@ -199,7 +284,7 @@ def test_width_of_gaussian_stars(sigma):
         {"convolve": "both"},
         {"spatial_order": 5},
         {"background_order": "high"},
-        {"gaussian_sigmas": (1.0,)},
+        {"gaussian_sigmas": (1.0,), "gaussian_orders": (4, 2)},
         {"gaussian_sigmas": (1.0, -1.0, 2.0)},
         {"gaussian_orders": (9,)},
         {"min_stamps": 0},

@@ -25,14 +25,15 @@ from skyloom.subtraction.basis import (
 )
 from skyloom.subtraction.cross import subtract_crossed
 from skyloom.subtraction.decorrelate import decorrelate
-from skyloom.subtraction.fit import FitInput, KernelFit, fit_kernel, systematic_fraction
+from skyloom.subtraction.fit import KernelFit, fit_kernel, systematic_fraction
+from skyloom.subtraction.fit_input import FitInput
 from skyloom.subtraction.masking import combine_masks, spread_mask
 from skyloom.subtraction.match import Match
 from skyloom.subtraction.noise import convolved_noise_gain
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.residual_background import residual_level
 from skyloom.subtraction.result import Subtraction
-from skyloom.subtraction.sanity import check_kernel, check_variance
+from skyloom.subtraction.sanity import check_kernel, check_range, check_variance, natural_unit
 from skyloom.subtraction.scatter import with_flux_scatter
 from skyloom.subtraction.sfft.options import SfftOptions
 from skyloom.subtraction.stamps import (
@@ -97,6 +98,8 @@ def subtract(
     ------
     ShapeError
         The two images have different shapes.
+    InputError
+        Values too large or too small beside those of the science image.
     NoUsableDataError
         No pixel is usable in both images.
     TooFewStampsError
@@ -112,7 +115,12 @@ def subtract(
             science=science.shape,
             template=template.shape,
         )
+    unit = natural_unit(science)
+    if unit != 1:
+        stars = {"sources": sources, "science_fwhm": science_fwhm, "template_fwhm": template_fwhm}
+        return _from_unit(subtract(_in_unit(science, unit), _in_unit(template, unit), options, **stars), unit)
     science, template = _with_variance(science), _with_variance(template)
+    check_range("the template", template.data)
     if not (science.usable & template.usable).any():
         raise NoUsableDataError(
             "No pixel is usable in both the science image and the template; check their masks and that they overlap."
@@ -182,6 +190,26 @@ def _with_level(result: Subtraction, fwhm: float) -> Subtraction:
         matched=result.matched + level,
         background=result.background + level,
     )
+
+
+def _in_unit(exposure: Exposure, unit: float) -> Exposure:
+    """Return an exposure whose values are those in another unit, a power of 2."""
+    return exposure.replace(
+        data=exposure.data.astype(np.float64) / unit,
+        variance=None if exposure.variance is None else exposure.variance.astype(np.float64) / unit**2,
+        gain=None if exposure.gain is None else exposure.gain * unit,
+        saturation=None if exposure.saturation is None else exposure.saturation / unit,
+    )
+
+
+def _from_unit(result: Subtraction, unit: float) -> Subtraction:
+    """Return a result in the images' own unit again."""
+    values, squares = ("image", "matched", "background"), ("variance", "variance_science", "variance_template")
+    planes: dict[str, Any] = {name: getattr(result, name).astype(np.float64) * unit for name in values}
+    planes |= {name: getattr(result, name).astype(np.float64) * unit**2 for name in squares}
+    before = result.variance_before
+    planes["variance_before"] = None if before is None else before.astype(np.float64) * unit**2
+    return replace(result, **planes)
 
 
 def _with_variance(exposure: Exposure) -> Exposure:
@@ -307,12 +335,9 @@ def _basis(options: AlardLuptonOptions, fwhm: dict[str, float]) -> KernelBasis |
     wide = max(fwhm.values())
     if options.basis == "delta":
         return ZeroSumDeltaBasis(options.kernel_half_width or max(4, int(np.ceil(_DELTA_REACH * wide))))
-    sigmas = options.gaussian_sigmas or default_sigmas(wide, min(fwhm.values()))
-    if options.gaussian_sigmas is None and len(options.gaussian_orders) != 3:
-        sigmas = tuple(sigmas[1] * 2.0**k for k in range(-1, len(options.gaussian_orders) - 1))
-    return gaussian_basis(
-        sigmas, options.gaussian_orders, options.kernel_half_width or default_half_width(sigmas, wide)
-    )
+    sigmas = options.gaussian_sigmas or default_sigmas(wide, min(fwhm.values()), len(options.orders))
+    half = options.kernel_half_width or default_half_width(options.gaussian_sigmas, wide)
+    return gaussian_basis(sigmas, options.orders, half, constant_wings=True)
 
 
 def _weighing(planes: Planes) -> Planes:

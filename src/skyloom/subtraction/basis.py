@@ -32,10 +32,13 @@ class KernelBasis:
         Factors of the separable functions R_m(u, v) = filters[m, 0, v] filters[m, 1, u].
     mix : ndarray, shape (n, n_raw)
         B_n = sum_m mix[n, m] R_m.
+    n_constant : int
+        The coefficients of so many functions, the last ones, are to be the same all over the field.
     """
 
     filters: Float64Array
     mix: Float64Array
+    n_constant: int = 0
     _cache: dict[np.dtype[Any], tuple[FloatArray, FloatArray, npt.NDArray[np.int64], FloatArray]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -141,6 +144,8 @@ class ZeroSumDeltaBasis:
         disc = [(v, u) for v in axis for u in axis if u * u + v * v <= (self.half + 0.5) ** 2]
         return sorted(disc, key=lambda pixel: pixel != (0, 0))
 
+    n_constant = 0
+
     def __len__(self) -> int:
         return len(self.pixels)
 
@@ -183,12 +188,17 @@ class ZeroSumDeltaBasis:
         return total
 
 
-def gaussian_basis(sigmas: tuple[float, ...], orders: tuple[int, ...], half: int) -> KernelBasis:
+def gaussian_basis(
+    sigmas: tuple[float, ...], orders: tuple[int, ...], half: int, *, constant_wings: bool = False
+) -> KernelBasis:
     """Build the basis from the widths of the Gaussians (pixels) and the degrees of their polynomials.
 
     The filters are Hermite functions, H_p(u / sigma) G(u): of the same span as u^p G(u) but orthogonal, so that few
-    digits cancel when they are combined.
+    digits cancel when they are combined. With `constant_wings`, a last Gaussian of degree 0 after others of higher ones
+    is one function, the last, and counts as `n_constant`: the wings, many faint pixels that tell little, are those of
+    all stars together.
     """
+    apart = constant_wings and orders[-1] == 0 and max(orders) > 0
     axis = np.arange(-half, half + 1.0)
     filters = []
     for sigma, order in zip(sigmas, orders, strict=True):
@@ -204,22 +214,29 @@ def gaussian_basis(sigmas: tuple[float, ...], orders: tuple[int, ...], half: int
     zero_sum[:, 0] -= sums[1:]
     zero_sum /= np.linalg.norm(zero_sum @ raw.reshape(len(raw), -1), axis=1)[:, None]
     images = zero_sum @ raw.reshape(len(raw), -1)
-    square, vectors = np.linalg.eigh(images @ images.T)
+    n = len(images) - apart
+    square, vectors = np.linalg.eigh(images[:n] @ images[:n].T)
     kept = square > _SAME * square.max(initial=0.0)
-    mix = np.vstack([np.eye(1, len(raw)), (vectors[:, kept] / np.sqrt(square[kept])).T @ zero_sum])
-    return KernelBasis(raw_filters, mix)
+    rotation = (vectors[:, kept] / np.sqrt(square[kept])).T
+    mix = np.vstack([np.eye(1, len(raw)), rotation @ zero_sum[:n]])
+    if apart:
+        # what the others cannot do
+        left = zero_sum[-1] - (images[-1] @ (rotation @ images[:n]).T) @ mix[1:]
+        mix = np.vstack([mix, left / np.linalg.norm(left @ raw.reshape(len(raw), -1))])
+    return KernelBasis(raw_filters, mix, int(apart))
 
 
-def default_sigmas(fwhm_wide: float, fwhm_narrow: float) -> tuple[float, float, float]:
-    """Return widths of the Gaussians for two seeings: 1/2, 1 and 2 times the width that takes one to the other.
+def default_sigmas(fwhm_wide: float, fwhm_narrow: float, count: int) -> tuple[float, ...]:
+    """Return widths of the Gaussians for two seeings: 1/2, 1, 2, 4, ... times the width that takes one to the other.
 
     For Gaussian stars this width is sqrt(FWHM_1^2 - FWHM_2^2) / 2.355 (Israel, Hessman & Schuh 2007, AN 328, 16). It is
-    kept above 1 pixel, so that the basis stays able to sharpen a little and to shift a fraction of a pixel.
+    kept above 1 pixel, so that the basis stays able to sharpen a little and to shift a fraction of a pixel. Stars have
+    wider wings than Gaussians: the widest are for what these have in the one image and not in the other.
     """
     sigma = max(1.0, np.sqrt(abs(fwhm_wide**2 - fwhm_narrow**2)) / np.sqrt(8 * np.log(2)))
-    return 0.5 * sigma, sigma, 2.0 * sigma
+    return tuple(float(sigma * 2.0**k) for k in range(-1, count - 1))
 
 
-def default_half_width(sigmas: tuple[float, ...], fwhm: float) -> int:
-    """Return half the kernel's width: room for the widest Gaussian and for the wings of the wider stars."""
-    return int(np.ceil(max(5.0, 2.5 * max(sigmas), 2.2 * fwhm)))
+def default_half_width(sigmas: tuple[float, ...] | None, fwhm: float) -> int:
+    """Return half the kernel's width: room for the wings of the wider stars, and for the widest Gaussian asked for."""
+    return int(np.ceil(max(5.0, 3.0 * fwhm, 2.5 * max(sigmas or (0.0,)))))

@@ -6,20 +6,21 @@ import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from skyloom._threads import map_bands
 from skyloom.background import MAD_TO_SIGMA
-from skyloom.convolution import Float32Array, convolve, exponents, monomials
+from skyloom.convolution import convolve, exponents
 from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray, FloatArray
 from skyloom.filters import convolve_full
-from skyloom.subtraction.basis import Float64Array, KernelBasis, ZeroSumDeltaBasis
+from skyloom.subtraction.basis import Float64Array, ZeroSumDeltaBasis
+from skyloom.subtraction.changes import changed_pixels
+from skyloom.subtraction.fit_input import FitInput, Stamp, load_stamp
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.noise import convolved_noise_gain, smoothing_kernel
 from skyloom.subtraction.normal import Model, StampSums, chi_squares, local_coefficients, solve
 from skyloom.subtraction.options import AlardLuptonOptions
-from skyloom.subtraction.stamps import Candidate, Planes, cut
+from skyloom.subtraction.stamps import Candidate
 
 log = logging.getLogger("skyloom.subtraction")
 
@@ -36,82 +37,6 @@ _STRENGTHS = tuple(10.0**k for k in range(1, -7, -1))  # of the regularisation t
 _MOST_UNKNOWNS = 1500  # of the kernel, if the orders are free: beyond, the fit takes minutes
 _VARIATION = 0.05  # prior: a coefficient varies over the field by so much of the kernel's norm
 _ENOUGH = 80  # with fewer cells than this, each cell gives more than one stamp
-
-
-@dataclass(frozen=True, eq=False)
-class FitInput:
-    """The two images of a fit, and its geometry.
-
-    Parameters
-    ----------
-    target : Planes
-        The image to be matched.
-    source : Planes
-        The image to be convolved; `usable` is False wherever the middle half of the kernel would touch an
-        unusable pixel.
-    basis : KernelBasis or ZeroSumDeltaBasis
-        Of the kernel.
-    half, core : int
-        Half widths in pixels of a stamp, and radius of the part of it on which it is judged.
-    border : int
-        Both planes are padded by so many pixels, at least `half` and half of the kernel.
-    correlation : float
-        `Exposure.correlation` of the source.
-    """
-
-    target: Planes
-    source: Planes
-    basis: KernelBasis | ZeroSumDeltaBasis
-    half: int
-    core: int
-    border: int
-    correlation: float = 1.0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Shape of the field without its border, (ny, nx)."""
-        ny, nx = self.target.shape
-        return ny - 2 * self.border, nx - 2 * self.border
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        """Middle of the field, in its own pixels: where X = Y = 0."""
-        ny, nx = self.shape
-        return (nx - 1) / 2, (ny - 1) / 2
-
-    @property
-    def scale(self) -> tuple[float, float]:
-        """Half the field: X and Y run from -1 to 1."""
-        ny, nx = self.shape
-        return nx / 2, ny / 2
-
-    def monomials(self, x: npt.ArrayLike, y: npt.ArrayLike, order: int) -> Float64Array:
-        """Return X^i Y^j at pixels of the padded planes."""
-        return monomials(np.asarray(x) - self.border, np.asarray(y) - self.border, order, self.centre, self.scale)
-
-
-@dataclass(frozen=True, eq=False)
-class Stamp:
-    """The pixels of one stamp, flattened.
-
-    Parameters
-    ----------
-    star : Candidate
-    design : ndarray, shape (m, n_pixels)
-        The source convolved with each basis function, then the background's monomials.
-    target, target_variance : ndarray, shape (n_pixels,)
-    source_variance : ndarray, shape (n + 2 half, n + 2 half)
-        Of the source around the stamp, still to be convolved.
-    usable, core : ndarray of bool, shape (n_pixels,)
-    """
-
-    star: Candidate
-    design: Float64Array
-    target: Float64Array
-    target_variance: Float64Array
-    source_variance: Float32Array
-    usable: BoolArray
-    core: BoolArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,25 +76,6 @@ class KernelFit:
         return np.array([(star.x - self.border, star.y - self.border) for star in stars], float).reshape(-1, 2)
 
 
-def load_stamp(images: FitInput, star: Candidate, background_order: int) -> Stamp:
-    """Cut one stamp and convolve it with all basis functions."""
-    x, y, half, reach = star.x, star.y, images.half, images.half + images.basis.half
-    convolved = images.basis.convolve(cut(images.source.data, x, y, reach).astype(np.float64))
-    axis = np.arange(-half, half + 1)
-    columns, rows = np.broadcast_arrays(x + axis[None, :], y + axis[:, None])
-    background = images.monomials(columns, rows, background_order)
-    usable = cut(images.source.usable, x, y, half) & cut(images.target.usable, x, y, half)
-    return Stamp(
-        star=star,
-        design=np.concatenate([convolved, background]).reshape(len(convolved) + len(background), -1),
-        target=cut(images.target.data, x, y, half).astype(np.float64).ravel(),
-        target_variance=cut(images.target.variance, x, y, half).astype(np.float64).ravel(),
-        source_variance=cut(images.source.variance, x, y, reach).astype(np.float32),
-        usable=usable.ravel(),
-        core=(axis[None, :] ** 2 + axis[:, None] ** 2 <= images.core**2).ravel(),
-    )
-
-
 class _Fitter:
     """The stamps in the fit and their weights; one `Stamp` for each cell of the field at a time."""
 
@@ -198,7 +104,10 @@ class _Fitter:
         self._noise_gram = _noise_gram(self._images, images.correlation, len(exponents(self.max_background)))
         order = 0 if options.spatial_order == "auto" else options.spatial_order
         background = 0 if options.background_order == "auto" else options.background_order
-        self.model = Model(len(images.basis), order, background, self.max_background, options.vary_kernel_sum is True)
+        self.model = Model(
+            len(images.basis), order, background, self.max_background, options.vary_kernel_sum is True,
+            images.basis.n_constant,
+        )  # fmt: skip
         # before there is a kernel, the source's noise is taken as it is
         self.source_variances = [_inner(stamp.source_variance, images.basis.half) for stamp in self.stamps]
         self.weights = [
@@ -352,9 +261,12 @@ class _Fitter:
         totals = [v + (eps * s) ** 2 for v, s in zip(variances, self.signals, strict=True)]
         good = [stamp.usable for stamp in self.stamps]
         if clip_pixels:
+            side = 2 * self.images.half + 1
+            planes = (np.reshape(plane, (-1, side, side)) for plane in (self.residuals, self.signals, totals, good))
+            changed = changed_pixels(*planes, width=0.8 * self.images.core).reshape(len(good), -1)
             good = [
-                g & (r * r <= self.options.pixel_clip**2 * t)
-                for g, r, t in zip(good, self.residuals, totals, strict=True)
+                g & ~c & (r * r <= self.options.pixel_clip**2 * t)
+                for g, c, r, t in zip(good, changed, self.residuals, totals, strict=True)
             ]
         self.chi2 = np.array(
             [

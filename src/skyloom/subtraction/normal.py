@@ -22,8 +22,8 @@ class Model:
     """Which unknowns there are.
 
     The kernel's n_basis functions have coefficients that are polynomials of `spatial_order` (B_0 a constant one
-    unless `vary_sum`); the background is a polynomial of `background_order`, out of `n_background` terms of
-    `max_background_order` for which the stamps hold sums.
+    unless `vary_sum`, and so have the last `n_constant`); the background is a polynomial of `background_order`, out of
+    the terms of `max_background_order` for which the stamps hold sums.
     """
 
     n_basis: int
@@ -31,6 +31,7 @@ class Model:
     background_order: int
     max_background_order: int
     vary_sum: bool
+    n_constant: int = 0
 
     @property
     def background_index(self) -> list[int]:
@@ -49,16 +50,16 @@ class Model:
         ones = np.ones((len(terms), 1))
         return [
             ([0], terms if self.vary_sum else ones),
-            (list(range(1, self.n_basis)), terms),
-            (self.background_index, ones),
+            (list(range(1, self.n_basis - self.n_constant)), terms),
+            (list(range(self.n_basis - self.n_constant, self.n_basis)) + self.background_index, ones),
         ]
 
     def varying(self, n_terms: int) -> Float64Array:
         """Return 1 for the unknowns that make a zero-sum function vary over the field, 0 for the others."""
-        rest = np.ones((self.n_basis - 1, n_terms))
+        rest = np.ones((self.n_basis - 1 - self.n_constant, n_terms))
         rest[:, 0] = 0
         first = np.zeros(n_terms if self.vary_sum else 1)
-        return np.concatenate([first, rest.ravel(), np.zeros(len(self.background_index))])
+        return np.concatenate([first, rest.ravel(), np.zeros(self.n_constant + len(self.background_index))])
 
     def unpack(self, solution: Float64Array) -> tuple[Float64Array, Float64Array]:
         """Return coefficients (n_basis, n_terms) of the kernel, and those of all the background's monomials."""
@@ -66,10 +67,11 @@ class Model:
         n_first = n_terms if self.vary_sum else 1
         coefficients = np.zeros((self.n_basis, n_terms))
         coefficients[0, :n_first] = solution[:n_first]
-        n_rest = (self.n_basis - 1) * n_terms
-        coefficients[1:] = solution[n_first : n_first + n_rest].reshape(-1, n_terms)
+        varying, constant = self.n_basis - self.n_constant, n_first + (self.n_basis - self.n_constant - 1) * n_terms
+        coefficients[1:varying] = solution[n_first:constant].reshape(-1, n_terms)
+        coefficients[varying:, 0] = solution[constant : constant + self.n_constant]
         background = np.zeros(len(exponents(self.max_background_order)))
-        background[np.array(self.background_index) - self.n_basis] = solution[n_first + n_rest :]
+        background[np.array(self.background_index) - self.n_basis] = solution[constant + self.n_constant :]
         return coefficients, background
 
 

@@ -16,6 +16,8 @@ _OF_BASIS = {
 }
 """Options that only one basis has."""
 
+_ORDERS = (6, 4, 2, 0)  # the last Gaussian, which is as wide as the wings of stars, only has a height
+
 
 @dataclass(frozen=True)
 class AlardLuptonOptions:
@@ -48,7 +50,7 @@ class AlardLuptonOptions:
         Of the basis 'delta': what of the kernel is kept small, its second or its first differences.
     gaussian_sigmas, gaussian_orders : tuple, optional
         Of the basis 'gaussian': widths (pixels) of the Gaussians and degrees of the polynomials on them; widths from
-        the two FWHMs if not given.
+        the two FWHMs and degrees 6, 4, 2, 0 if not given.
     stamp_half_width : int, optional
         Pixels from a stamp's centre to its edge; from the FWHMs if not given.
     tiles : int, optional
@@ -90,7 +92,7 @@ class AlardLuptonOptions:
     regularisation: Literal["auto"] | float = "auto"
     smoothness: Literal["curvature", "gradient"] = "curvature"
     gaussian_sigmas: tuple[float, ...] | None = None
-    gaussian_orders: tuple[int, ...] = (6, 4, 2)
+    gaussian_orders: tuple[int, ...] | None = None
     stamp_half_width: int | None = None
     tiles: int | None = None
     stamps_per_tile: int | None = None
@@ -124,15 +126,15 @@ class AlardLuptonOptions:
             raise InputError(f"regularisation is {strength!r}; it must be 'auto' or a finite number of at least 0.")
         if self.vary_kernel_sum not in ("auto", True, False):
             raise InputError(f"vary_kernel_sum is {self.vary_kernel_sum!r}; it must be 'auto', True or False.")
-        if self.gaussian_sigmas is not None and len(self.gaussian_sigmas) != len(self.gaussian_orders):
+        if self.gaussian_sigmas is not None and len(self.gaussian_sigmas) != len(self.orders):
             raise InputError(
-                f"There are {len(self.gaussian_sigmas)} gaussian_sigmas and {len(self.gaussian_orders)} "
+                f"There are {len(self.gaussian_sigmas)} gaussian_sigmas and {len(self.orders)} "
                 "gaussian_orders; give one order for each width."
             )
-        if any(sigma <= 0 for sigma in self.gaussian_sigmas or ()) or not self.gaussian_orders:
+        if any(not 0 < sigma < float("inf") for sigma in self.gaussian_sigmas or ()) or not self.orders:
             raise InputError(f"gaussian_sigmas are {self.gaussian_sigmas}; at least one, all above 0, is needed.")
-        if any(order not in range(9) for order in self.gaussian_orders):
-            raise InputError(f"gaussian_orders are {self.gaussian_orders}; each must be a whole number from 0 to 8.")
+        if any(order not in range(9) for order in self.orders):
+            raise InputError(f"gaussian_orders are {self.orders}; each must be a whole number from 0 to 8.")
         limits = {
             "kernel_half_width": 1,
             "stamp_half_width": 3,
@@ -150,3 +152,10 @@ class AlardLuptonOptions:
             value = getattr(self, what)
             if value is not None and not value >= low:
                 raise InputError(f"{what} is {value}; it must be at least {low}.", **{what: value})
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """Degrees of the polynomials on the Gaussians: those given, or one for each width that is."""
+        if self.gaussian_orders is not None:
+            return self.gaussian_orders
+        return _ORDERS if self.gaussian_sigmas is None else _ORDERS[: len(self.gaussian_sigmas)]

@@ -34,6 +34,10 @@ FEWEST_PIXELS = 40
 """Of the sky in a box that counts."""
 CLIP = 3.0
 """Standard deviations beyond which a pixel of a box is not sky."""
+SOURCE = 4.0
+"""Standard deviations of the mean of a box as wide as the seeing, from which on it is a source."""
+SURROUNDINGS = 2.0
+"""FWHM around a source in which its wings are."""
 MOST_STEPS = 50
 """Of the fixed point; two or three are enough unless many boxes are empty."""
 CHANCE = 1e-6
@@ -101,7 +105,8 @@ def residual_level(image: FloatArray, variance: FloatArray, usable: BoolArray, *
     """Return the level of the sky in a difference; 0 if the field is too small to tell.
 
     The background of a fit to stamps takes up the light of whatever only one image has in them. The median over all
-    boxes of the field hardly sees it, and is the more precise.
+    boxes of the field hardly sees it, and is the more precise. Sources in the difference are left out with all their
+    surroundings: boxes with the wings of a hundred transients would raise the median of two thousand.
 
     Parameters
     ----------
@@ -111,9 +116,22 @@ def residual_level(image: FloatArray, variance: FloatArray, usable: BoolArray, *
     edges = _boxes(image.shape, fwhm)
     if edges is None:
         return 0.0
-    means, weights = _box_means(image, variance, usable, *edges)
+    means, weights = _box_means(image, variance, usable & ~_sources(image, variance, usable, fwhm), *edges)
     seen = means[weights > 0]
     return float(np.median(seen)) if seen.size >= FEWEST_BOXES**2 else 0.0
+
+
+def _sources(image: FloatArray, variance: FloatArray, usable: BoolArray, fwhm: float) -> BoolArray:
+    """Return the pixels within some FWHM of what stands out, up or down, in boxes as wide as the seeing."""
+    known = usable & (variance > 0)
+    z = np.divide(image, np.sqrt(variance, where=known, out=np.ones_like(variance)), where=known,
+                  out=np.zeros_like(image))  # fmt: skip
+    side = 2 * round(fwhm / 2) + 1
+    seen = ndimage.uniform_filter(np.clip(z, -CLIP, CLIP, out=z), side, mode="constant")
+    sample = np.abs(seen[::3, ::3][known[::3, ::3]])
+    level = SOURCE * MAD_TO_SIGMA * float(np.median(sample)) if sample.size else 0.0
+    found: BoolArray = ndimage.maximum_filter(np.abs(seen) > level, 2 * round(SURROUNDINGS * fwhm) + 1, mode="constant")
+    return found
 
 
 def _boxes(shape: tuple[int, ...], fwhm: float) -> tuple[Any, Any] | None:

@@ -1,11 +1,14 @@
-"""Is a fitted kernel one that images can have? The last look before a difference is handed out."""
+"""Are images and kernels such as can be? A look before the fit, and the last before a difference is handed out."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from skyloom.errors import SubtractionError
-from skyloom.exposure import UNUSABLE
+import numpy as np
+import numpy.typing as npt
+
+from skyloom.errors import InputError, SubtractionError
+from skyloom.exposure import LARGEST, UNUSABLE, Exposure
 from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.result import Subtraction
 
@@ -14,6 +17,56 @@ _MOST_RINGING = 10.0
 
 _GRID = 5
 """Places along each axis at which a kernel is looked at."""
+
+
+_RANGE = 1e-16, 1e15
+"""Of what pixels hold as a rule, so that squares of noise and of bright stars are numbers in single precision."""
+
+_ORDINARY = 1e-9, 1e9
+"""Values that need no other unit."""
+
+_SAMPLE = 64
+"""Pixels along each axis, at most, of which the values are looked at."""
+
+
+def typical_value(data: npt.NDArray[Any]) -> float:
+    """Return the median of the absolute values of a sample of an image's pixels; 1 if there are none.
+
+    Pixels that are 0, not finite or beyond `LARGEST` do not count.
+    """
+    sample = np.abs(data[tuple(slice(None, None, -(-n // _SAMPLE)) for n in data.shape)].astype(np.float64))
+    sample = sample[(sample > 0) & (sample <= LARGEST)]
+    return float(np.median(sample)) if sample.size else 1.0
+
+
+def natural_unit(exposure: Exposure) -> float:
+    """Return the power of 2 in whose units an image is to be subtracted: 1 where its values are not extreme."""
+    typical = typical_value(exposure.data)
+    return 1.0 if _ORDINARY[0] <= typical <= _ORDINARY[1] else 2.0 ** round(np.log2(typical))
+
+
+def check_range(name: str, data: npt.NDArray[Any]) -> None:
+    """Raise if an image's values are so large or small that their squares are none in single precision.
+
+    Parameters
+    ----------
+    name : str
+        For the message.
+    data : ndarray, shape (ny, nx)
+
+    Raises
+    ------
+    InputError
+        The typical value is out of range.
+    """
+    typical = typical_value(data)
+    if not _RANGE[0] <= typical <= _RANGE[1]:
+        raise InputError(
+            f"The values of {name} are of the order of {typical:.1g}; they must lie between {_RANGE[0]:g} and "
+            f"{_RANGE[1]:g}, so that single precision holds their squares. Multiply the image by a constant, its "
+            "errors by the same, and its variance by its square.",
+            found=typical,
+        )
 
 
 def check_kernel(kernel: SpatialKernel, box: tuple[int, int, int, int]) -> None:

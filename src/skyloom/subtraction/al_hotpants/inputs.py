@@ -16,6 +16,7 @@ from skyloom.exposure import LARGEST
 from skyloom.subtraction.al_hotpants.fit import Side
 from skyloom.subtraction.al_hotpants.options import HotpantsOptions
 from skyloom.subtraction.dropin_arguments import real_plane, usable_errors
+from skyloom.subtraction.sanity import check_range
 
 _SAMPLE = 256  # pixels along each axis, at most, from which levels are found
 _LEAST_VARIANCE = 1e-6  # in units of the sky's: only keeps divisions finite
@@ -123,6 +124,7 @@ def prepare(name: str, raw: Any, mask: Any, noise: Any, options: HotpantsOptions
         Not a plane of real numbers; masks or noise of another shape; no pixel is good.
     """
     raw = real_plane(raw, f"the {name}")
+    check_range(f"the {name}", raw)
     planes = {}
     for what, plane in (("mask", mask), ("noise", noise)):
         planes[what] = None if plane is None else real_plane(plane, f"the {what} of the {name}", raw.shape)

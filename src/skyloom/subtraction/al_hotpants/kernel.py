@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class HotpantsBasis:
     def _powers(self) -> list[tuple[int, int, int]]:
         return [(g, p, q) for g, d in enumerate(self.degrees) for p in range(d + 1) for q in range(d + 1 - p)]
 
-    @property
+    @cached_property
     def images(self) -> Float64Array:
         """The functions as images [v, u], shape (n, 2 half + 1, 2 half + 1)."""
         if self.given is not None:

@@ -164,7 +164,8 @@ def _fit_one(
     positions: Float64Array | None, sharper: bool,
 ) -> tuple[str, RegionFit, Float64Array] | None:  # fmt: skip
     """Fit one region; None if it has too few stamps and that is to be accepted (`empty`)."""
-    args: dict[str, Any] = {"basis": basis, "own": basis.orthonormal(), "options": options, "positions": positions}
+    own = basis.orthonormal()
+    args: dict[str, Any] = {"basis": basis, "own": own, "options": options, "positions": positions}
     results: list[tuple[str, RegionFit, Float64Array]] = []
     failure: TooFewStampsError | None = None
     for way in wanted:
@@ -172,13 +173,13 @@ def _fit_one(
             results.append(_fit_way(sides, region, way, **args))
         except TooFewStampsError as error:
             failure = error
-    if sharper and results and _sharpening(basis, results[0]) > _SHARPENS:
+    if sharper and results and _sharpening(own, results[0]) > _SHARPENS:
         log.info("the kernel may sharpen the template: trying to convolve the image")
         try:
             other = _fit_way(sides, region, "image", **args)
         except SubtractionError:
             other = results[0]
-        if _sharpening(basis, other) < 0.5 * _sharpening(basis, results[0]):
+        if _sharpening(own, other) < 0.5 * _sharpening(own, results[0]):
             results = [other]
     if results:
         return min(results, key=lambda one: one[1].figure)
@@ -220,9 +221,9 @@ def _fit_way(
     return way, fit, HotpantsKernel.pack(coefficients, background)
 
 
-def _sharpening(basis: HotpantsBasis, found: tuple[str, RegionFit, Float64Array]) -> float:
+def _sharpening(basis: KernelBasis, found: tuple[str, RegionFit, Float64Array]) -> float:
     """Return sum K^2 / (sum K)^2 where X = Y = 0."""
-    image = np.tensordot(found[1].coefficients[:, 0], basis.orthonormal().images, axes=1)
+    image = np.tensordot(found[1].coefficients[:, 0], basis.images, axes=1)
     return float((image**2).sum() / image.sum() ** 2)
 
 

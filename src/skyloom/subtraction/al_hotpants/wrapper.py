@@ -17,6 +17,7 @@ from skyloom.subtraction.al_hotpants.inputs import sampled_level
 from skyloom.subtraction.al_hotpants.native import hotpants
 from skyloom.subtraction.al_hotpants.options import HotpantsOptions, native_names
 from skyloom.subtraction.dropin_arguments import Log, bad_plane, check_gain, error_plane, logger, real_plane
+from skyloom.subtraction.sanity import check_range
 from skyloom.subtraction.sfft.noise_map import noise_map
 
 log = logging.getLogger("skyloom.subtraction")
@@ -168,6 +169,7 @@ def _bad_pixels(name: str, plane: npt.NDArray[Any], mask: Any) -> tuple[npt.NDAr
 
     They run from 10 deviations below the median to above all good ones.
     """
+    check_range(f"the {name}", plane)
     bad = ~np.isfinite(plane)
     if mask is not None:
         bad |= bad_plane(mask, plane.shape, f"the mask of the {name}")
