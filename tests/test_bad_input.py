@@ -286,7 +286,7 @@ def test_interrupted_work_leaves_no_file(ending, files, tmp_path):
         time.sleep(0.05)
         process.send_signal(ending)
         err = process.stderr.read()
-        assert process.wait(30) == EXIT_FAILED
+        assert process.wait(30) == 128 + ending
     assert "interrupted; nothing was written" in err
     assert "Traceback" not in err
     assert not list(tmp_path.rglob("*.*"))
@@ -309,6 +309,6 @@ def test_ended_writing_leaves_no_file(tmp_path):
         assert len(list(tmp_path.iterdir())) == 1
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
-    assert process.returncode != EXIT_OK
+    assert process.returncode == 128 + signal.SIGTERM
     assert err == "job: interrupted; nothing was written.\n"
     assert not list(tmp_path.iterdir())

@@ -287,7 +287,7 @@ def test_an_interrupted_run_leaves_complete_products(ending, jobs, night, tmp_pa
         sciences[-1].symlink_to(night / f"s{number % 3}.fits")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "skyloom", "difference", *map(str, sciences), "--jobs", str(jobs), "-o", str(out)]
-    command += ["--template", str(night / "template.fits"), *QUICK_CLI]
+    command += ["--template", str(night / "template.fits"), *QUICK_CLI, "--summary", str(tmp_path / "summary.csv")]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -298,8 +298,12 @@ def test_an_interrupted_run_leaves_complete_products(ending, jobs, night, tmp_pa
         else:
             process.send_signal(ending)
         _, err = process.communicate(timeout=60)
-        assert process.returncode == EXIT_FAILED
+        assert process.returncode == 128 + ending
     assert "what is written is complete" in err, err
+    rows = list(csv.DictReader((tmp_path / "summary.csv").read_text().splitlines()))
+    assert f"{len(rows)} of 12 images are finished" in err
+    assert rows[0]["science"].endswith("n0.fits")
+    assert {row["status"] for row in rows} == {"done"}
     assert err.count("\n") == 1, err
     kinds = {}
     for path in out.iterdir():

@@ -157,7 +157,8 @@ def noise_model(exposure: Exposure) -> NoiseModel:
     noise, level, correlation = _pixel_noise(exposure)
     if not noise > 0:
         raise NoUsableDataError(
-            f"{exposure.name} has no noise: its faint pixels are all equal. Give a variance plane if that is right.",
+            f"{exposure.name} has no noise: its faint pixels are all equal. If that is right, "
+            "give its errors: an extension ERR in the file, or variance= in Python.",
             name=exposure.name,
         )
     model = _with_gain(exposure, noise, level)
@@ -206,8 +207,8 @@ def _with_gain(exposure: Exposure, noise: float, level: float) -> NoiseModel:
     if sky_in_data and excess > CONSISTENT:
         _warn(
             f"The gain of {exposure.name} ({gain:g}) predicts {excess:.2f} times the measured variance of the sky: it "
-            f"is taken for an average of that many frames, with a gain of {gain * excess:.3g}. Give a variance plane, "
-            "or subtract the bias level, if that is wrong."
+            f"is taken for an average of that many frames, with a gain of {gain * excess:.3g}. Give its errors "
+            "(an extension ERR in the file, or variance= in Python) or subtract the bias level, if that is wrong."
         )
         return NoiseModel(noise, level, gain * excess, read_variance / excess, "sky")
     least = 0.0 if sky_in_data else _least_gain(exposure, noise, level)

@@ -1,7 +1,7 @@
 """The command ``skyloom``: one file per sub-command.
 
 Exit status: 0 all is well, 1 failed (one sentence on standard error says why), 2 partial (a result was written, but
-some of the inputs are missing in it; the log says which).
+some of the inputs are missing in it; the log says which), 128 + n ended by signal n (130: Ctrl-C, 143: SIGTERM).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from skyloom import __version__
 from skyloom.errors import SkyloomError
 
 EXIT_OK, EXIT_FAILED, EXIT_PARTIAL = 0, 1, 2
+_SIGNALLED = 128
 
 _COMMANDS = ("difference", "register", "coadd", "detect", "demo")
 
@@ -44,19 +45,36 @@ def build_parser() -> argparse.ArgumentParser:
     for name in _COMMANDS:
         module = importlib.import_module(f"skyloom.cli.{name}")
         sub = commands.add_parser(
-            name, help=module.HELP, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=module.HELP,
+            usage=module.USAGE,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(sub)
         volume = sub.add_argument_group("messages")
         volume.add_argument("-v", "--verbose", action="count", default=0, help="more messages (twice: all)")
         volume.add_argument("-q", "--quiet", action="store_true", help="only errors")
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(run=module.run, parser=sub, add_more=getattr(module, "add_more", None))
     return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; images may stand after options, where argparse alone finds them unexpected."""
+    arguments, rest = build_parser().parse_known_args(argv)
+    unknown = [one for one in rest if one.startswith("-") and one != "-"]
+    if unknown:
+        arguments.parser.error(f"there is no option {unknown[0]}; --help lists all.")
+    if rest and arguments.add_more is None:
+        arguments.parser.error(f"{rest[0]} is one argument too many.")
+    if rest:
+        arguments.add_more(arguments, rest)
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = build_parser().parse_args(argv)
+    arguments = parse(argv)
     from skyloom.cli.messages import set_up_messages
 
     set_up_messages(arguments.verbose, arguments.quiet)
@@ -68,8 +86,9 @@ def guarded(name: str, job: Callable[[], int]) -> int:
 
     A job that is told to end (SIGTERM, SIGHUP) ends like one that is interrupted, and removes its temporary files.
     """
+    came: list[int] = []
     try:
-        with _ends_in_order():
+        with _ends_in_order(came):
             status = job()
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -80,6 +99,7 @@ def guarded(name: str, job: Callable[[], int]) -> int:
         print(f"{name}: the machine's memory is not enough for this job.", file=sys.stderr)
     except KeyboardInterrupt as error:
         print(f"{name}: interrupted; {str(error) or 'nothing was written'}.", file=sys.stderr)
+        return _SIGNALLED + (came[0] if came else signal.SIGINT)
     except OSError as error:  # files raise errors of skyloom: what names no file is standard output
         if not isinstance(error, BrokenPipeError):
             what = error.filename or "standard output"
@@ -91,13 +111,18 @@ def guarded(name: str, job: Callable[[], int]) -> int:
 
 
 @contextmanager
-def _ends_in_order() -> Iterator[None]:
-    """Let signals that would end the process at once raise KeyboardInterrupt, as SIGINT does."""
+def _ends_in_order(came: list[int]) -> Iterator[None]:
+    """Let signals that would end the process at once raise KeyboardInterrupt, as SIGINT does; `came` tells which."""
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        came.append(number)
+        raise KeyboardInterrupt
+
     changed = []
     if threading.current_thread() is threading.main_thread():  # no other may do this
         for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, interrupt)
                 changed.append(number)
     try:
         yield

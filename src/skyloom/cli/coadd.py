@@ -12,6 +12,12 @@ from __future__ import annotations
 import argparse
 
 HELP = "co-add exposures onto one grid"
+USAGE = "skyloom coadd EXPOSURE [EXPOSURE ...] -o FILE [options]"
+
+
+def add_more(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Take exposures that stand after options."""
+    arguments.exposures = [*arguments.exposures, *rest]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

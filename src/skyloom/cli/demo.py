@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 HELP = "show the whole job on real images"
+USAGE = "skyloom demo [-o FOLDER] [--overwrite]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """List what changed, from a difference that `skyloom difference` wrote, with another threshold.
 
-Writes NAME.candidates.ecsv, .fits (with cutouts) and .reg (DS9 regions).
+Writes NAME.candidates.ecsv, .fits (with cutouts) and .reg (DS9 regions). Where a page of the difference lies in the
+folder, it is made anew, so that it shows these candidates.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 HELP = "list what changed in a difference that was written before"
+USAGE = "skyloom detect DIFFERENCE [-o FOLDER] [--threshold SIGMA] [--overwrite]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
+    from dataclasses import replace
     from pathlib import Path
 
     from skyloom.cli import EXIT_OK
+    from skyloom.cli.summary import found
     from skyloom.pipeline.find import detect
     from skyloom.pipeline.products import Products, image_stem, write_found
     from skyloom.pipeline.store import read_difference
@@ -32,12 +36,15 @@ def run(arguments: argparse.Namespace) -> int:
     source = Path(arguments.difference)
     stem = image_stem(source).removesuffix(".difference")
     folder = source.parent if arguments.output is None else Path(arguments.output)
-    products = Products.in_folder(folder, stem, report=False, difference=False)
+    page = Products.in_folder(folder, stem, difference=False)
+    products = page if page.report and page.report.exists() else replace(page, report=None)
     products.check(overwrite=arguments.overwrite)
     result = read_difference(source)
     candidates = detect(result, threshold=arguments.threshold)
     write_found(result, candidates, products, overwrite=arguments.overwrite)
     if not arguments.quiet:
         real = int(candidates["real"].sum())
-        print(f"{real} candidates (and {len(candidates) - real} flagged as artefacts): {products.table}")
+        print(f"{found(real, len(candidates) - real)}: {products.table}")
+        if products.report is not None:
+            print(f"The page shows them, too: {products.report}")
     return EXIT_OK

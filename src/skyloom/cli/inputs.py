@@ -14,7 +14,7 @@ def add_reading_options(parser: argparse.ArgumentParser, roles: tuple[str, ...] 
         of = f" of the {role}" if role else ""
         group.add_argument(f"{dash}ext", metavar="EXT", help=f"extension{of}: number or name")
         group.add_argument(f"{dash}mask", metavar="FILE", help=f"mask{of}: non-zero pixels are bad")
-        group.add_argument(f"{dash}gain", type=float, metavar="E/ADU", help=f"gain{of}, electrons per data unit")
+        group.add_argument(f"{dash}gain", type=above_zero, metavar="E/ADU", help=f"gain{of}, electrons per data unit")
         group.add_argument(f"{dash}read-noise", type=float, metavar="E", help=f"read noise{of}, electrons")
         group.add_argument(f"{dash}saturation", type=float, metavar="ADU", help=f"saturation level{of}")
     group.add_argument("--no-verify", action="store_true", help="read files although their checksums are wrong")
@@ -23,11 +23,11 @@ def add_reading_options(parser: argparse.ArgumentParser, roles: tuple[str, ...] 
 def add_threshold(parser: argparse.ArgumentParser, what: str) -> None:
     """Add ``--threshold``, in standard deviations; `what` says of what."""
     parser.add_argument(
-        "--threshold", type=_above_zero, default=5.0, metavar="SIGMA", help=f"{what} (default: %(default)s)"
+        "--threshold", type=above_zero, default=5.0, metavar="SIGMA", help=f"{what} (default: %(default)s)"
     )
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse._ActionsContainer) -> None:
     """Add ``--json``: the result for programs."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -42,7 +42,7 @@ def add_positions(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _above_zero(text: str) -> float:
+def above_zero(text: str) -> float:
     """Read a number; argparse calls this before any work is done."""
     value = float(text)
     if not 0 < value < float("inf"):

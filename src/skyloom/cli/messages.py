@@ -11,7 +11,7 @@ from typing import Any
 
 logger = logging.getLogger("skyloom")
 
-_shown: set[str] = set()
+_shown: dict[str, None] = {}
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what, done, total)``."""
@@ -40,21 +40,26 @@ def warnings_as_messages(everything: bool = False) -> None:
     warnings.simplefilter("always", SkyloomWarning)
 
 
+def warnings_shown() -> list[str]:
+    """Return what the package has warned of, in the order in which it did."""
+    return list(_shown)
+
+
 def _log_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
     if str(message) not in _shown:  # an image that is read again warns again
-        _shown.add(str(message))
+        _shown[str(message)] = None
         logger.warning("%s: %s", "warning" if category.__name__ == "SkyloomWarning" else category.__name__, message)
 
 
 @contextlib.contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[Progress]:
-    """Yield a function ``progress(what, done, total)`` that shows how far a job has come."""
+def progress_bar(quiet: bool = False, lines: bool = True) -> Iterator[Progress]:
+    """Yield a function ``progress(what, done, total)`` that shows how far a job has come, by a bar or else by lines."""
     bar = None if quiet or not sys.stderr.isatty() else _rich_bar()
     if bar is None:
         last: list[str] = []
 
         def log_line(what: str, done: int, total: int) -> None:
-            if last[-1:] != [what]:
+            if lines and last[-1:] != [what]:
                 last.append(what)
                 logger.info("[%d/%d] %s", min(done + 1, total), total, what)
 

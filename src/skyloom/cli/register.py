@@ -16,6 +16,16 @@ from __future__ import annotations
 import argparse
 
 HELP = "register an image to another by their stars"
+USAGE = """skyloom register SOURCE TEMPLATE [-o FILE] [options]
+       skyloom register SOURCE --catalogue FILE [-o FILE] [options]
+       skyloom register IMAGE IMAGE [IMAGE ...] [--reference FILE] [--joint] [-o FOLDER] [options]"""
+
+
+def add_more(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Take images that stand after options."""
+    if arguments.template is None:
+        arguments.template, *rest = rest
+    arguments.more = [*arguments.more, *rest]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         _save_plot(registration, arguments.plot, arguments.overwrite)
     if arguments.json:
-        print(to_json(registration_row(arguments.source, registration, output=arguments.output)))
+        print(to_json(registration_row(inputs[0], inputs[1], registration, output=arguments.output)))
     elif not arguments.quiet:
         print(registration)
     return EXIT_OK

@@ -48,8 +48,13 @@ def run_group(arguments: argparse.Namespace) -> int:
             _write(arguments, group, paths, outputs, progress)
     if arguments.json:
         files = [None] * len(paths) if outputs is None else outputs[:-1]
+        frame = arguments.reference if group.reference is None else paths[group.reference]
         rows = zip(paths, group, range(len(paths)), files, strict=True)
-        print(to_json([registration_row(path, one, group.errors.get(index), file) for path, one, index, file in rows]))
+        print(
+            to_json(
+                [registration_row(path, frame, one, group.errors.get(index), file) for path, one, index, file in rows]
+            )
+        )
     elif not arguments.quiet:
         _print(group, paths)
     return EXIT_PARTIAL if group.errors else EXIT_OK
@@ -59,17 +64,18 @@ def _outputs(arguments: argparse.Namespace, paths: list[str]) -> list[Path] | No
     """Return the file for each image, and the one for the stars, all of which can be written; None without --output."""
     from skyloom.errors import InputError
     from skyloom.io import check_not_input, check_writable
-    from skyloom.pipeline.products import stems_in_folder
+    from skyloom.pipeline.products import different_stems, exists_or_can_be_made
 
     if arguments.catalogue is not None or arguments.plot is not None:
         raise InputError("--catalogue and --plot are for a single image; register the images one by one.")
     if arguments.output is None:
         return None
     folder = Path(arguments.output)
-    files = [folder / f"{stem}.registered.fits" for stem in stems_in_folder(paths, folder)] + [folder / "stars.ecsv"]
+    files = [folder / f"{stem}.registered.fits" for stem in different_stems(paths)] + [folder / "stars.ecsv"]
     check_not_input(files, [*paths, arguments.reference])
-    for file in files if arguments.joint else files[:-1]:
-        check_writable(file, overwrite=arguments.overwrite)
+    if exists_or_can_be_made(folder):
+        for file in files if arguments.joint else files[:-1]:
+            check_writable(file, overwrite=arguments.overwrite)
     return files
 
 
@@ -88,6 +94,7 @@ def _write(
     from skyloom.pipeline.align import write_registered
 
     reading = reading_options(arguments, "source")
+    outputs[-1].parent.mkdir(parents=True, exist_ok=True)
     if group.reference is None:
         frame, template = arguments.reference, read(arguments.reference, **reading_options(arguments, "template"))
     else:

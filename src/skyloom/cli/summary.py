@@ -5,24 +5,51 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from skyloom.errors import SkyloomError
     from skyloom.pipeline import Difference
     from skyloom.pipeline.products import Products
     from skyloom.registration import Registration
 
 
+def found(real: int, flagged: int) -> str:
+    """Return how many candidates there are, and how many have flags."""
+    return f"{real} candidate{'s' * (real != 1)} (and {flagged} flagged as artefact{'s' * (flagged != 1)})"
+
+
+def depth_text(numbers: Mapping[str, Any]) -> list[str]:
+    """Return, in a few words each, limit, light and seeing of an image, as far as they are known."""
+    limit, magnitude, scale, fwhm = (
+        numbers.get(name) for name in ("limit_flux", "limit_mag", "flux_scale", "science_fwhm")
+    )
+    parts = []
+    if limit is not None:
+        parts.append(f"limit {limit:.4g} {numbers['unit']}" + ("" if magnitude is None else f" = {magnitude:.2f} mag"))
+    if scale is not None:
+        parts.append(f"{scale:.3g} of the template's flux")
+    if fwhm is not None:
+        parts.append(f"FWHM {fwhm:.2f} pixels")
+    return parts
+
+
 def registration_row(
-    path: str, registration: Registration | None, error: SkyloomError | None = None, output: object = None
+    path: str,
+    template: str | None,
+    registration: Registration | None,
+    error: SkyloomError | None = None,
+    output: object = None,
 ) -> dict[str, Any]:
     """Return what is told of the registration of a file; without one and without an error, it is the reference."""
-    row: dict[str, Any] = {"source": path, "output": None if output is None or error is not None else str(output)}
+    row: dict[str, Any] = {
+        "source": path,
+        "template": template,
+        "output": None if output is None or error is not None else str(output),
+    }
     if registration is None:
         status = "reference" if error is None else "failed"
         return row | {"status": status, "error": error and type(error).__name__, "message": error and str(error)}
-    names = ("n_matched", "rms", "scale", "rotation", "parity", "order", "flux_ratio", "chance_probability")
-    values = {name: getattr(registration, name) for name in names}
-    x, y = registration.rms_xy
-    return row | {"status": "registered", **values, "rms_x": x, "rms_y": y, "kind": registration.transform.kind}
+    return row | {"status": "registered", **registration.to_dict()}
 
 
 def print_summary(difference: Difference, candidates: Any, products: Products, seconds: str, n_best: int = 8) -> None:
@@ -41,8 +68,9 @@ def print_summary(difference: Difference, candidates: Any, products: Products, s
         f"  noise          difference/sigma: mean {numbers['noise_mean']:+.3f}, std {numbers['noise_std']:.3f}; "
         f"score std {numbers['score_std']:.3f}"
     )
+    print(f"  depth          {', '.join(depth_text(numbers))}, sky rms {numbers['sky_rms']:.4g}")
     real = candidates[candidates["real"]]
-    print(f"  candidates     {len(real)} (and {len(candidates) - len(real)} flagged as artefacts)")
+    print(f"  found          {found(len(real), len(candidates) - len(real))}")
     for row in real[:n_best]:
         place = f"x={row['x']:7.2f} y={row['y']:7.2f}"
         if difference.wcs is not None:

@@ -47,7 +47,7 @@ EXPTIME = (
     ("EXP_TIME",),
     ("ITIME",),
 )
-ZEROPOINT = (("MAGZERO",), ("MAGZP",), ("PHOTZP",))
+ZEROPOINT = (("MAGZERO",), ("MAGZP",), ("PHOTZP",), ("ZEROPT",), ("ZEROPNT",), ("ZEROPOIN",), ("ZPT",))
 
 ELECTRONS = {"electron", "electrons", "e", "e-"}
 COUNTS = {"adu", "dn", "count", "counts", "ct", "data_number"}

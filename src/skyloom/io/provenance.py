@@ -104,11 +104,32 @@ class Provenance:
 
         And the outputs are those that were made with it.
         """
-        if any(Input.of(source).digest is None for source in self.inputs):
-            return False
-        cards = [(key, value) for key, value, _ in self.cards() if key not in ("DATE", "HISTORY")]
-        more = f"SLPAR{len(self.parameters) + 1}"
-        return more not in header and all(str(header.get(key)) == str(value) for key, value in cards)
+        return not self.differs(header)
+
+    def differs(self, header: Mapping[str, Any]) -> str:
+        """Return in a few words the first reason why a file with this header was not made so; nothing if it was."""
+        for source in self.inputs:
+            if (one := Input.of(source)).digest is None:
+                return f"{one.name} cannot be read"
+        for key, value, _ in self.cards():
+            if key not in ("DATE", "HISTORY") and str(header.get(key)) != str(value):
+                return self._in_words(key, str(value), str(header.get(key, "")))
+        extra = header.get(f"SLPAR{len(self.parameters) + 1}")
+        return "" if extra is None else f"{_text(str(extra))} was given"
+
+    def _in_words(self, key: str, now: str, before: str) -> str:
+        number = int(key.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ") or 0)
+        if key.startswith("SLPAR") and before:
+            (name, new), (known, old) = (text.split("=", 1) for text in (now, before))
+            return f"{name} was {old}, now {new}" if name == known else "it has other options"
+        if key.startswith("SLSUM"):
+            return f"{Input.of(self.inputs[number - 1]).name} has changed"
+        if key.startswith("SLIN"):
+            return f"it was made of {_text(before)}, not {_text(now)}" if before else "it had fewer inputs"
+        if key.startswith("SLOUT"):
+            return f"{Path(self.outputs[number - 1]).name} is not the one that was made with it"
+        words = {"CREATOR": f"made by {before or 'another program'}", "SLNIN": f"it had {before or 'no'} inputs"}
+        return words.get(key, "it has other options" if before else "its header does not tell how it was made")
 
 
 def read_provenance(header: Mapping[str, Any]) -> Provenance | None:

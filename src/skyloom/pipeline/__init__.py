@@ -2,7 +2,8 @@
 
 from skyloom.pipeline.difference import Difference, DifferenceOptions, difference
 from skyloom.pipeline.find import detect
-from skyloom.pipeline.many import BatchOptions, Outcome, difference_many, outcome_table, write_outcomes
+from skyloom.pipeline.many import BatchOptions, Interrupted, difference_many
+from skyloom.pipeline.outcome import Outcome, outcome_table, write_outcomes
 from skyloom.pipeline.stack import coadd
 from skyloom.pipeline.template import Template, prepare_template
 
@@ -10,6 +11,7 @@ __all__ = [
     "BatchOptions",
     "Difference",
     "DifferenceOptions",
+    "Interrupted",
     "Outcome",
     "Template",
     "coadd",

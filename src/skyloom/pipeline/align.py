@@ -30,8 +30,8 @@ class Alignment:
         Name of the frame.
     frame_to_grid, grid_to_frame : callable
         Coordinate maps between pixels, (N, 2) -> (N, 2).
-    flux_ratio : float
-        Flux of a star on the grid's image over its flux in the frame; NaN if it was not measured.
+    flux_ratio, flux_ratio_error : float
+        Flux of a star on the grid's image over its flux in the frame, and its standard error; NaN if not measured.
     registration : Registration or None
         The match of the stars, when stars were used.
     """
@@ -41,6 +41,7 @@ class Alignment:
     grid_to_frame: Map
     flux_ratio: float = float("nan")
     registration: Registration | None = None
+    flux_ratio_error: float = float("nan")
 
 
 def align(of_grid: Frame, of_frame: Frame, how: str, options: RegistrationOptions | None = None) -> Alignment:
@@ -66,15 +67,16 @@ def align(of_grid: Frame, of_frame: Frame, how: str, options: RegistrationOption
 
         result = register(of_grid.sources, of_frame.sources, options)
         measured = flux_ratio(result, grid, frame, (image_fwhm(of_grid.sources), image_fwhm(of_frame.sources)))
-        ratio = result.flux_ratio if measured is None else measured.value
-        return Alignment(frame.name, result.template_to_source, result.source_to_template, ratio, result)
+        ratio, error = (result.flux_ratio, float("nan")) if measured is None else (measured.value, measured.error)
+        return Alignment(frame.name, result.template_to_source, result.source_to_template, ratio, result, error)
     if how == "wcs":
         from skyloom.resampling import wcs_map
 
         for image in (grid, frame):
             if image.wcs is None:
                 raise WcsError(
-                    f"{image.name} has no usable WCS in its header. Align by stars instead.", name=image.name
+                    f"{image.name} has no usable WCS. Align by stars instead (--align stars).",
+                    name=image.name,
                 )
         return Alignment(frame.name, wcs_map(frame.wcs, grid.wcs), wcs_map(grid.wcs, frame.wcs))
     if how != "none":
@@ -82,7 +84,7 @@ def align(of_grid: Frame, of_frame: Frame, how: str, options: RegistrationOption
     if frame.shape != grid.shape:
         raise ShapeError(
             f"{frame.name} has the shape {frame.shape} and {grid.name} {grid.shape}; without alignment they must "
-            "be the same. Align by stars or by WCS.",
+            "be the same. Align by stars or by WCS (--align).",
             found=frame.shape,
             needed=grid.shape,
         )

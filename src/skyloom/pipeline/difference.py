@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from skyloom.errors import InputError
+from skyloom.errors import InputError, SkyloomWarning
 from skyloom.exposure import Exposure, FloatArray
 from skyloom.pipeline.align import Alignment, align, bring_onto_grid
+from skyloom.pipeline.conditions import too_dim
 from skyloom.pipeline.frames import each_usable
 from skyloom.pipeline.methods import options_types, subtract_by
 from skyloom.pipeline.smooth import subtract_without_sky
@@ -31,11 +34,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("skyloom.pipeline")
 
 METHODS = ("auto", "alard-lupton", "zogy", "sfft")
+_ALIGNING = "registering and resampling the template"
 STAGES = (
     "reading",
     "measuring noise",
     "finding sources",
-    "registering and resampling the template",
+    _ALIGNING,
     "modelling the PSF",
     "choosing the method",
     "subtracting and scoring",
@@ -278,8 +282,6 @@ def difference(
     RegistrationError, NoOverlapError, SubtractionError
         The images cannot be brought together; the message says why.
     """
-    import dataclasses
-
     options = options or DifferenceOptions()
     if method is not None:
         options = dataclasses.replace(options, method=method)
@@ -288,7 +290,6 @@ def difference(
     from skyloom.pipeline.choose import choose_method
     from skyloom.pipeline.diagnose import diagnose
     from skyloom.psf import Psf, estimate_psf
-    from skyloom.registration import detect_sources
 
     proper = options.chosen == "zogy"
     sciences = prepare_frames(science, options, "Science frame", clock.stage)
@@ -296,35 +297,30 @@ def difference(
         frames: Sequence[Frame] = template.frames_for(options)
     else:
         frames = prepare_frames(template, options, "Template frame", clock.stage)
-    grid = sciences[0]
+    ours, grid, sources = _science(sciences, options, clock, proper=proper)
     science = grid.exposure
-    if len(sciences) > 1:
-        with clock.stage("registering and resampling the template"):
-            of_grid, of_sciences = _aligned(grid, sciences, options)
-            science = bring_onto_grid(science, of_grid, of_sciences, options.interpolation, proper=proper)
-    with clock.stage("finding sources"):
-        grid = grid if science is grid.exposure else find_stars(science, options)
-        known = grid.sources is not None and options.detection_threshold == options.stars.threshold
-        sources = grid.sources if known else detect_sources(science, threshold=options.detection_threshold)
-    with clock.stage("registering and resampling the template"):
-        templates, alignments = _aligned(grid, frames, options)
-        aligned = bring_onto_grid(science, templates, alignments, options.interpolation, proper=proper)
+    with clock.stage(_ALIGNING):
+        theirs = _aligned(grid, frames, options)
+        aligned = theirs.onto(science, proper=proper)
     with clock.stage("modelling the PSF"):
         psf = science.psf if isinstance(science.psf, Psf) else estimate_psf(science, sources)
     with clock.stage("choosing the method"):
         method, reason = choose_method(options, science, aligned, psf, sources)
     if method == "zogy" and not proper:  # frames were averaged before it was known
-        with clock.stage("registering and resampling the template"):
-            if len(sciences) > 1:
-                science = bring_onto_grid(science, of_grid, of_sciences, options.interpolation, proper=True)
+        with clock.stage(_ALIGNING):
+            if len(ours.frames) > 1:
+                science = ours.onto(science, proper=True)
                 psf = cast(Psf, science.psf)
-            if len(templates) > 1:
-                aligned = bring_onto_grid(science, templates, alignments, options.interpolation, proper=True)
+            if len(theirs.frames) > 1:
+                aligned = theirs.onto(science, proper=True)
     with clock.stage("subtracting and scoring"):
         subtract = subtract_without_sky if options.smooth_background else subtract_by
         result, scored, psf = subtract(options.options_of(method), science, aligned, psf=psf, sources=sources)
-    diagnostics = {"method": method} | diagnose(result, scored, psf, alignments)
-    diagnostics["timings"] = clock.seconds
+    numbers = diagnose(result, scored, psf, theirs.alignments, (science, theirs.frames[0]))
+    if text := too_dim(numbers["transparency"]):
+        warnings.warn(text, SkyloomWarning, stacklevel=2)
+    if numbers["zeropoint"] != science.zeropoint:
+        science = science.replace(zeropoint=numbers["zeropoint"])
     return Difference(
         image=result.image,
         variance=result.variance,
@@ -337,15 +333,42 @@ def difference(
         subtraction=result,
         method=method,
         reason=reason,
-        alignments=tuple(alignments),
-        diagnostics=diagnostics,
+        alignments=tuple(theirs.alignments),
+        diagnostics={"method": method, **numbers, "timings": clock.seconds},
         parameters=flat_parameters(options),
     )
 
 
-def _aligned(
-    grid: Frame, frames: Sequence[Frame], options: DifferenceOptions
-) -> tuple[list[Exposure], list[Alignment]]:
+@dataclass(frozen=True)
+class _Stack:
+    """Frames, and how they are brought onto the grid of an image."""
+
+    frames: Sequence[Exposure]
+    alignments: Sequence[Alignment]
+    interpolation: str
+
+    def onto(self, grid: Exposure, *, proper: bool) -> Exposure:
+        """Return them as one image."""
+        return bring_onto_grid(grid, self.frames, self.alignments, self.interpolation, proper=proper)
+
+
+def _science(
+    frames: Sequence[Frame], options: DifferenceOptions, clock: _Clock, *, proper: bool
+) -> tuple[_Stack, Frame, Any]:
+    """Return the frames on the grid of the first, the image that they make, and its sources for the matching."""
+    from skyloom.registration import detect_sources
+
+    grid = frames[0]
+    with clock.stage(_ALIGNING) if len(frames) > 1 else nullcontext():
+        stack = _aligned(grid, frames, options)
+        science = stack.onto(grid.exposure, proper=proper)
+    with clock.stage("finding sources"):
+        grid = grid if science is grid.exposure else find_stars(science, options)
+        known = grid.sources is not None and options.detection_threshold == options.stars.threshold
+        return stack, grid, grid.sources if known else detect_sources(science, threshold=options.detection_threshold)
+
+
+def _aligned(grid: Frame, frames: Sequence[Frame], options: DifferenceOptions) -> _Stack:
     """Return the frames that can be brought onto a grid, and how; the one that gives the grid is there already."""
 
     def step(one: Frame) -> tuple[Exposure, Alignment]:
@@ -353,13 +376,11 @@ def _aligned(
         return one.exposure, align(grid, one, how, options.stars)
 
     found = each_usable(frames, step, "Template frame" if grid is not frames[0] else "Science frame")
-    return [one for one, _ in found], [how for _, how in found]
+    return _Stack([one for one, _ in found], [how for _, how in found], options.interpolation)
 
 
 def flat_parameters(options: DifferenceOptions) -> dict[str, Any]:
     """Flatten the options to ``{'subtraction.spatial_order': ...}``."""
-    import dataclasses
-
     flat: dict[str, Any] = {}
     for item in dataclasses.fields(options):
         value = getattr(options, item.name)

@@ -7,17 +7,19 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from skyloom._threads import serial_blas
-from skyloom.errors import InputError, SkyloomWarning, WriteError
+from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning, WriteError
+from skyloom.pipeline.conditions import compare, observed, too_dim
 from skyloom.pipeline.difference import Difference, DifferenceOptions, difference, flat_parameters
-from skyloom.pipeline.products import Products, stems_in_folder, write_products
+from skyloom.pipeline.outcome import Outcome, outcome_of
+from skyloom.pipeline.products import Products, different_stems, remove_stale, write_products
 from skyloom.pipeline.store import read_diagnostics
 from skyloom.pipeline.template import Template, prepare_template, without_science
 from skyloom.pipeline.workers import WorkerError, work_through
@@ -68,54 +70,6 @@ class BatchOptions:
             raise InputError(f"threshold is {self.threshold!r}; it must be a finite number above 0.")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one science image; numbers are None where there are none.
-
-    Attributes
-    ----------
-    science : str
-        Its path.
-    status : {'done', 'kept', 'failed'}
-        Kept are products that an earlier run has made.
-    method : str
-        Of the subtraction.
-    seconds : float or None
-        From the reading of the image to the writing of its products; the template is prepared before.
-    noise_std, score_std : float or None
-        Standard deviations of difference / error and of the score over the sky.
-    n_candidates, n_artefacts : int or None
-        Candidates without and with flags.
-    n_templates : int or None
-        Frames of the template that were used.
-    difference, candidates, report : str
-        Paths of the products.
-    error, message : str
-        The type of the error, and what it says.
-    warnings : str
-        What was warned of, separated by line ends.
-    template_warnings : str
-        The same of the preparation of the template.
-    """
-
-    science: str
-    status: str
-    method: str = ""
-    seconds: float | None = None
-    noise_std: float | None = None
-    score_std: float | None = None
-    n_candidates: int | None = None
-    n_artefacts: int | None = None
-    n_templates: int | None = None
-    difference: str = ""
-    candidates: str = ""
-    report: str = ""
-    error: str = ""
-    message: str = ""
-    warnings: str = ""
-    template_warnings: str = ""
-
-
 class Prepared(NamedTuple):
     """The template of many images, and the files that it was made of, as they were then."""
 
@@ -152,6 +106,17 @@ class Recipe:
         """Return the other files that go into a difference."""
         return [science, *_mask_file(self.batch.reading)]
 
+    def check_not_same(self, science: PathLike) -> None:
+        """Raise if the only template is the file of the science image."""
+        from skyloom.io.fits_file import path_of
+
+        if all(path_of(one).resolve() == path_of(science).resolve() for one in self.templates):
+            raise NoUsableDataError(
+                f"The science image and the template are the same image, {science}: their difference would be 0. Give "
+                "another template.",
+                name=str(science),
+            )
+
     def parameters(self) -> dict[str, Any]:
         """Return all that was asked for."""
         readings = {"science": self.batch.reading, "template": self.batch.template_reading}
@@ -163,17 +128,17 @@ class Recipe:
         }
         return flat_parameters(self.options) | {"threshold": self.batch.threshold} | given
 
-    def made(self, science: PathLike, prepared: Prepared, products: Products, header: Mapping[str, Any]) -> bool:
-        """Whether the products were made of this image and template, as the header of the difference tells."""
+    def differs(self, science: PathLike, prepared: Prepared, products: Products, header: Mapping[str, Any]) -> str:
+        """Return why the products are not those of this image and template, as the header of the difference tells."""
         from skyloom.io import Provenance
 
         inputs = [*self.science_files(science), *prepared.inputs]
-        return Provenance("difference", self.parameters(), inputs, outputs=products.beside()).made(header)
+        return Provenance("difference", self.parameters(), inputs, outputs=products.beside()).differs(header)
 
     def make(
         self, science: PathLike, prepared: Prepared, products: Products, *, progress: Any = None
-    ) -> tuple[Difference, Table]:
-        """Make the difference of one image; write its products, and return it and its candidates.
+    ) -> tuple[Difference, Table, Outcome]:
+        """Make the difference of one image; write its products, and return it, its candidates and the outcome.
 
         The image itself, given as a template, is a mistake here; `difference` takes it for a test.
         """
@@ -187,7 +152,9 @@ class Recipe:
             template = without_science(prepared.template, image)
             result = difference(image, template, options=self.options, progress=progress)
             result = replace(result, parameters=self.parameters())
-            return result, write_products(result, products, inputs, threshold=self.batch.threshold, overwrite=overwrite)
+            found = write_products(result, products, inputs, threshold=self.batch.threshold, overwrite=overwrite)
+        numbers = {**result.diagnostics, **observed(image.header), "exptime": image.exptime}
+        return result, found, outcome_of(science, products, numbers, found)
 
 
 def _mask_file(reading: Mapping[str, Any]) -> list[Any]:
@@ -249,33 +216,62 @@ def difference_many(
         Two images have the same name, an option makes no sense, or no frame of the template can be used.
     WriteError
         The folder cannot be made, or holds products that may not be replaced.
+    Interrupted
+        A KeyboardInterrupt that has the `outcomes` of the images that were finished.
     """
     frames = [template] if isinstance(template, str | Path) else list(template)
     recipe = Recipe(tuple(frames), options or DifferenceOptions(), batch or BatchOptions())
     if not frames or not sciences:
         raise InputError(f"There are {len(sciences)} science images and {len(frames)} templates; both are needed.")
-    stems = stems_in_folder(sciences, folder)
-    products = [Products.in_folder(folder, stem, report=recipe.batch.report) for stem in stems]
+    products = [Products.in_folder(folder, stem, report=recipe.batch.report) for stem in different_stems(sciences)]
     _check_products(recipe, sciences, products)
-    report = progress or (lambda *_: None)
-    outcomes: list[Outcome | None] = [None] * len(products)
+    remove_stale(Path(folder))
+    outcomes: dict[int, Outcome] = {}
     told = 0
     warned: set[str] = set()
+    report = progress or (lambda *_: None)
     report("preparing the template", 0, len(products))
     tasks = list(zip(sciences, products, strict=True))
-    with closing(work_through(partial(_starter, recipe), tasks, recipe.batch.jobs)) as results:
-        for done, (index, result) in enumerate(results, 1):
-            outcomes[index] = _failed(sciences[index], result) if isinstance(result, WorkerError) else result
-            report("differences", done, len(products))
-            while told < len(outcomes) and (known := outcomes[told]) is not None:
-                told += 1
-                logger.debug("%s", known)
-                for text in {*filter(None, known.template_warnings.split("\n"))} - warned:
-                    warned.add(text)
-                    warnings.warn(text, SkyloomWarning, stacklevel=2)
-                if on_frame is not None:
-                    on_frame(known)
-    return [one for one in outcomes if one is not None]
+    try:
+        with closing(work_through(partial(_starter, recipe), tasks, recipe.batch.jobs)) as results:
+            for done, (index, result) in enumerate(results, 1):
+                outcomes[index] = _failed(sciences[index], result) if isinstance(result, WorkerError) else result
+                report("differences", done, len(products))
+                while (known := outcomes.get(told)) is not None:
+                    told += 1
+                    logger.debug("%s", known)
+                    _warn({*filter(None, known.template_warnings.split("\n"))} - warned)
+                    warned.update(known.template_warnings.split("\n"))
+                    if on_frame is not None:
+                        on_frame(known)
+    except KeyboardInterrupt:
+        raise Interrupted(_compared(outcomes)) from None
+    return _compared(outcomes)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was interrupted; `outcomes` are those of the images that were finished, in their order."""
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        super().__init__(f"{len(outcomes)} images were finished")
+        self.outcomes = outcomes
+
+
+def _compared(outcomes: Mapping[int, Outcome]) -> list[Outcome]:
+    """Return the outcomes in the order of the images, and warn of those that show much less than the others."""
+    found = [outcomes[index] for index in sorted(outcomes)]
+    judged = compare(found)
+    _warn(
+        f"{after.science}: {after.warnings.removeprefix(before.warnings).strip()}"
+        for before, after in zip(found, judged, strict=True)
+        if after is not before
+    )
+    return judged
+
+
+def _warn(texts: Iterable[str]) -> None:
+    for text in texts:
+        warnings.warn(text, SkyloomWarning, stacklevel=4)
 
 
 def _check_products(recipe: Recipe, sciences: Sequence[PathLike], products: Sequence[Products]) -> None:
@@ -283,7 +279,8 @@ def _check_products(recipe: Recipe, sciences: Sequence[PathLike], products: Sequ
     from skyloom.io import check_not_input
 
     products[0].check(overwrite=True)
-    present = set(products[0].table.parent.iterdir())
+    folder = products[0].table.parent
+    present = set(folder.iterdir()) if folder.is_dir() else set()
     taken = [path for one in products for _, path in one.written() if path in present]
     if taken and not (recipe.batch.overwrite or recipe.batch.resume):
         raise WriteError(
@@ -305,18 +302,23 @@ def _starter(recipe: Recipe) -> Callable[[tuple[PathLike, Products]], Outcome]:
 def _outcome(recipe: Recipe, prepared: Prepared, told: str, task: tuple[PathLike, Products]) -> Outcome:
     """Make the products of one image, or keep them; what goes wrong is an outcome, too."""
     science, products = task
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     with _warnings_caught() as caught:
+        why = ""
         try:
-            outcome = _kept(recipe, science, prepared, products) if recipe.batch.resume else None
+            outcome = None
+            if recipe.batch.resume:
+                outcome, why = _kept(recipe, science, prepared, products)
             if outcome is None:
-                result, candidates = recipe.make(science, prepared, products)
-                outcome = outcome_of(science, products, result.diagnostics, candidates)
+                recipe.check_not_same(science)
+                *_, outcome = recipe.make(science, prepared, products)
         except Exception as error:
             logger.debug("%s", science, exc_info=True)
             outcome = _failed(science, error)
-    seconds = None if outcome.status == "kept" else round(time.perf_counter() - start, 3)
-    return replace(outcome, seconds=seconds, warnings=_texts(caught), template_warnings=told)
+    if outcome.status != "kept":
+        times = time.perf_counter() - start, time.process_time() - start_cpu
+        outcome = replace(outcome, seconds=round(times[0], 3), cpu_seconds=round(times[1], 3))
+    return replace(outcome, remade=why, warnings=_texts(caught), template_warnings=told)
 
 
 @contextmanager
@@ -339,84 +341,22 @@ def _failed(science: PathLike, error: Exception) -> Outcome:
     return Outcome(os.fspath(science), "failed", error=name, message=message)
 
 
-def outcome_of(science: PathLike, products: Products, numbers: Mapping[str, Any], candidates: Table) -> Outcome:
-    """Return the outcome of an image whose products are written, given the diagnostics of its difference."""
-    real = int(candidates["real"].sum())
-    return Outcome(
-        os.fspath(science),
-        "done",
-        method=str(numbers["method"]),
-        noise_std=numbers.get("noise_std"),
-        score_std=numbers.get("score_std"),
-        n_templates=numbers.get("n_templates"),
-        n_candidates=real,
-        n_artefacts=len(candidates) - real,
-        difference=str(products.difference or ""),
-        candidates=str(products.table),
-        report=str(products.report or ""),
-    )
-
-
-def _kept(recipe: Recipe, science: PathLike, prepared: Prepared, products: Products) -> Outcome | None:
-    """Return the outcome of an earlier run if its products are complete, and what would be made now; else None."""
+def _kept(recipe: Recipe, science: PathLike, prepared: Prepared, products: Products) -> tuple[Outcome | None, str]:
+    """Return the outcome of an earlier run if its products are complete, and what would be made now; else why not."""
     from astropy.io import fits
     from astropy.table import Table
 
-    if products.difference is None or not all(path.is_file() for _, path in products.written()):
-        return None
+    paths = [path for _, path in products.written()]
+    missing = [path for path in paths if not path.is_file()]
+    if missing or products.difference is None:
+        return None, "" if len(missing) == len(paths) else f"{missing[-1].name} is missing"
     try:
         header = fits.getheader(products.difference)
-        if not recipe.made(science, prepared, products, header):
-            return None
+        if why := recipe.differs(science, prepared, products, header):
+            return None, why
         candidates = Table.read(products.table, format="ascii.ecsv")
-        numbers = read_diagnostics(header)
-    except (OSError, ValueError, KeyError):  # damaged: it is made again
-        return None
-    return replace(outcome_of(science, products, numbers, candidates), status="kept")
-
-
-def outcome_table(outcomes: Sequence[Outcome]) -> Table:
-    """Return outcomes as a table, one row for each; numbers that there are not are masked."""
-    import numpy as np
-    from astropy.table import MaskedColumn, Table
-
-    rows = [asdict(one) for one in outcomes]
-    table = Table()
-    for name, kind in Outcome.__annotations__.items():
-        values = [row[name] for row in rows]
-        if kind == "str":
-            table[name] = np.array(values, str)
-        else:
-            missing = [value is None for value in values]
-            table[name] = MaskedColumn([value or 0 for value in values], mask=missing, dtype=kind.split(" |")[0])
-    return table
-
-
-def write_outcomes(outcomes: Sequence[Outcome], path: PathLike, *, overwrite: bool = False) -> Path:
-    """Write outcomes as a table: JSON, CSV or ECSV, as the name of the file ends.
-
-    Raises
-    ------
-    InputError
-        It has another ending.
-    WriteError
-        The file cannot be written.
-    """
-    from skyloom.io import atomic_write
-    from skyloom.io.json import to_json
-
-    kind = summary_format(path)
-    with atomic_write(path, overwrite=overwrite) as temporary:
-        if kind == "json":
-            temporary.write_text(to_json([asdict(one) for one in outcomes]) + "\n")
-        else:
-            outcome_table(outcomes).write(temporary, format=f"ascii.{kind}", overwrite=True)
-    return Path(path)
-
-
-def summary_format(path: PathLike) -> str:
-    """Return 'json', 'csv' or 'ecsv'."""
-    kind = Path(path).suffix.lower().removeprefix(".")
-    if kind not in ("json", "csv", "ecsv"):
-        raise InputError(f"The name of the summary is {path}; it must end with .json, .csv or .ecsv.", path=str(path))
-    return kind
+        numbers = {**read_diagnostics(header), **observed(header)}
+    except (OSError, ValueError, KeyError):
+        return None, f"{products.difference.name} or {products.table.name} is damaged"
+    _warn(filter(None, [too_dim(numbers.get("transparency"))]))  # as it was when it was made
+    return replace(outcome_of(science, products, numbers, candidates), status="kept"), ""

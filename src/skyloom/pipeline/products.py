@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
+import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +21,8 @@ from skyloom.errors import InputError, WriteError
 if TYPE_CHECKING:
     from skyloom.io.provenance import Input
     from skyloom.pipeline.difference import Difference
+
+logger = logging.getLogger("skyloom.pipeline")
 
 
 @dataclass(frozen=True)
@@ -63,18 +69,58 @@ class Products:
         """Raise `WriteError` now rather than after the work, when a product could not be written."""
         from skyloom.io import check_writable
 
-        folder = self.table.parent
-        if folder.is_dir():
+        if exists_or_can_be_made(self.table.parent):
             for _, path in self.written():
                 check_writable(path, overwrite=overwrite)
-            return
-        ancestor = next(path for path in folder.absolute().parents if path.exists())
-        if folder.exists() or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-            raise WriteError(
-                f"The output folder {folder} cannot be made, because {folder if folder.exists() else ancestor} is "
-                "not a folder that may be written to. Choose another one.",
-                path=str(folder),
-            )
+
+
+def exists_or_can_be_made(folder: Path) -> bool:
+    """Return whether a folder for results exists; it is made when the first of them is written.
+
+    Raises
+    ------
+    WriteError
+        It cannot be made.
+    """
+    if folder.is_dir():
+        return True
+    ancestor = next(path for path in folder.absolute().parents if path.exists())
+    if folder.exists() or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        raise WriteError(
+            f"The output folder {folder} cannot be made, because {folder if folder.exists() else ancestor} is "
+            "not a folder that may be written to. Choose another one.",
+            path=str(folder),
+        )
+    return False
+
+
+_SCRATCH = f".skyloom-{''.join(one if one.isalnum() else '_' for one in platform.node())}-"
+"""What names of folders with unfinished files begin with; then follow the process and random letters."""
+_STALE = 3600.0
+"""Seconds without a change, after which such a folder of a process that no longer lives is removed: the numbers of
+processes may mean others, in a container with the name of this machine."""
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what processes of this machine that were killed have left of unfinished products."""
+    for path in folder.glob(f"{_SCRATCH}*") if folder.is_dir() else ():
+        process = path.name.removeprefix(_SCRATCH).split("-")[0]
+        with suppress(OSError):  # somebody else has done it
+            if process.isdecimal() and not _lives(int(process)) and time.time() - path.stat().st_mtime > _STALE:
+                shutil.rmtree(path)
+                logger.info("removed %s, which process %s had left unfinished", path, process)
+
+
+def _lives(process: int) -> bool:
+    if os.name != "posix":  # where this call would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
 
 
 def write_products(
@@ -114,7 +160,7 @@ def write_found(
     folder = products.table.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=".skyloom-", dir=folder)
+        scratch = tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=folder)
     except OSError as error:
         raise WriteError(f"The output folder {folder} cannot be written to: {error.strerror or error}.") from error
     with scratch:
@@ -173,28 +219,25 @@ def image_stem(path: str | Path) -> str:
     return name
 
 
-def stems_in_folder(paths: Sequence[str | Path], folder: str | Path) -> list[str]:
-    """Return the names of images from which those of their results are made, and make the folder for these.
+def different_stems(paths: Sequence[str | Path]) -> list[str]:
+    """Return the names of images from which those of their results are made.
 
     Raises
     ------
     InputError
-        Two images have the same name.
-    WriteError
-        The folder cannot be made.
+        An image is given twice, or two have the same name.
     """
     stems: dict[str, str | Path] = {}
     for path in paths:
         stem = image_stem(path)
         if stem in stems:
+            places = {os.path.realpath(os.path.expanduser(one)) for one in (path, stems[stem])}  # noqa: PTH111
             raise InputError(
-                f"{stems[stem]} and {path} have the same name, and their results would be written to the same files. "
-                "Rename one, or give each a folder of its own.",
+                f"{path} is given twice; leave one out."
+                if len(places) == 1
+                else f"{stems[stem]} and {path} have the same name, and their results would be written to the same "
+                "files. Rename one, or give each a folder of its own.",
                 name=stem,
             )
         stems[stem] = path
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"The folder {folder} cannot be made: {error.strerror}.", path=str(folder)) from error
     return list(stems)

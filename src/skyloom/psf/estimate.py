@@ -237,7 +237,7 @@ def _too_few(name: str, field: SourceField, needed: int, left: int | None = None
     passed = ", ".join(f"{number} {what}" for what, number in counts.items())
     return TooFewSourcesError(
         f"{name} has {found} good stars for a point spread function ({passed}); at least {needed} are needed. "
-        "Give a deeper image, a lower order=, a mask for artefacts, or ask for an analytic profile with "
+        "Give a deeper image or a mask for artefacts; in Python also a lower order=, or an analytic profile with "
         "fallback='moffat'.",
         found=found,
         needed=needed,

@@ -41,6 +41,9 @@ gives the true FWHM to 3 %, where a window of the star's own width is 7 to 16 % 
 _SMALLEST_SIGMA = 0.6
 """Pixels. No optical star is narrower than FWHM 1.4 px after integration over pixels."""
 
+WHERE = "register: --threshold, difference: --star-threshold, Python: RegistrationOptions.threshold"
+LOWER = f"lower the threshold for stars ({WHERE})"
+
 
 _FILTER = np.array([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])
 """Smoothing before detection; sep divides it by its sum."""
@@ -151,8 +154,7 @@ def detect_sources(
     order = order[light.flux[order] > 0]
     if not len(order):
         raise TooFewSourcesError(
-            f"{exposure.name} has no source with a positive flux; lower the threshold "
-            f"(now {threshold:g}) or check the background.",
+            f"{exposure.name} has no source with a positive flux; {LOWER} (now {threshold:g}) or check the background.",
             name=exposure.name,
             found=0,
         )
@@ -286,7 +288,7 @@ def _extract(
                 except Exception as error:  # sep raises bare Exceptions
                     if scale == 16 or not any(word in str(error) for word in ("buffer", "overflow")):
                         raise InputError(
-                            f"The source extraction of {name} failed: {error}. Raise the threshold (now "
+                            f"The source extraction of {name} failed: {error}. Raise the threshold for stars (now "
                             f"{options.threshold:g}).",
                             name=name,
                         ) from error
@@ -296,8 +298,7 @@ def _extract(
     found = found[np.isfinite(found["x"] + found["y"] + found["flux"] + found["a"] + found["b"])]
     if len(found) == 0:
         raise TooFewSourcesError(
-            f"{name} has no source above {options.threshold:g} times its noise; check the image "
-            "or lower the threshold.",
+            f"{name} has no source above {options.threshold:g} times its noise; check the image or {LOWER}.",
             name=name,
             found=0,
         )

@@ -12,7 +12,7 @@ from astropy.table import Table
 
 from skyloom.errors import InputError, NoMatchError, TooFewSourcesError
 from skyloom.exposure import Exposure
-from skyloom.registration.detect import SourceFlag, detect_sources
+from skyloom.registration.detect import LOWER, WHERE, SourceFlag, detect_sources
 from skyloom.registration.fit import StarList
 from skyloom.registration.prior import prior_transform
 from skyloom.registration.result import Registration
@@ -138,7 +138,7 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
         raise NoMatchError(
             f"The transform is beyond chance, but its {result.n_matched} matched stars leave it uncertain by "
             f"{error:.2f} pixels (at most {options.max_error:g}): they are few, faint or saturated. Detect more stars "
-            "with a lower threshold, or raise max_error.",
+            f"with a lower threshold ({WHERE}), or raise RegistrationOptions.max_error.",
             log_odds=-solution.log_chance,
             position_error=error,
             needed=options.max_error,
@@ -184,7 +184,7 @@ def star_list(table: Table, shape: tuple[int, int] | None, role: str) -> StarLis
     if len(order) < FEWEST:
         raise TooFewSourcesError(
             f"{name} has {len(order)} sources; at least {FEWEST} are needed to register it. "
-            "Lower the detection threshold or take a deeper image.",
+            f"Take a deeper image, or {LOWER}.",
             name=name,
             found=len(order),
             needed=FEWEST,

@@ -204,6 +204,28 @@ class Registration:
 
         return registration_wcs(self, self.template_wcs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers of the registration, for other programs: JSON can hold them.
+
+        Returns
+        -------
+        dict
+            The properties and attributes by their names; `rms_x`, `rms_y`; `error`, of `overlap_error`; `transform`,
+            see `Transform.to_dict`.
+        """
+        names = (
+            "n_matched", "rms", "scale", "rotation", "parity", "order", "flux_ratio", "log_likelihood_ratio",
+            "chance_probability", "method", "source_shape", "template_shape",
+        )  # fmt: skip
+        x, y = self.rms_xy
+        return {name: getattr(self, name) for name in names} | {
+            "kind": self.transform.kind,
+            "rms_x": x,
+            "rms_y": y,
+            "error": self.overlap_error(),
+            "transform": self.transform.to_dict(),
+        }
+
     def plot(self, axes: Any = None) -> Any:
         """Draw the residuals of the matched stars as arrows over the source image.
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from skyloom.errors import NoMatchError
 from skyloom.registration.asterisms import make_asterisms
+from skyloom.registration.detect import LOWER
 from skyloom.registration.fit import RADII, Fit, StarList, add_spline, grow, true_spread
 from skyloom.registration.follow import follow, unmatched_part
 from skyloom.registration.transform import Transform, n_terms
@@ -147,9 +148,9 @@ def search(
         f"No transform brings the {len(source)} sources of the source image and the {len(template)} of the template "
         f"together better than chance (best log-odds {best:.1f}, needed {threshold:g}). "
         + (
-            "With so few sources most of them must be in both images: take deeper ones, or lower the threshold."
+            f"With so few sources most of them must be in both images: take deeper ones, or {LOWER}."
             if few
-            else "Check that the images show the same field, or detect more sources with a lower threshold."
+            else f"Check that the images show the same field, or {LOWER}."
         ),
         n_source=len(source),
         n_template=len(template),

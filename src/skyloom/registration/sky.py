@@ -167,7 +167,7 @@ class _Catalogue:
         if not use.any():
             raise NoOverlapError(
                 f"None of the {len(use)} stars of {self.name} lies near the image. Check the image's WCS, or ignore it "
-                "(use_wcs=False), or give centre= and pixel_scale=.",
+                "(use_wcs=False) and give centre= and pixel_scale=, which is for Python only.",
                 name=self.name,
             )
         columns = {"x": xy[use, 0], "y": xy[use, 1]}

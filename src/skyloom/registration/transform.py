@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -150,6 +151,34 @@ class Transform:
             result[:, axis, 1] = lower[:, place(i[by_v], j[by_v] - 1)] @ (c[by_v] * j[by_v])
         result /= self.half
         return result if self.residual is None else result + self.residual.jacobian(xy)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers of the transform, for other programs.
+
+        Returns
+        -------
+        dict
+            With 0-based pixels (x, y), pixel centres at integers: q = sum_k coefficients[axis][k] u^i v^j, where
+            (i, j) = exponents[k] and (u, v) = (xy - centre) / half; for order 1 that is q = matrix xy + shift, else
+            `matrix` and `shift` are its linear part at `centre`. `spline` (null without) is added: cubic B-splines
+            with the `coefficients` (along y, along x, axis) and uniform knots between the corners `low` and `high`,
+            constant along the normal outside of them.
+        """
+        spline = self.residual
+        return {
+            "convention": "template to source, 0-based pixels: q = sum_k c_k u^i v^j, (u, v) = (xy - centre) / half",
+            "kind": self.kind,
+            "order": self.order,
+            "matrix": self.matrix.tolist(),
+            "shift": (self.coefficients[:, 0] - self.matrix @ self.centre).tolist(),
+            "centre": self.centre.tolist(),
+            "half": float(self.half),
+            "exponents": exponents(self.order).tolist(),
+            "coefficients": self.coefficients.tolist(),
+            "spline": None
+            if spline is None
+            else {name: getattr(spline, name).tolist() for name in ("coefficients", "low", "high")},
+        }
 
     def inverse(self, xy: npt.ArrayLike) -> Float:
         """Map source positions to template positions, both of shape (N, 2), by Newton's method.

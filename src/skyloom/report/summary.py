@@ -81,12 +81,12 @@ def summarize(difference: DifferenceLike, candidates: CandidateList, views: Mapp
     """Measure or look up the numbers of a difference."""
     view = views["difference"]
     registration = getattr(difference, "registration", None)
-    rms = number(getattr(registration, "rms", None))
+    diagnostics = getattr(difference, "diagnostics", None) or {}
+    rms = number(getattr(registration, "rms", diagnostics.get("registration_rms")))  # a file holds only the latter
     scale = pixel_scale(getattr(difference, "wcs", None), view.values.shape)
     used = stamps_used(getattr(difference, "stamps", None))
     timings = _timings(difference)
-    matched = number(getattr(registration, "n_matched", None))
-    diagnostics = getattr(difference, "diagnostics", None) or {}
+    matched = number(getattr(registration, "n_matched", diagnostics.get("registration_n")))
     score = views.get("score")
     return Summary(
         candidates=len(candidates),
@@ -242,6 +242,8 @@ def facts(summary: Summary, difference: DifferenceLike) -> list[Fact]:
         ("Matched stars", None if s.n_matched is None else f"{s.n_matched:,}", ""),
         ("Registration rms", rms, "" if s.rms_arcsec is None else f"{s.rms_arcsec:.3f}″"),
         ("Kernel sum", _text(s.kernel_sum, "{:.4f}"), f"{convolved} convolved" if convolved else ""),
+        ("Flux scale", _text(number(diagnostics.get("flux_scale")), "{:.4g}"), "science / template"),
+        ("Limiting flux", _limit(diagnostics), "5 sigma, point source"),
         ("FWHM", _text(s.fwhm, "{:.2f} px"), _arcsec(s.fwhm, s)),
         ("Template FWHM", _text(template_fwhm, "{:.2f} px"), _arcsec(template_fwhm, s)),
         ("Stamps used", stamps, "kernel fit"),
@@ -251,6 +253,15 @@ def facts(summary: Summary, difference: DifferenceLike) -> list[Fact]:
         ("Run time", _text(s.seconds, "{:.2f} s"), ""),
     ]
     return [Fact(label, text, note) for label, text, note in rows if text is not None]
+
+
+def _limit(diagnostics: Mapping[str, Any]) -> str | None:
+    flux, magnitude = (number(diagnostics.get(name)) for name in ("limit_flux", "limit_mag"))
+    if flux is None:
+        return None
+    return f"{flux:.4g} {diagnostics.get('unit', '')}".strip() + (
+        "" if magnitude is None else f" = {magnitude:.2f} mag"
+    )
 
 
 def _arcsec(pixels: float | None, summary: Summary) -> str:

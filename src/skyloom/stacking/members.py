@@ -285,7 +285,7 @@ def _check_exptime(exposure: Exposure) -> None:
 def _check_wcs(member: Member) -> None:
     if member.wcs is None:
         raise WcsError(
-            f"{member.name} has no WCS. Align by stars (align='stars'), give maps=, or leave it out.",
+            f"{member.name} has no WCS. Align by stars (--align stars, align='stars'), give maps=, or leave it out.",
             name=member.name,
             no_wcs=True,
         )

@@ -271,8 +271,8 @@ def _core(fwhm: dict[str, float]) -> int:
 def _too_few(what: str, counts: dict[str, int], needed: int) -> TooFewStampsError:
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if reason != "sources")
     return TooFewStampsError(
-        f"{what}: of {counts['sources']} sources, {why}; at least {needed} stamps are needed. Give a deeper "
-        "source list with sources=, or lower min_snr or min_stamps.",
+        f"{what}: of {counts['sources']} sources, {why}; at least {needed} stamps are needed. Take "
+        "another method, which needs no stamps (--method sfft), or lower min_snr or min_stamps of the options.",
         needed=needed,
         **counts,
     )

@@ -162,8 +162,8 @@ class _Fitter:
         if len(self.stamps) < self.options.min_stamps:
             raise TooFewStampsError(
                 f"Only {len(self.stamps)} good stamps are left to fit the kernel ({len(self.rejected)} were dropped as "
-                f"they do not fit); at least {self.options.min_stamps} are needed. Lower min_stamps, allow more with "
-                "stamps_per_tile, or check that the two images show the same stars and are aligned.",
+                f"they do not fit); at least {self.options.min_stamps} are needed. Check that both images show "
+                "the same stars and are aligned, take a method without stamps (--method sfft), or lower min_stamps.",
                 n_stamps=len(self.stamps),
                 n_rejected=len(self.rejected),
                 needed=self.options.min_stamps,

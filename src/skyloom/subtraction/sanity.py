@@ -95,8 +95,8 @@ def check_kernel(kernel: SpatialKernel, box: tuple[int, int, int, int]) -> None:
             raise SubtractionError(
                 f"The fitted kernel is not sane: at x={x:.0f}, y={y:.0f} its sum is {total:.3g} and the sum of its "
                 f"absolute values {absolute:.3g}; a positive sum, and at most {_MOST_RINGING:g} times as much, are "
-                "needed. Check that both images show the same stars, give a lower spatial order, or convolve the "
-                "other image.",
+                "needed. Check that both images show the same stars, give a lower spatial order "
+                "(--spatial-order), or convolve the other image (--convolve).",
                 sum=total,
                 absolute_sum=absolute,
             )
@@ -117,6 +117,6 @@ def check_variance(result: Subtraction) -> None:
     if bad := int(np.count_nonzero(usable & ~good)):
         raise SubtractionError(
             f"The difference has {bad} usable pixels without a finite value and a positive finite variance. Give a "
-            "lower spatial order, or scale the images so that their values lie nearer to 1.",
+            "lower spatial order (--spatial-order), or scale the images so that their values lie nearer to 1.",
             found=bad,
         )

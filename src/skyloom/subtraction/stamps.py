@@ -234,8 +234,8 @@ def measure_fwhm(planes: Planes, stars: list[Candidate], half: int) -> float:
     widths = np.sqrt(8 * np.log(2) * widths2)
     if not np.isfinite(widths).any():
         raise TooFewStampsError(
-            f"None of {len(widths)} sources has a measurable width; give science_fwhm and "
-            "template_fwhm, or better sources.",
+            f"None of {len(widths)} sources has a measurable width; check that both images "
+            "show stars, or give science_fwhm and template_fwhm to skyloom.subtraction.subtract.",
             n_sources=len(widths),
         )
     return float(np.nanmedian(widths))

@@ -130,7 +130,7 @@ def match_stars(
     if n_stars < MIN_STARS:
         raise TooFewSourcesError(
             f"{n_stars} stars have usable pixels around them in both images; {MIN_STARS} are needed to fit the flux "
-            "ratio of template and science image. Give the ratio and do not fit it, or give deeper images.",
+            "ratio of template and science image. Give deeper images, or the ratio (ZogyOptions).",
             found=n_stars,
             needed=MIN_STARS,
         )

@@ -159,7 +159,7 @@ def fit_match(
     if not len(sources):
         raise TooFewSourcesError(
             "The science image has no source 5 standard deviations above its background, so that the flux ratio of "
-            "template and science image cannot be fitted. Give the ratio and do not fit it, or give deeper images.",
+            "template and science image cannot be fitted. Give deeper images, or the ratio (ZogyOptions).",
             found=0,
         )
     xy = best_stars(sources, science.sigma, psfs[0])
@@ -191,7 +191,7 @@ def _check_ratio(match: Match) -> None:
         raise SubtractionError(
             f"{number} stars of the science image have {match.flux_ratio:.3g} +- {error:.2g} times their flux in the "
             f"template; a ratio of at least {LEAST_RATIO_SNR:.0f} times its error is needed. Check that both images "
-            "show the same field and are registered, or give the ratio and do not fit it.",
+            "show the same field and are registered, or give the ratio (ZogyOptions).",
             flux_ratio=match.flux_ratio,
             error=error,
             n_stars=number,
