@@ -18,6 +18,7 @@ from astropy.table import Table
 
 from simulate import simulate_pair
 from skyloom._threads import serial_blas
+from skyloom._workers import WorkerError, work_through
 from skyloom.cli import EXIT_FAILED, EXIT_OK, EXIT_PARTIAL, main
 from skyloom.errors import InputError, ReadError, WriteError
 from skyloom.io import Provenance, write_exposure
@@ -30,8 +31,8 @@ from skyloom.pipeline import (
     outcome_table,
     prepare_template,
 )
-from skyloom.pipeline.workers import WorkerError, work_through
 from skyloom.registration import RegistrationOptions
+from worker_tasks import Answer, Die
 
 QUICK = DifferenceOptions(method="zogy", smooth_background=False)
 QUICK_CLI = ["--method", "zogy", "--no-report"]
@@ -247,23 +248,6 @@ def test_provenance_tells_what_made_a_file(tmp_path):
 
 def test_outcomes_of_nothing_are_an_empty_table():
     assert len(outcome_table([])) == 0
-
-
-class Answer:
-    """What processes are given in the tests of them."""
-
-    def __call__(self):
-        return self.answer
-
-    def answer(self, item):
-        if item == "die":
-            os._exit(7)
-        return item, os.environ["SKYLOOM_NUM_THREADS"]
-
-
-class Die:
-    def __call__(self):
-        os._exit(9)
 
 
 def test_a_process_that_dies_takes_only_its_image_along(monkeypatch):

@@ -13,12 +13,13 @@ from astropy.io import fits
 from threadpoolctl import threadpool_info
 
 from simulate import simulate_pair
+from skyloom._workers import WorkerError, work_through
 from skyloom.cli import EXIT_FAILED, EXIT_OK, EXIT_PARTIAL, main
 from skyloom.errors import ReadError, SkyloomWarning, WriteError
 from skyloom.io import check_not_input, write_exposure
 from skyloom.io.provenance import file_digest, read_unchanged
 from skyloom.pipeline import BatchOptions, DifferenceOptions, Outcome, difference_many, many, products, write_outcomes
-from skyloom.pipeline.workers import WorkerError, work_through
+from worker_tasks import Starts
 
 QUICK = DifferenceOptions(method="zogy", smooth_background=False)
 QUICK_CLI = ["--method", "zogy"]
@@ -252,26 +253,6 @@ def test_registrations_are_told_when_they_are_written(night, pair, monkeypatch, 
     assert capsys.readouterr().out == ""
 
 
-class Starts:
-    """Processes of which only the first few can begin their work; `folder` counts them."""
-
-    def __init__(self, folder, allowed, how="die"):
-        self.folder, self.allowed, self.how = folder, allowed, how
-
-    def __call__(self):
-        (self.folder / str(os.getpid())).touch()
-        if len(list(self.folder.iterdir())) > self.allowed:
-            if self.how == "die":
-                os._exit(9)
-            raise {"memory": MemoryError, "value": ValueError}[self.how]
-        return self.answer
-
-    def answer(self, item):
-        if item == "die":
-            os._exit(7)
-        return item
-
-
 def test_processes_that_cannot_be_replaced_do_not_stop_the_others(tmp_path):
     """What is left is done by the others; if there are none, it has failed, but nothing else has."""
     both = dict(work_through(Starts(tmp_path, 2, "value"), ["die", "die", "a", "b"], 2))
@@ -282,13 +263,13 @@ def test_processes_that_cannot_be_replaced_do_not_stop_the_others(tmp_path):
 
 def test_one_process_does_the_work_of_one_that_died(tmp_path):
     one = dict(work_through(Starts(tmp_path, 2), ["die", "a", "b", "c"], 2))
-    assert [one[index] for index in (1, 2, 3)] == ["a", "b", "c"]
+    assert [one[index][0] for index in (1, 2, 3)] == ["a", "b", "c"]
     assert isinstance(one[0], WorkerError)
 
 
 def test_processes_are_replaced_only_for_something_to_do(tmp_path):
     found = dict(work_through(Starts(tmp_path, 9), ["a", "die"], 2))
-    assert found[0] == "a"
+    assert found[0][0] == "a"
     assert isinstance(found[1], WorkerError)
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -133,7 +133,7 @@ def compare(outcomes: Sequence[Outcome]) -> list[Outcome]:
         for name in ("flux_scale", "limit_flux_template", "exptime")
     )
     rates = np.array([one.unit.endswith("/s") for one in outcomes], bool)
-    light = scale / np.where(rates | np.isnan(times).any(), 1.0, times)
+    light = scale / np.where(rates | np.isnan(times[np.isfinite(scale)]).any(), 1.0, times)
     filters = np.array([one.filter.casefold() for one in outcomes])
     judged = []
     for number, one in enumerate(outcomes):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from skyloom._threads import serial_blas
+from skyloom._workers import WorkerError, work_through
 from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning, WriteError
 from skyloom.pipeline.conditions import compare, observed, too_dim
 from skyloom.pipeline.difference import Difference, DifferenceOptions, difference, flat_parameters
@@ -22,7 +23,6 @@ from skyloom.pipeline.outcome import Outcome, outcome_of
 from skyloom.pipeline.products import Products, different_stems, remove_stale, write_products
 from skyloom.pipeline.store import read_diagnostics
 from skyloom.pipeline.template import Template, prepare_template, without_science
-from skyloom.pipeline.workers import WorkerError, work_through
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -355,7 +355,7 @@ def _kept(recipe: Recipe, science: PathLike, prepared: Prepared, products: Produ
         if why := recipe.differs(science, prepared, products, header):
             return None, why
         candidates = Table.read(products.table, format="ascii.ecsv")
-        numbers = {**read_diagnostics(header), **observed(header)}
+        numbers = {**read_diagnostics(header), **observed(header), "convolved": header.get("CONVOLVD")}
     except (OSError, ValueError, KeyError):
         return None, f"{products.difference.name} or {products.table.name} is damaged"
     _warn(filter(None, [too_dim(numbers.get("transparency"))]))  # as it was when it was made

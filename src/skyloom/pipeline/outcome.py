@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -136,6 +137,7 @@ def outcome_of(science: str | Path, products: Products, numbers: Mapping[str, An
     """
     real = int(candidates["real"].sum())
     known = {item.name: numbers[item.name] for item in fields(Outcome) if numbers.get(item.name) is not None}
+    known = {name: value for name, value in known.items() if not isinstance(value, float) or math.isfinite(value)}
     return Outcome(
         os.fspath(science),
         "done",
