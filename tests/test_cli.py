@@ -311,9 +311,15 @@ def test_register_tells_once_or_as_json(capfd):
     assert main(["register", "--json", *pair]) == EXIT_OK
     one = json.loads(capfd.readouterr().out)
     assert one["status"] == "registered"
+    assert (one["source"], one["template"]) == tuple(pair)
+    assert one["log_likelihood_ratio"] > 0
+    assert 0 < one["error"] < one["rms"]
+    assert np.sqrt(abs(np.linalg.det(one["transform"]["matrix"]))) == pytest.approx(one["scale"])
     assert f"{one['n_matched']} stars, rms {one['rms']:.3f} px" in told.out
     assert main(["register", "--json", "--reference", pair[1], *pair]) == EXIT_OK
     rows = json.loads(capfd.readouterr().out)
     assert [row["source"] for row in rows] == pair
     assert [row["status"] for row in rows] == ["registered", "reference"]
+    assert [row["template"] for row in rows] == [pair[1], pair[1]]
+    assert rows[0]["transform"] == one["transform"]
     assert rows[0]["n_matched"] == one["n_matched"]

@@ -1,5 +1,7 @@
 """Transforms: the polynomial, its derivative, its inverse, the residual surface, and the fit."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -246,3 +248,36 @@ def test_variance_of_a_surface_is_its_scatter_and_grows_where_there_are_no_data(
     # a variance from 360 values is known to 7 %; the prior may be wrong by some tens of per cent at single places
     assert 0.6 < (miss**2).mean() / expected < 1.5
     assert fits[0].variance(np.array([[500.0, 500.0]]))[0] > 4 * expected
+
+
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize("spline", [False, True])
+def test_what_other_programs_are_told_is_the_transform(order, spline):
+    """The dictionary, through JSON, and the convention that stands in it, without any code of the transform."""
+    t = random_transform(4, order)
+    rng = np.random.default_rng(8)
+    if spline:
+        known = rng.uniform(0, 1000, (60, 2))
+        surface, _ = fit_spline(known, np.sin(known / 200), np.full(60, 0.1), cells=4)
+        t = Transform(t.coefficients, order, t.centre, t.half, t.kind, surface)
+    told = json.loads(json.dumps(t.to_dict()))
+    xy = rng.uniform(100, 900, (9, 2))
+    u, v = ((xy - told["centre"]) / told["half"]).T
+    expected = sum(
+        np.outer(u**i * v**j, c) for (i, j), c in zip(told["exponents"], zip(*told["coefficients"]), strict=True)
+    )
+    assert (told["spline"] is not None) == spline
+    if spline:
+        s = told["spline"]
+        low, high, c = (np.array(s[name]) for name in ("low", "high", "coefficients"))
+        cells = len(c) - 3
+        knots = np.arange(-3, cells + 4) / cells
+        bx, by = (BSpline.design_matrix(w, knots, 3).toarray() for w in ((xy - low) / (high - low)).T)
+        expected = expected + np.einsum("ni,nj,ijk->nk", by, bx, c)
+    np.testing.assert_allclose(t(xy), expected, rtol=0, atol=1e-9)  # rounding of sums of some terms of up to 1e4
+    linear = xy @ np.transpose(told["matrix"]) + told["shift"]
+    centre = np.array([told["centre"]])
+    if order == 1 and not spline:
+        np.testing.assert_allclose(t(xy), linear, rtol=0, atol=1e-9)
+    elif not spline:
+        np.testing.assert_allclose(t(centre), centre @ np.transpose(told["matrix"]) + told["shift"], rtol=0, atol=1e-9)
