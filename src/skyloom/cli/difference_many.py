@@ -40,9 +40,10 @@ def run_many(arguments: argparse.Namespace, options: DifferenceOptions, batch: B
                 sciences, arguments.template, arguments.output, options, batch, on_frame=tell, progress=progress
             )
     except Interrupted as end:
-        if end.outcomes:
-            _write(arguments, end.outcomes)
-        told = "" if arguments.summary is None or not end.outcomes else f" (see {arguments.summary})"
+        if not end.outcomes:
+            raise KeyboardInterrupt(f"none of the {len(sciences)} images was finished") from None
+        _write(arguments, end.outcomes)
+        told = "" if arguments.summary is None else f" (see {arguments.summary})"
         raise KeyboardInterrupt(
             f"{len(end.outcomes)} of {len(sciences)} images are finished{told}; what is written is complete, and "
             "--resume goes on from there"
