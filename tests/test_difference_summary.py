@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 import os
@@ -343,6 +344,14 @@ def test_a_page_beside_is_made_anew_by_detect(run, tmp_path, capsys):
     page = (tmp_path / "clear.report.html").read_text()
     assert f"{clear.registration_n} stars" in page
     assert "Limiting flux" in page
+
+
+def test_the_page_of_a_cloudy_image_says_so(run, tmp_path):
+    (_, cloudy), _ = run
+    (tmp_path / "cloudy.report.html").touch()
+    assert main(["detect", str(cloudy.difference), "-o", str(tmp_path), "--overwrite", "-q"]) == EXIT_OK
+    page = html.unescape((tmp_path / "cloudy.report.html").read_text())
+    assert cloudy.warnings in page
 
 
 def test_warnings_of_one_image_stand_in_its_json(run, tmp_path, capsys):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from skyloom.background import MAD_TO_SIGMA
 from skyloom.exposure import UNUSABLE, BoolArray, Exposure
-from skyloom.pipeline.conditions import transparency
+from skyloom.pipeline.conditions import too_dim, transparency
 from skyloom.psf import stamp_fwhm
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ def diagnose(
     -------
     dict
         `noise_mean`, `noise_std`: of difference / error over the sky; `score_std`: of the significance there;
-        `sky_rms`: of the difference itself; the statistics of the subtraction; `psf_fwhm`; `n_templates`, the frames
-        that were used; `registration_rms`, `registration_n` of the first of them; see `depth` for the others.
+        `sky_rms`: of the difference itself; `warning`, if the image lacks light; the statistics of the subtraction;
+        `psf_fwhm`; `n_templates`, the frames that were used; `registration_rms`, `registration_n` of the first of them;
+        see `depth` for the others.
     """
     sky = sky_pixels(result)
     ratio = result.image[sky] / np.sqrt(result.variance[sky])
@@ -88,6 +89,8 @@ def diagnose(
         "n_templates": len(alignments),
     }
     numbers |= depth(result, scored, sky, max(1.0, score_std), images)
+    if text := too_dim(numbers["transparency"]):
+        numbers["warning"] = text
     registrations = [one.registration for one in alignments if one.registration is not None]
     if registrations:
         numbers |= {"registration_rms": registrations[0].rms, "registration_n": registrations[0].n_matched}

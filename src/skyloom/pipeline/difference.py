@@ -17,7 +17,6 @@ import numpy as np
 from skyloom.errors import InputError, SkyloomWarning
 from skyloom.exposure import Exposure, FloatArray
 from skyloom.pipeline.align import Alignment, align, bring_onto_grid
-from skyloom.pipeline.conditions import too_dim
 from skyloom.pipeline.frames import each_usable
 from skyloom.pipeline.methods import options_types, subtract_by
 from skyloom.pipeline.smooth import subtract_without_sky
@@ -317,8 +316,8 @@ def difference(
         subtract = subtract_without_sky if options.smooth_background else subtract_by
         result, scored, psf = subtract(options.options_of(method), science, aligned, psf=psf, sources=sources)
     numbers = diagnose(result, scored, psf, theirs.alignments, (science, theirs.frames[0]))
-    if text := too_dim(numbers["transparency"]):
-        warnings.warn(text, SkyloomWarning, stacklevel=2)
+    if "warning" in numbers:
+        warnings.warn(numbers["warning"], SkyloomWarning, stacklevel=2)
     if numbers["zeropoint"] != science.zeropoint:
         science = science.replace(zeropoint=numbers["zeropoint"])
     return Difference(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from skyloom._threads import serial_blas
 from skyloom._workers import WorkerError, work_through
 from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning, WriteError
-from skyloom.pipeline.conditions import compare, observed, too_dim
+from skyloom.pipeline.conditions import compare, observed
 from skyloom.pipeline.difference import Difference, DifferenceOptions, difference, flat_parameters
 from skyloom.pipeline.outcome import Outcome, outcome_of
 from skyloom.pipeline.products import Products, different_stems, remove_stale, write_products
@@ -358,5 +358,5 @@ def _kept(recipe: Recipe, science: PathLike, prepared: Prepared, products: Produ
         numbers = {**read_diagnostics(header), **observed(header), "convolved": header.get("CONVOLVD")}
     except (OSError, ValueError, KeyError):
         return None, f"{products.difference.name} or {products.table.name} is damaged"
-    _warn(filter(None, [too_dim(numbers.get("transparency"))]))  # as it was when it was made
+    _warn([numbers["warning"]] if "warning" in numbers else [])  # as when it was made
     return replace(outcome_of(science, products, numbers, candidates), status="kept"), ""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skyloom.errors import InputError, WriteError
-from skyloom.pipeline.conditions import too_dim
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -141,7 +140,7 @@ def outcome_of(science: str | Path, products: Products, numbers: Mapping[str, An
     return Outcome(
         os.fspath(science),
         "done",
-        depth="poor" if too_dim(numbers.get("transparency")) else "usual",
+        depth="poor" if "warning" in numbers else "usual",
         n_candidates=real,
         n_artefacts=len(candidates) - real,
         difference=str(products.difference or ""),

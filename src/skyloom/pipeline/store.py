@@ -46,6 +46,7 @@ _CARDS = {
     "flux_scale": ("FLXSCALE", "science flux / template flux"),
     "flux_scale_error": ("FLXSCERR", "standard error of the stars' flux ratio"),
     "transparency": ("TRANSPAR", "light / what the exposure times let expect"),
+    "warning": ("DIMWARN", ""),
     "limit_flux": ("LIMFLUX", "flux of a 5 sigma point source"),
     "limit_flux_template": ("LIMFLUXT", "the same in the unit of the template"),
     "limit_mag": ("LIMMAG", "[mag] the same"),

@@ -59,6 +59,8 @@ class Summary:
         Part of the pixels of the difference that can be used.
     seconds : float or None
         Total run time.
+    warning : str
+        What is wrong with the image as a whole; nothing if nothing is known.
     """
 
     candidates: int
@@ -75,6 +77,7 @@ class Summary:
     stamps: int | None
     usable: float
     seconds: float | None
+    warning: str = ""
 
 
 def summarize(difference: DifferenceLike, candidates: CandidateList, views: Mapping[str, View]) -> Summary:
@@ -103,6 +106,7 @@ def summarize(difference: DifferenceLike, candidates: CandidateList, views: Mapp
         stamps=None if used is None else len(used),
         usable=float(view.usable.mean()),
         seconds=sum(timings.values()) if timings else None,
+        warning=str(diagnostics.get("warning", "")),
     )
 
 
@@ -183,6 +187,7 @@ def judge(summary: Summary) -> list[Judgement]:
         _judge_noise(summary),
         _judge_registration(summary),
         *_judge_coverage(summary),
+        *([Judgement("poor", summary.warning)] if summary.warning else []),
     ]
 
 
