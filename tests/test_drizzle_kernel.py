@@ -30,11 +30,43 @@ def test_agrees_with_polygon_clipping(  # noqa: PLR0917  hypothesis gives them b
     ny, nx, degrees, scale, pixfrac, mirror, dx, dy, curvature
 ):
     ny, nx = max(ny, 2), max(nx, 2)
-    data, weight, variance = image_planes((ny, nx))
-    dq = (np.arange(ny * nx).reshape(ny, nx) % 5 == 0).astype(np.uint32) << (np.arange(nx) % 32).astype(np.uint32)
     matrix = np.array(rotation(degrees, scale)) * ([-1, 1] if mirror else [1, 1])
-    shape = (17, 19)
-    pixmap = affine_map((ny, nx), matrix, (9 + dx, 8 + dy), curvature)
+    assert_agrees_with_polygon_clipping(
+        affine_map((ny, nx), matrix, (9 + dx, 8 + dy), curvature), (17, 19), pixfrac, scale
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([0, 90, 180, 270]),
+    st.floats(-5, 5) | st.just(0.0),
+    st.floats(-0.04, 0.04) | st.just(0.0),
+    st.floats(0.3, 3.5) | st.sampled_from([0.5, 1.0, 2.0]),
+    st.floats(0.3, 1.0) | st.just(1.0),
+    st.booleans(),
+    st.floats(-1, 1) | st.just(0.0),
+    st.floats(-1e-4, 1e-4),
+)
+def test_upright_drops_agree_with_polygon_clipping(  # noqa: PLR0917  as above
+    quarter, degrees, shear, scale, pixfrac, mirror, shift, curvature
+):
+    # one whole batch of 64 drops that has neighbours on all sides
+    ny, nx = 3, 130
+    matrix = np.array(rotation(quarter, 1.0)) @ rotation(degrees, scale) @ [[1, shear], [0, 1]]
+    matrix = np.where(np.abs(matrix) < 1e-12, 0, matrix) * ([-1, 1] if mirror else [1, 1])
+    size = int(nx * scale * 1.1) + 20
+    pixmap = affine_map((ny, nx), matrix, (size / 2 + shift, size / 2 - shift), curvature)
+    low, high = np.floor(pixmap.min(axis=(0, 1))) - 3, np.ceil(pixmap.max(axis=(0, 1))) + 4
+    shape = (int(high[1] - low[1]), int(high[0] - low[0]))
+    assert_agrees_with_polygon_clipping(pixmap - low, shape, pixfrac, scale, used=np.s_[1, 64:128])
+
+
+def assert_agrees_with_polygon_clipping(pixmap, shape, pixfrac, scale, used=np.s_[:]):
+    ny, nx = pixmap.shape[:2]
+    data, given_weight, variance = image_planes((ny, nx))
+    weight = np.zeros_like(given_weight)
+    weight[used] = given_weight[used]
+    dq = (np.arange(ny * nx).reshape(ny, nx) % 5 == 0).astype(np.uint32) << (np.arange(nx) % 32).astype(np.uint32)
     wd, w, (wwv,), bits, hits = drizzle_oracle.drizzle_square(
         data, weight, pixmap, shape, squares=[variance], dq=dq, pixfrac=pixfrac
     )

@@ -1,34 +1,22 @@
-// All numbers in this file are finite: it is compiled with -ffinite-math-only -fno-signed-zeros, so that clamps are
-// single instructions.
 #include "drizzle_overlap.hpp"
 
 #include <cmath>
 #include <initializer_list>
 
+#include "drizzle_numbers.hpp"
 #include "isa.hpp"
 
 namespace skyloom::drizzle {
 namespace {
 
-SKYLOOM_INLINE double smaller(double a, double b) { return a < b ? a : b; }
-SKYLOOM_INLINE double larger(double a, double b) { return a > b ? a : b; }
-SKYLOOM_INLINE double clamp01(double t) { return smaller(larger(t, 0.0), 1.0); }
-
 // Added to a step along an edge so that it can be divided by. A step as small as this changes areas by less than their
 // rounding, whatever becomes of it.
 constexpr double kTiny = 1e-17;
-
-// A drop with a corner beyond is lost: whole numbers of 32 bits hold cells up to here with room to spare.
-constexpr double kFarCorner = 0x1p30;
 
 SKYLOOM_INLINE int32_t floor_int(double v) {
   const int32_t t = int32_t(v);
   return t - (double(t) > v);
 }
-
-// A corner relative to its cell, as rounded, has to lie in that cell too, as drops in a queue are placed again from
-// their relative corners: -1e-17 is in cell 0, as it would be 1 seen from cell -1.
-SKYLOOM_INLINE double without_noise(double v) { return std::fabs(v) < 0x1p-53 ? 0.0 : v; }
 
 SKYLOOM_INLINE void place_body(const Drops& d, Corners& c, Placement& p) {
   const double *px0 = d.x[0], *px1 = d.x[1], *px2 = d.x[2], *px3 = d.x[3];
@@ -93,12 +81,12 @@ SKYLOOM_INLINE void find_gaps_body(const Drops& d, double x0, double x1, double 
   }
 }
 
-// Steps along the edges of drops in turned order (in rx, ry), their areas and cells. Negative if any drop is improper.
-SKYLOOM_INLINE double step_turned(const Drops& d, int first, TurnedDrops& t, Placement& p) {
+// Steps along the edges of drops in turned order (in rx, ry), their areas and cells. worst: the least so far, in each lane, of
+// what is negative for an improper drop.
+SKYLOOM_INLINE void step_turned(const Drops& d, int first, TurnedDrops& t, double* __restrict areas,
+                                double* __restrict worst) {
   const double *px0 = d.x[0], *px1 = d.x[1], *px2 = d.x[2], *px3 = d.x[3];
   const double *py0 = d.y[0], *py1 = d.y[1], *py2 = d.y[2], *py3 = d.y[3];
-  double worst = 0;
-  alignas(64) double width[Lanes::kWidth], height[Lanes::kWidth];
 #pragma GCC ivdep
   for (int k = first; k < first + Lanes::kWidth; ++k) {
     const double x0 = px0[k], x1 = px1[k], x2 = px2[k], x3 = px3[k];
@@ -110,7 +98,8 @@ SKYLOOM_INLINE double step_turned(const Drops& d, int first, TurnedDrops& t, Pla
     const double least_x = smaller(smaller(dx0, dx1), smaller(dx2, dx3));
     const double least_y = smaller(smaller(dy0, dy1), smaller(dy2, dy3));
     const double room = smaller(smaller(x3, y0) + kFarCorner, kFarCorner - larger(x1, y2));
-    worst = smaller(worst, smaller(smaller(least_x, least_y), smaller(area - kAreaNoise, room)));
+    const double least = smaller(smaller(least_x, least_y), smaller(area - kAreaNoise, room));
+    worst[k - first] = smaller(worst[k - first], least);
     t.rx[0][k] = dy0 + kTiny;
     t.ry[0][k] = dx0 + kTiny;
     t.rx[1][k] = dy1 + kTiny;
@@ -119,23 +108,14 @@ SKYLOOM_INLINE double step_turned(const Drops& d, int first, TurnedDrops& t, Pla
     t.ry[2][k] = dx2 + kTiny;
     t.rx[3][k] = dy3 + kTiny;
     t.ry[3][k] = dx3 + kTiny;
-    const double far_x = std::ceil(x1) - fx, far_y = std::ceil(y2) - fy;
-    t.span[k] = larger(far_x, far_y);
+    const double width = std::ceil(x1) - fx, height = std::ceil(y2) - fy;
+    t.width[k] = width;
+    t.height[k] = height;
+    t.span[k] = larger(width, height);
     t.line_x[k] = fx + 1;
     t.line_y[k] = fy + 1;
-    p.area[k] = area;
-    width[k - first] = far_x;
-    height[k - first] = far_y;
+    areas[k] = area;
   }
-#pragma GCC ivdep
-  for (int k = first; k < first + Lanes::kWidth; ++k) {  // by itself: it takes registers of another size
-    p.x[k] = int32_t(t.line_x[k]) - 1;
-    p.y[k] = int32_t(t.line_y[k]) - 1;
-    p.width[k] = int32_t(width[k - first]);
-    p.height[k] = int32_t(height[k - first]);
-    p.valid[k] = 1;
-  }
-  return worst;
 }
 
 // Divide by the steps along the four edges, and by the area, with one division.
@@ -161,13 +141,39 @@ SKYLOOM_INLINE void invert_steps(int first, const double* __restrict areas, Turn
   }
 }
 
-SKYLOOM_INLINE bool place_turned_body(const Drops& d, Lanes lanes, TurnedDrops& t, Placement& p) {
-  for (int k = 0; k < kBatch; ++k) p.valid[k] = 0;
-  double worst = 0;
-  for (int k = lanes.begin; k < lanes.end; k += Lanes::kWidth) worst = smaller(worst, step_turned(d, k, t, p));
-  if (worst < 0) return false;
-  for (int k = lanes.begin; k < lanes.end; k += Lanes::kWidth) invert_steps(k, p.area, t);
+SKYLOOM_INLINE bool place_turned_body(const Drops& d, Lanes lanes, TurnedDrops& t, double* areas) {
+  alignas(64) double worst[Lanes::kWidth] = {};
+  for (int k = lanes.begin; k < lanes.end; k += Lanes::kWidth) step_turned(d, k, t, areas, worst);
+  for (const double v : worst)
+    if (v < 0) return false;
+  for (int k = lanes.begin; k < lanes.end; k += Lanes::kWidth) invert_steps(k, areas, t);
   return true;
+}
+
+SKYLOOM_INLINE void count_cells_body(Lanes lanes, const Cells& cells, Placement& p) {
+  for (int k = 0; k < kBatch; ++k) p.valid[k] = 0;
+#pragma GCC ivdep
+  for (int k = lanes.begin; k < lanes.end; ++k) {
+    p.x[k] = int32_t(cells.line_x[k]) - 1;
+    p.y[k] = int32_t(cells.line_y[k]) - 1;
+    p.width[k] = int32_t(cells.width[k]);
+    p.height[k] = int32_t(cells.height[k]);
+    p.valid[k] = 1;
+  }
+}
+
+SKYLOOM_INLINE void number_cells_body(const Cells& cells, double x0, double y0, double stride, int32_t* __restrict cell) {
+  const double start = (y0 + 1) * stride + (x0 + 1);
+  for (int k = 0; k < kBatch; ++k) cell[k] = int32_t(cells.line_y[k] * stride + cells.line_x[k] - start);
+}
+
+SKYLOOM_INLINE uint64_t spans_up_to_body(int n, Lanes lanes, const Cells& cells) {
+  uint32_t half[2] = {0, 0};
+  for (int h = 0; h < 2; ++h)
+    for (int k = 0; k < 32; ++k) half[h] |= cells.span[32 * h + k] <= n ? uint32_t(1) << k : 0;
+  const int others = kBatch - (lanes.end - lanes.begin);
+  const uint64_t all = others == kBatch ? 0 : ~uint64_t(0) >> others << lanes.begin;
+  return (half[0] | uint64_t(half[1]) << 32) & all;
 }
 
 // The parts of an edge that goes up, to the right or to the left, by |dx| and dy. Its lower end lies u left of the line
@@ -212,26 +218,6 @@ SKYLOOM_INLINE EdgeParts<M> edge_parts(double u, double v, double dx, double dy,
     }
   }
   return e;
-}
-
-// The shares of drop k: second differences of area{x < i + 1, y < j + 1}; beyond the last line everything is inside.
-template <int N>
-SKYLOOM_INLINE void store_shares(const double* in_x, const double* in_y, const double* in_xy, double area, double scale,
-                                 double noise, int k, double (*__restrict share)[kBatch]) {
-  constexpr int M = N - 1;
-#pragma GCC unroll 5
-  for (int j = 0; j < N; ++j) {
-    double before = 0;
-#pragma GCC unroll 5
-    for (int i = 0; i < N; ++i) {
-      const double high = j < M ? (i < M ? in_xy[j * M + i] : in_y[j]) : (i < M ? in_x[i] : area);
-      const double low = j == 0 ? 0.0 : (i < M ? in_xy[(j - 1) * M + i] : in_y[j - 1]);
-      const double strip = high - low;
-      const double s = (strip - before) * scale;
-      before = strip;
-      share[j * N + i][k] = s > noise ? s : 0.0;
-    }
-  }
 }
 
 template <int N>
@@ -383,7 +369,11 @@ void put_in_turned_order(Drops& d) {
 }
 
 SKYLOOM_DISPATCH(void, place, (const Drops& d, Corners& c, Placement& p), (d, c, p))
-SKYLOOM_DISPATCH(bool, place_turned, (const Drops& d, Lanes lanes, TurnedDrops& t, Placement& p), (d, lanes, t, p))
+SKYLOOM_DISPATCH(void, count_cells, (Lanes lanes, const Cells& cells, Placement& p), (lanes, cells, p))
+SKYLOOM_DISPATCH(void, number_cells, (const Cells& cells, double x0, double y0, double stride, int32_t* cell),
+                 (cells, x0, y0, stride, cell))
+SKYLOOM_DISPATCH(uint64_t, spans_up_to, (int n, Lanes lanes, const Cells& cells), (n, lanes, cells))
+SKYLOOM_DISPATCH(bool, place_turned, (const Drops& d, Lanes lanes, TurnedDrops& t, double* areas), (d, lanes, t, areas))
 SKYLOOM_DISPATCH(void, share_turned,
                  (int n, const Drops& d, Lanes lanes, const TurnedDrops& t, double (*share)[kBatch]),
                  (n, d, lanes, t, share))

@@ -42,17 +42,31 @@ void put_in_turned_order(Drops& d);
 // Find cells and areas of drops of any shape, and their corners relative to their first cell.
 void place(const Drops& d, Corners& relative, Placement& p);
 
-// What the areas of turned drops need: those whose edges go right and up, left and up, left and down, right and down.
-struct TurnedDrops {
-  alignas(64) double rx[4][kBatch], ry[4][kBatch];    // 1 / |dx|, 1 / |dy| of the edges
-  alignas(64) double inverse_area[kBatch];
-  alignas(64) double span[kBatch];                    // cells that it spans in x or y, whichever are more
-  alignas(64) double line_x[kBatch], line_y[kBatch];  // behind its first cells
+// The cells of drops, as whole numbers.
+struct Cells {
+  alignas(64) double line_x[kBatch], line_y[kBatch];  // behind the first
+  alignas(64) double width[kBatch], height[kBatch];   // how many each drop spans
+  alignas(64) double span[kBatch];                    // the larger of both
 };
 
-// The same for some drops in turned order; the others are not valid. False if any of them has no area, or edges in other
-// directions: then nothing in t and p can be used.
-bool place_turned(const Drops& d, Lanes lanes, TurnedDrops& t, Placement& p);
+// The first cells, and how many there are, of some drops; the others are not valid.
+void count_cells(Lanes lanes, const Cells& cells, Placement& p);
+
+// Only the numbers of the first cells in a tile that begins at (y0, x0), with so many cells in a row.
+void number_cells(const Cells& cells, double x0, double y0, double stride, int32_t* cell);
+
+// Bit k: drop k spans at most n cells.
+uint64_t spans_up_to(int n, Lanes lanes, const Cells& cells);
+
+// What the areas of turned drops need: those whose edges go right and up, left and up, left and down, right and down.
+struct TurnedDrops : Cells {
+  alignas(64) double rx[4][kBatch], ry[4][kBatch];    // 1 / |dx|, 1 / |dy| of the edges
+  alignas(64) double inverse_area[kBatch];
+};
+
+// The same, and the areas, for some drops in turned order. False if any of them has no area, or edges in other directions:
+// then nothing in t and areas can be used.
+bool place_turned(const Drops& d, Lanes lanes, TurnedDrops& t, double* areas);
 
 // share[j * n + i][k]: the fraction of drop k in cell (i, j) of the n x n cells from its first; exactly 0 where it
 // does not reach. n is 2 ... kMaxSpan. All shares of drops that span more cells are 0.

@@ -9,6 +9,7 @@
 
 #include "drizzle_overlap.hpp"
 #include "drizzle_scatter.hpp"
+#include "drizzle_upright.hpp"
 #include "drizzle_walk.hpp"
 #include "isa.hpp"
 
@@ -146,10 +147,21 @@ SKYLOOM_INLINE void sort_batch_body(const Placement& p, const int32_t* usable, b
   }
 }
 
+SKYLOOM_INLINE uint64_t find_usable_body(const int32_t* __restrict usable) {
+  uint32_t half[2] = {0, 0};
+  for (int h = 0; h < 2; ++h)
+    for (int k = 0; k < 32; ++k) half[h] |= uint32_t(usable[32 * h + k]) << k;
+  return half[0] | uint64_t(half[1]) << 32;
+}
+
+SKYLOOM_DISPATCH(uint64_t, find_usable, (const int32_t* usable), (usable))
 SKYLOOM_DISPATCH(void, sort_batch,
                  (const Placement& p, const int32_t* usable, bool inside, const Tile& tile, Size frame, int32_t* cell,
                   int32_t* span, Sorting& out),
                  (p, usable, inside, tile, frame, cell, span, out))
+
+// What is known of the drops of a batch.
+enum class Shape { upright, turned, any };
 
 // Works through the tiles of one thread.
 class SquareWorker {
@@ -161,6 +173,9 @@ class SquareWorker {
  private:
   void drizzle_batch(RowWindow& window, int64_t j, int64_t i0, int n, bool inside);
   Sorting sort_drops(int64_t j, const Drops& d, bool inside);
+  Shape place_drops(bool regular, Drops& drops, Drops& upright, Lanes& lanes);
+  Sorting sort_inside(int64_t j, const Cells& cells);
+  void count_cells_of(int k, const Cells& cells);
   void enqueue(int span, const Drops& d, int k);
   void flush(int span);
   double* values_of(int queue) { return values_.data() + size_t(queue) * size_t(2 * kBatch * pairs_.all); }
@@ -178,6 +193,7 @@ class SquareWorker {
   Load now_;                                        // the batch at hand
   std::unique_ptr<Queue> waiting_[kMaxSpan + 1];    // by span
   Corners relative_;
+  UprightDrops upright_;
   TurnedDrops turned_, queued_turned_;
   Placement place_{}, queued_place_{};              // of the batch at hand, and of a queue that is worked on
   alignas(64) double share_[kMaxSpan * kMaxSpan][kBatch];
@@ -215,6 +231,24 @@ Sorting SquareWorker::sort_drops(int64_t j, const Drops& d, bool inside) {
   return s;
 }
 
+// The same for drops that all lie within the tile; how wide they are is not looked up.
+Sorting SquareWorker::sort_inside(int64_t j, const Cells& cells) {
+  number_cells(cells, double(tile_->x0), double(tile_->y0), double(tile_->stride), now_.cell);
+  const uint64_t all = find_usable(usable_);
+  const int32_t hits = std::popcount(all);
+  row_hits_[size_t(j - footprint_.window.y0)] += hits;
+  return {{all, all, all, all, all, all, all}, 0, hits};
+}
+
+// What `sort_inside` has left out, for drop k.
+void SquareWorker::count_cells_of(int k, const Cells& cells) {
+  place_.x[k] = int32_t(cells.line_x[k]) - 1;
+  place_.y[k] = int32_t(cells.line_y[k]) - 1;
+  place_.width[k] = int32_t(cells.width[k]);
+  place_.height[k] = int32_t(cells.height[k]);
+  span_[k] = std::min(std::max(place_.width[k], place_.height[k]), kMaxSpan + 1);
+}
+
 void SquareWorker::enqueue(int span, const Drops& d, int k) {
   Queue& to = *waiting_[span];
   const int m = to.count++;
@@ -234,7 +268,7 @@ void SquareWorker::flush(int span) {
   Queue& q = *waiting_[span];
   if (q.count == 0) return;
   const Drops drops = pointers(q.corners);
-  if (place_turned(drops, Lanes{}, queued_turned_, queued_place_)) {
+  if (place_turned(drops, Lanes{}, queued_turned_, queued_place_.area)) {
     share_turned(span, drops, Lanes{}, queued_turned_, share_);
   } else {
     place(drops, relative_, queued_place_);
@@ -244,9 +278,21 @@ void SquareWorker::flush(int span) {
   q.count = 0;
 }
 
+// Find cells and areas of the drops of a batch in the fastest way that their shapes allow. They are put in turned order;
+// `upright` is in upright order if that is what they are.
+Shape SquareWorker::place_drops(bool regular, Drops& drops, Drops& upright, Lanes& lanes) {
+  upright = drops;
+  put_in_turned_order(drops);
+  if (regular && put_in_upright_order(upright) && place_upright(upright, lanes, upright_, place_.area)) return Shape::upright;
+  if (regular && place_turned(drops, lanes, turned_, place_.area)) return Shape::turned;
+  place(drops, relative_, place_);
+  lanes = {};
+  return Shape::any;
+}
+
 // inside: all drops are known to lie within the tile.
 void SquareWorker::drizzle_batch(RowWindow& window, int64_t j, int64_t i0, int n, bool inside) {
-  Drops drops;
+  Drops drops, upright;
   const bool regular = window.drops(j, drops, lost_);
   Lanes lanes;
   if (regular && !inside) {
@@ -254,36 +300,42 @@ void SquareWorker::drizzle_batch(RowWindow& window, int64_t j, int64_t i0, int n
     lanes = lanes_near(drops, x0, x0 + double(tile_->nx), y0, y0 + double(tile_->ny));
     if (lanes.begin == lanes.end) return;
   }
-  put_in_turned_order(drops);
   load_batch(input_, j, i0, n, now_.values, usable_, now_.dq);
-  const bool turned = regular && place_turned(drops, lanes, turned_, place_);
-  if (!turned) {
-    place(drops, relative_, place_);
-    lanes = {};
-  }
+  const Shape shape = place_drops(regular, drops, upright, lanes);
   if (!regular)
     for (int k = 0; k < n; ++k)
       if (lost_[k]) place_.valid[k] = 0;
-  const Sorting sorted = sort_drops(j, drops, inside);
+  const Cells& cells = shape == Shape::upright ? static_cast<const Cells&>(upright_) : turned_;
+  const bool known_inside = inside && shape != Shape::any;  // there is no need to look where each of them lies
+  if (!known_inside && shape != Shape::any) count_cells(lanes, cells, place_);
+  const Sorting sorted = known_inside ? sort_inside(j, cells) : sort_drops(j, drops, inside);
   const uint64_t all = sorted.within[kMaxSpan + 1];
   if (all == 0) return;
   // The smallest span that serves most drops is worked on in place, the other drops wait for their like.
   const int total = std::popcount(all);
+  const auto served_by = [&](int n) {
+    return shape == Shape::any ? sorted.within[n] : all & spans_up_to(n, lanes, cells);
+  };
   int dense = 2;
-  while (dense <= kMaxSpan && 4 * std::popcount(sorted.within[dense]) < 3 * total) ++dense;
+  uint64_t served = served_by(2);
+  while (4 * std::popcount(served) < 3 * total && ++dense <= kMaxSpan) served = served_by(dense);
   uint64_t rest = all;
   if (dense <= kMaxSpan && total >= (lanes.end - lanes.begin) * 5 / 8) {
-    if (turned) {  // shares of drops that are too wide are 0: they do not break the runs of the others
+    if (shape == Shape::upright) {
+      share_upright(dense, upright, lanes, upright_, place_.area, share_);
+    } else if (shape == Shape::turned) {
       share_turned(dense, drops, lanes, turned_, share_);
-      scatter(dense, share_, now_, sorted.within[dense == 2 ? kMaxSpan : dense], *tile_);
     } else {
       overlap_shares(dense, relative_, place_.area, share_);
-      scatter(dense, share_, now_, sorted.within[dense], *tile_);
     }
-    rest &= ~sorted.within[dense];
+    // shares of the other drops are 0: they do not break the runs of those that are served
+    scatter(dense, share_, now_, dense == 2 && shape != Shape::any ? sorted.within[kMaxSpan] : served, *tile_);
+    rest &= ~served;
   }
   for (; rest != 0; rest &= rest - 1) {
-    const int k = std::countr_zero(rest), span = std::max(span_[k] & 255, 2);
+    const int k = std::countr_zero(rest);
+    if (known_inside) count_cells_of(k, cells);
+    const int span = std::max(span_[k] & 255, 2);
     if (span <= kMaxSpan) {
       enqueue(span, drops, k);
     } else {
