@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from skyloom._threads import serial_blas
 from skyloom.background import MAD_TO_SIGMA, estimate_background
 from skyloom.errors import InputError, NoUsableDataError, TooFewSourcesError
 from skyloom.exposure import Exposure
@@ -27,6 +28,7 @@ Array = npt.NDArray[np.float64]
 
 MAX_STARS = 100
 PASSES = 4
+"""The fourth still moves the light within small circles by 0.1 %."""
 PIXEL = 0.68
 """FWHM, in pixels, by which a pixel widens a star, in quadrature: sqrt(8 ln 2 / 12)."""
 SAMPLES, MAX_OVERSAMPLING = 2.6, 4
@@ -168,8 +170,9 @@ def _estimate(  # noqa: PLR0917
         return _analytic_model(profile, half, shape, field, oversampling)
     if oversampling > 1:  # the mean star says little of its wings, and holds the pixels
         profile = dataclasses.replace(profile, fwhm=max(profile.fwhm**2 - PIXEL**2, 0.5) ** 0.5, beta=3.0)
-    work = Sources.of(image, variance, usable, field, half, oversampling)
-    return _sampled_model(work, profile, options, shape, field=field, name=name)
+    with serial_blas():  # of small matrices: threads would only wait for each other
+        work = Sources.of(image, variance, usable, field, half, oversampling)
+        return _sampled_model(work, profile, options, shape, field=field, name=name)
 
 
 def _sampled_model(

@@ -25,6 +25,8 @@ PRIOR_PIXEL = 0.5
 """Prior standard deviation of a sample of Phi_0 around the analytic profile, relative to that profile."""
 PRIOR_MODE = 0.05
 """Prior standard deviation of a_km B_m at its extremum, relative to the peak of the PSF."""
+BEST = 60
+"""So many stars tell the profile, which is the prior of what all of them tell."""
 STEP, LARGEST_STEP, STILL = 1e-4, 0.3, 0.02
 """Of the parameters of the analytic profile: differences, the largest change at a time, and the last one."""
 ENOUGH = 1e-4
@@ -123,12 +125,12 @@ def variation_modes(half: int, fwhm: float, oversampling: int = 1) -> Array:
 
 
 def refined_profile(stars: StarStamps, profile: Profile, steps: int = 6) -> Profile:
-    """Fit the analytic profile m again to all stars at once, whose fluxes, positions and background are known by now.
+    """Fit the analytic profile m again to the best stars at once; all else about them is known by now.
 
     Each step is one of Gauss-Newton: ``D_s = M_s (a m + sum_i b_i dm/dp_i)`` is solved for a and b, and the parameters
     p move by b / a.
     """
-    half, oversampling = stars.half, stars.oversampling
+    stars, half, oversampling = stars.select(slice(BEST)), stars.half, stars.oversampling
     model, root = StarModel(stars, np.ones((stars.x.size, 1))), np.sqrt(stars.weight)
     data = (root * stars.data).ravel()
     for _ in range(steps):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.spatial import cKDTree
 
 from skyloom.psf.analytic import Profile
@@ -142,7 +143,7 @@ class Sources:
         """
         models, residual = self.subtract(psf)
         stars = slice(self.n_stars)
-        shapes, beyond = models[stars], residual[self._padded(stars)]
+        shapes, beyond = models[stars], self._stamps(residual)[self._corner(stars)]
         light = self.flux[stars, None, None] * shapes
         data = beyond + light
         weight = soft_weight(model_weight(self.weight[stars], light, beyond), light)
@@ -179,15 +180,16 @@ class Sources:
         residual : ndarray
             The padded image without all sources.
         """
-        models = self._models(psf, slice(None))
-        residual = self.image.copy()
-        pixels, groups = self._padded(slice(None)), self._groups()
+        models, gradient = self._models(psf, slice(None)), self.oversampling * slopes(psf.basis)
+        residual, groups = self.image.copy(), self._groups()
+        stamps = self._stamps(residual)
         for group in groups:
-            residual[pixels[0][group], pixels[1][group]] -= self.flux[group, None, None] * models[group]
+            stamps[self._corner(group)] -= self.flux[group, None, None] * models[group]
         for group in groups:
-            at = pixels[0][group], pixels[1][group]
-            data = residual[at] + self.flux[group, None, None] * models[group]
-            flux, steps, good = self._fit(data, models[group], psf, group)
+            at = self._corner(group)
+            data = stamps[at] + self.flux[group, None, None] * models[group]
+            terms = psf.terms(self.x[group], self.y[group])
+            flux, steps, good = self._fit(data, models[group], np.tensordot(terms, gradient, (1, 1)), group)
             bright = good & (flux > 0)
             moved = group[bright]
             for position, first, step in ((self.x, self.x0, steps[bright, 0]), (self.y, self.y0, steps[bright, 1])):
@@ -195,11 +197,11 @@ class Sources:
             self.to_x[moved], self.to_y[moved] = self._shifts(moved)
             models[moved] = self._models(psf, moved)
             self.flux[group[good]] = flux[good]
-            residual[at] = data - self.flux[group, None, None] * models[group]
+            stamps[at] = data - self.flux[group, None, None] * models[group]
         return models, residual
 
     def _fit(
-        self, data: Array, models: Array, psf: PsfModel, index: Index
+        self, data: Array, models: Array, gradient: Array, index: Index
     ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
         """Fit flux, position and level of sources to their cores; return flux, steps (n, 2), and what was possible."""
         core = core_pixels(self.half, self.fwhm)
@@ -211,14 +213,14 @@ class Sources:
         )
         weight = soft_weight(weight, self.flux[index, None, None] * models)[:, core]
         to_x, to_y = self.to_x[index, inner], self.to_y[index, inner]
-        terms = psf.terms(self.x[index], self.y[index])
-        along = (to_y @ np.tensordot(terms, one, 1) @ to_x.transpose(0, 2, 1) for one in slopes(psf.basis))
-        along_x, along_y = (self.oversampling * one[:, core] for one in along)
+        along_x, along_y = ((to_y @ gradient[:, k] @ to_x.transpose(0, 2, 1))[:, core] for k in (0, 1))
         columns = np.stack([models[:, core], -along_x, -along_y, np.ones_like(along_x)], axis=1)
-        normal = (columns * weight[:, None]) @ columns.transpose(0, 2, 1)
-        right = (columns * weight[:, None]) @ data[:, core][..., None]
+        weighted = columns * weight[:, None]
+        normal, right = weighted @ columns.transpose(0, 2, 1), weighted @ data[:, core][..., None]
         good = weight.any(axis=1) & (normal[:, 0, 0] > 0)
-        solution = (np.linalg.pinv(normal, rcond=1e-10, hermitian=True) @ right)[..., 0]
+        # pixels too few for all four leave them where the rest of the diagonal holds them
+        held = 1e-9 * np.einsum("nii->ni", normal) + np.where(good, 0, 1)[:, None]
+        solution = np.linalg.solve(normal + held[:, None] * np.eye(4), right)[..., 0]
         flux = np.maximum(solution[:, 0], 0.0)
         steps = solution[:, 1:3] / np.where(flux > 0, flux, np.inf)[:, None]
         return flux, np.clip(steps, -LARGEST_STEP, LARGEST_STEP), good
@@ -227,11 +229,14 @@ class Sources:
         """Return the middle pixels of stamps, along one axis of the padded image."""
         return np.round(at).astype(np.intp) + int(RING * self.half) + 2
 
-    def _padded(self, index: Any) -> tuple[Index, Index]:
-        """Return the rows and columns of stamps in the padded image, shapes (n, side, 1) and (n, 1, side)."""
-        axis = np.arange(-self.half, self.half + 1)
-        ix, iy = (self._middle(at[index])[:, None] for at in (self.x0, self.y0))
-        return (iy + axis)[:, :, None], (ix + axis)[:, None, :]
+    def _stamps(self, plane: Plane) -> Plane:
+        """Return all stamps of the padded image, by their first pixels; a view."""
+        side = 2 * self.half + 1
+        return sliding_window_view(plane, (side, side), writeable=True)  # those of a group do not overlap
+
+    def _corner(self, index: Any) -> tuple[Index, Index]:
+        """Return the rows and columns of the first pixels of stamps in the padded image."""
+        return self._middle(self.y0[index]) - self.half, self._middle(self.x0[index]) - self.half
 
     def _shifts(self, index: Any) -> tuple[Array, Array]:
         """Return the matrices that take the samples of a PSF to the pixels of sources, along x and y."""
