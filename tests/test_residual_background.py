@@ -19,6 +19,7 @@ from skyloom.subtraction.residual_background import (
     _weighted_smooth,
     residual_background,
     residual_level,
+    sky_error,
     smooth_surface,
 )
 
@@ -28,6 +29,10 @@ Y, X = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
 STAR = (1 + np.add.outer(np.arange(-20.0, 21) ** 2, np.arange(-20.0, 21) ** 2) / 12.5) ** -2.5
 STAR /= STAR.sum()
 HALO = 300 * np.exp(-((X + 30) ** 2 + Y**2) / (2 * 110**2))
+
+
+PAIR = simulate_pair(8, 256, n_stars=40)
+ALIGNED = DifferenceOptions(align="none")
 
 
 def found_in(image, *, variance=25.0, usable=None):
@@ -189,3 +194,34 @@ def test_difference_without_a_halo(method):
     assert widths[True] < 1.25  # halo of 400 in 12 boxes of 20 pixels: curvature within a box remains
     # proper differences have their images' backgrounds, in wider boxes, taken off before
     assert widths[False] > (1.3 if method == "zogy" else 2) * widths[True]
+
+
+def test_a_sky_that_no_surface_follows_is_an_error_where_it_is():
+    usable, variance = np.ones(SHAPE, bool), np.full(SHAPE, 25.0)
+    for seed in range(10):
+        noise = np.random.default_rng(seed).normal(0, 5, SHAPE)
+        assert sky_error(noise, variance, usable, fwhm=3.5) is None
+        # point sources of any flux, also where four boxes meet, are none
+        stars = np.zeros(SHAPE)
+        stars[36::72, 36::72] = 50_000.0
+        assert sky_error(noise + gaussian_filter(stars, 1.5), variance, usable, fwhm=3.5) is None
+    rim = 4.0 * (np.abs(np.hypot(X, Y) - 150) < 25)
+    error = sky_error(noise + rim, variance, usable, fwhm=3.5)
+    assert error is not None
+    assert (error >= 0).all()
+    assert 2 < error[rim > 0].mean() < 6  # of 4
+    assert error[np.hypot(X, Y) > 175 + 4 * 18].max() == 0  # four boxes
+
+
+def test_errors_of_the_sky_are_those_of_all_pixels_of_a_source():
+    from skyloom.pipeline.methods import with_sky_error
+
+    result = skyloom.difference(*(getattr(PAIR, name) for name in ("science", "template")), options=ALIGNED)
+    wider = with_sky_error(result.score, np.full(result.shape, 2.0, np.float32))
+    middle = (result.shape[0] // 2, result.shape[1] // 2)
+    square = (result.psf.stamp(*middle[::-1]) ** 2).sum()
+    added = wider.flux_variance[middle] - result.score.flux_variance[middle]
+    assert np.sqrt(added) == pytest.approx(2.0 / square, rel=0.02)  # the PSF varies over the field
+    assert wider.significance[middle] == pytest.approx(
+        wider.flux[middle] / np.sqrt(wider.flux_variance[middle]), rel=1e-3, abs=1e-3
+    )

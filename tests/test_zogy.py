@@ -167,6 +167,27 @@ def test_what_is_wrong_with_the_backgrounds_is_taken_off():
         assert (np.abs(means).max() < 0.2) == flatten
 
 
+def test_a_vignetted_sky_is_taken_off_both_images_alike():
+    """A border that falls by 30 times the noise within a dozen pixels: no surface follows it; both images have it."""
+    pair = simulate_pair(3, 256, n_stars=40, n_transients=0, n_galaxies=0)
+    y, x = np.indices(pair.science.shape)
+    lit = 1 / (1 + np.exp((np.hypot(x - 128, y - 128) - 120) / 4.0))
+    sky = 30 * np.sqrt(np.median(pair.science.variance)) * (lit - 1)
+    dark = [
+        replace(image, data=(image.data + scale * sky).astype(np.float32))
+        for image, scale in ((pair.science, 1.0), (pair.template, pair.flux_ratio))
+    ]
+    psfs = {"psf_science": pair.science_psf, "psf_template": pair.template_psf}
+    plain, found = (subtract_zogy(*images, **psfs) for images in ((pair.science, pair.template), dark))
+    far = far_from_sources(pair) & found.usable
+    corner = far & (lit < 0.9)
+    assert corner.sum() > 5000
+    # 0.6 to 0.9: what the filters make of an edge that no PSF has blurred; with skies of their own it is 10 to 20
+    assert found.significance[corner].std() < plain.significance[corner].std() + 1.0
+    assert found.significance[far & (lit > 0.98)].std() < plain.significance[far & (lit > 0.98)].std() + 0.1
+    assert found.match.flux_ratio == pytest.approx(plain.match.flux_ratio, rel=0.005)
+
+
 @pytest.fixture(scope="module")
 def pair():
     return simulate_pair(11, 384, n_transients=12, snr=(12, 40))

@@ -133,6 +133,21 @@ def without_background(scored: Score, background: FloatArray) -> Score:
     return dataclasses.replace(scored, flux=flux, significance=(flux / error).astype(scored.significance.dtype))
 
 
+def with_sky_error(scored: Score, error: FloatArray) -> Score:
+    """Return a score whose fluxes have in their errors that of the sky, which all pixels under a source share."""
+    square = _sum_of_squares(scored.psf, error.shape)
+    more = np.where(scored.valid, (error / square) ** 2, 0)
+    total = scored.flux_variance + more
+    shrink = np.sqrt(np.divide(scored.flux_variance, total, out=np.ones_like(total), where=total > 0))
+    return dataclasses.replace(
+        scored,
+        significance=(scored.significance * shrink).astype(scored.significance.dtype),
+        flux_variance=total.astype(scored.flux_variance.dtype),
+        effective_variance=(scored.effective_variance + more * square).astype(scored.effective_variance.dtype),
+        moving=None if scored.moving is None else (scored.moving * shrink**2).astype(scored.moving.dtype),
+    )
+
+
 def _sum_of_squares(psf: Psf, shape: tuple[int, ...]) -> FloatArray:
     """Return sum P_D^2 of the place in every pixel."""
     from skyloom.filters import Grid

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skyloom.exposure import Exposure, FloatArray
-from skyloom.pipeline.methods import subtract_by, without_background
+from skyloom.pipeline.methods import subtract_by, with_sky_error, without_background
 from skyloom.psf import Psf, stamp_fwhm
-from skyloom.subtraction.residual_background import residual_background
+from skyloom.subtraction.residual_background import residual_background, sky_error
 
 if TYPE_CHECKING:
     from skyloom.detection import Score
@@ -70,6 +70,9 @@ def subtract_without_sky(
         result = _with_sky(result, sky)
     if np.ndim(smooth):
         result.statistics.update(noise_statistics(result), smooth_background=_in_noise(smooth, result))
+    error = sky_error(result.image, result.variance, result.usable, fwhm=fwhm)
+    if error is not None:
+        scored = with_sky_error(scored, error)
     return result, scored, psf_difference
 
 

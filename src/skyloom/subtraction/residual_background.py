@@ -134,6 +134,38 @@ def _sources(image: FloatArray, variance: FloatArray, usable: BoolArray, fwhm: f
     return found
 
 
+def sky_error(image: FloatArray, variance: FloatArray, usable: BoolArray, *, fwhm: float) -> FloatArray | None:
+    """Return by how much the sky of a difference is off where no smooth surface describes it; None if that is nowhere.
+
+    The errors of a vignetted border, of a reflection's rim or of a nebula are those of neighbouring boxes together:
+    the fourth largest of the nine averages about a place, in units of the scatter of all averages, which no change of a
+    point source reaches, whose light is in four boxes at most.
+
+    Parameters
+    ----------
+    image, variance, usable, fwhm
+        As for `residual_background`, which has been taken off.
+
+    Returns
+    -------
+    ndarray of float32, shape (ny, nx), or None
+        Standard deviation, common to all pixels of a place.
+    """
+    edges = _boxes(image.shape, fwhm)
+    if edges is None:
+        return None
+    means, weights = _box_means(image, variance, usable, *edges)
+    z = np.abs(means) * np.sqrt(weights)
+    if not (z > 0).any():
+        return None
+    scatter = max(1.0, MAD_TO_SIGMA * float(np.median(z[z > 0])))
+    together = ndimage.rank_filter(z / scatter, -4, size=3, mode="nearest")
+    size = scatter * np.sqrt(np.maximum(together**2 - CLIP**2, 0) / np.where(weights > 0, weights, np.inf))
+    if not size.any():
+        return None
+    return np.maximum(_interpolate(ndimage.maximum_filter(size, 3), *edges, image.shape, degree=1), 0)
+
+
 def _boxes(shape: tuple[int, ...], fwhm: float) -> tuple[Any, Any] | None:
     """Return the edges of the boxes along y and x; None if the image is too small to have several."""
     box = max(SMALLEST_BOX, int(np.ceil(BOX_IN_FWHM * fwhm)), -(-max(shape) // MOST_BOXES))
@@ -263,12 +295,14 @@ def _weighted_smooth(
     return surface, strength
 
 
-def _interpolate(values: Float64Array, rows: Any, columns: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+def _interpolate(
+    values: Float64Array, rows: Any, columns: Any, shape: tuple[int, ...], degree: int = 3
+) -> npt.NDArray[np.float32]:
     """Return the surface in every pixel, by bicubic interpolation; linear beyond the centres of the outermost boxes."""
     centres = [
         np.pad((edges[1:] + edges[:-1] - 1) / 2, 1, mode="reflect", reflect_type="odd") for edges in (rows, columns)
     ]
     padded = np.pad(values, 1, mode="reflect", reflect_type="odd")
-    spline = RectBivariateSpline(*centres, padded, s=0)
+    spline = RectBivariateSpline(*centres, padded, kx=degree, ky=degree, s=0)
     plane: Float64Array = spline(np.arange(shape[0]), np.arange(shape[1]))
     return plane.astype(np.float32)

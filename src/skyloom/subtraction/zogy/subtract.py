@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import sep
+from scipy import ndimage
+from scipy.interpolate import RectBivariateSpline
 
 from skyloom.background import MAD_TO_SIGMA, SMALLEST, estimate_background, median
 from skyloom.errors import NoOverlapError, ShapeError, SubtractionError, TooFewSourcesError
@@ -33,6 +35,8 @@ MIN_COVERAGE = 0.1
 """Least part of a source's signal that must come from usable pixels for a flux."""
 GOOD_COVERAGE = 0.95
 FIT_SNR = 20.0
+STEEP = 5.0
+"""Times their scatter over the field by which running medians show a sky that its background has not followed."""
 LEAST_RATIO_SNR = 5.0
 """Of a fitted flux ratio; of other stars at the same places it is some 0 to 4, of the same stars tens to thousands."""
 
@@ -86,7 +90,11 @@ def subtract_zogy(
         estimate_psf(science, sources) if psf_science is None else psf_science,
         estimate_psf(template) if psf_template is None else psf_template,
     )
-    planes = _planes(science), _planes(template)
+    (of_science, sky), (of_template, _) = _planes(science), _planes(template)
+    planes = of_science, of_template
+    match = fit_match(planes, psfs, sources, options)
+    fwhm = stamp_fwhm(psfs[0].stamp(*_middle(science.shape)))
+    planes = _on_common_sky(planes, (science, template), sky + _steep_sky(of_science.data, fwhm), match.flux_ratio)
     match = fit_match(planes, psfs, sources, options)
     result = difference_planes(planes, psfs, match, masks=(science.mask, template.mask), moving=moving, flatten=True)
     level: Any = np.where(planes[0].usable, science.data - planes[0].data, 0) + science.data.dtype.type(
@@ -110,15 +118,51 @@ def _check(science: Exposure, template: Exposure) -> None:
         )
 
 
-def _planes(exposure: Exposure) -> Planes:
-    """Return an image without its background, and its noise."""
+def _planes(exposure: Exposure) -> tuple[Planes, Array]:
+    """Return an image without its background, with its noise; and that background."""
     usable = exposure.usable
     level = estimate_background(exposure).level
     assert exposure.variance is not None
     variance = np.where(usable, exposure.variance * exposure.data.dtype.type(exposure.correlation), 0)
     sigma = float(np.sqrt(median(variance[usable])))
     data = np.where(usable, exposure.data - level, 0).astype(exposure.data.dtype)
-    return Planes(data, variance.astype(exposure.data.dtype), usable, sigma)
+    return Planes(data, variance.astype(exposure.data.dtype), usable, sigma), level
+
+
+def _on_common_sky(
+    planes: tuple[Planes, Planes], exposures: tuple[Exposure, Exposure], sky: Array, flux_ratio: float
+) -> tuple[Planes, Planes]:
+    """Return both images without the `sky` of the science image, and the template without what its own differs by.
+
+    No smooth surface follows a steep sky, as at the border of a vignetted field. The errors of one that was fitted to
+    each image would stay in the difference; those of a surface that both lack cancel.
+    """
+    science, template = exposures
+    usable = planes[0].usable & planes[1].usable
+    plain: Any = np.where(usable, template.data - flux_ratio * science.data, 0).astype(template.data.dtype)
+    noise = np.where(usable, planes[1].variance + flux_ratio**2 * planes[0].variance, 0)
+    of_template = flux_ratio * sky + _smooth_background(plain, plain, noise, usable)
+    first, second = (
+        dataclasses.replace(one, data=np.where(one.usable, image.data - level, 0).astype(one.data.dtype))
+        for one, image, level in zip(planes, exposures, (sky, of_template), strict=True)
+    )
+    return first, second
+
+
+def _steep_sky(image: Array, fwhm: float) -> Array:
+    """Return what medians over seven FWHM show of the sky beyond their own scatter: 0 almost everywhere."""
+    step = max(1, round(fwhm))
+    ny, nx = image.shape
+    rows, columns = -(-ny // step), -(-nx // step)
+    if min(rows, columns) < SMALLEST:
+        return np.zeros_like(image)
+    whole = np.pad(image, ((0, rows * step - ny), (0, columns * step - nx)), mode="edge")
+    means = whole.reshape(rows, step, columns, step).mean(axis=(1, 3))
+    medians = ndimage.gaussian_filter(ndimage.median_filter(means, 7, mode="nearest"), 1.0, mode="nearest")
+    scatter = MAD_TO_SIGMA * np.median(np.abs(medians))
+    beyond = np.sign(medians) * np.maximum(np.abs(medians) - STEEP * scatter, 0)
+    y, x = ((np.arange(n) - (step - 1) / 2) / step for n in (ny, nx))
+    return np.asarray(RectBivariateSpline(np.arange(rows), np.arange(columns), beyond, s=0)(y, x))
 
 
 def fit_match(
