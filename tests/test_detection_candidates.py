@@ -188,6 +188,40 @@ def test_separate_sources_of_opposite_sign_are_no_dipole(blank):
     assert not any(flags & CandidateFlag.DIPOLE for flags in table["flags"])
 
 
+def test_second_moments_that_are_not_the_psfs_are_told(blank):
+    """A blob of twice the width is no point source at a S/N where its chi-square does not tell; a faint star is one."""
+    pair, _ = blank
+    sigma = float(np.sqrt(np.median(pair.science.variance)))
+    y, x = np.mgrid[:200, :200].astype(float)
+    blob = np.exp(-((x - 60) ** 2 + (y - 60) ** 2) / (2 * 4.2**2))
+    table = find_candidates(add(blank, 2.2 * sigma * blob, star(blank, 140, 60, 3000.0)))
+    assert nearest(table, 140, 60)["real"]
+    wide = nearest(table, 60, 60)
+    assert wide["snr"] > 7
+    assert "not_psf_like" in wide["flag_text"]
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.6, 1.6, 2.4])
+def test_trails_of_moving_sources_are_told(blank, angle):
+    """Seven pixels, not twice the FWHM, long: flagged on purpose, and said to be moving."""
+    steps = np.linspace(-3.5, 3.5, 8)
+    trail = sum(star(blank, 100 + t * np.cos(angle), 90 + t * np.sin(angle), 1000.0) for t in steps)
+    row = nearest(find_candidates(add(blank, trail)), 100, 90)
+    assert row["flag_text"].split()[-1] == "trailed"
+    assert row["kind"] == "moving"
+    assert not row["real"]
+
+
+def test_the_fainter_epoch_decides_the_kind(blank):
+    """A star that both epochs have is variable, on a brighter one's slope, too; beside a star it is a transient."""
+    neighbour = star(blank, 60, 60, 60_000.0) + star(blank, 140, 60, 60_000.0)
+    both = neighbour + star(blank, 66, 60, 25_000.0)
+    change = star(blank, 66, 60, 6000.0) + star(blank, 147, 60, 6000.0)
+    table = find_candidates(add(blank, change, science=both + change))
+    assert nearest(table, 66, 60)["kind"] == "variable"
+    assert nearest(table, 147, 60)["kind"] == "transient"
+
+
 def test_cosmic_ray_is_too_sharp(blank):
     hit = np.zeros((200, 200))
     hit[70, 71] = 600.0
@@ -301,7 +335,7 @@ def test_edge(blank, border):
 def test_flag_text():
     assert flag_text(CandidateFlag.DIPOLE | CandidateFlag.EDGE) == "dipole edge"
     assert flag_text(0) == ""
-    assert all(flag.name.lower() in flag_text(127) for flag in CandidateFlag)
+    assert all(flag.name.lower() in flag_text(sum(CandidateFlag)) for flag in CandidateFlag)
 
 
 # photometry and injection

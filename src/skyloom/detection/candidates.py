@@ -35,6 +35,12 @@ PSF_ERROR = 0.03
 """Error of the PSF model relative to itself that the shape of a candidate allows for."""
 ELONGATED = 0.5
 """A significant ellipticity above this is that of a bad row, a spike or a trail."""
+MISFIT = 16.27
+"""Chi-square of the second moments (three degrees of freedom) that one point source in a thousand exceeds."""
+DOUBTFUL = 0.8
+"""Part of the threshold that the fitted flux must reach: peaks of the score are chosen for being high."""
+COMPACT = 5.0
+"""Errors of the change by which the fainter epoch's flux must stand out for a source that both epochs have."""
 WELL_CALIBRATED = 1.03
 """A score no wider than that (and what chance adds) needs no larger errors."""
 DIPOLE_REACH = 2.0
@@ -195,6 +201,8 @@ def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
     line = line_flux(pixels.image[box], weight, source.model, fwhm)
     if line != 0 and abs(flux.flux - line) < context.threshold * flux.error:
         flags |= CandidateFlag.NOT_PSF_LIKE
+    if line == 0 and shape.misfit > MISFIT:  # what lies on a line has its shape, too
+        flags |= CandidateFlag.TRAILED if shape.trailed else CandidateFlag.NOT_PSF_LIKE
     science_flux = float(context.bright.flux[source.iy, source.ix])
     return {
         "x": source.x,
@@ -211,7 +219,7 @@ def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
         "coverage": coverage,
         "science_flux": science_flux,
         "template_flux": science_flux - float(score.flux[source.iy, source.ix]),
-        "kind": _kind(source, context, flux),
+        "kind": "moving" if flags & CandidateFlag.TRAILED else _kind(source, context, flux),
         "flags": int(flags),
     }
 
@@ -229,19 +237,41 @@ def _kind(source: Source, context: _Context, flux: PsfFlux) -> str:
     """Tell what happened: 'moving', 'variable' or 'transient'.
 
     A source has moved if that is more significant, anywhere within half a FWHM, than that it has changed. Else it is
-    variable if the epoch in which it is fainter shows a source, too: a peak of 5 sigma within half a FWHM.
+    variable if the epoch in which it is fainter has a compact source at its place, too.
     """
     x, y, score = source.ix, source.iy, context.score
-    reach = max(1, round(context.fwhm / 2))
-    box = slice(max(y - reach, 0), y + reach + 1), slice(max(x - reach, 0), x + reach + 1)
     if score.moving is not None:
+        reach = max(1, round(context.fwhm / 2))
+        box = slice(max(y - reach, 0), y + reach + 1), slice(max(x - reach, 0), x + reach + 1)
         moved = float(moving_significance(score.moving[box].max()))
         if moved > max(context.threshold, float(np.abs(score.significance[box]).max())):
             return "moving"
-    wide = slice(max(y - reach - 1, 0), y + reach + 2), slice(max(x - reach - 1, 0), x + reach + 2)
-    fainter = context.bright.flux[wide] - (score.flux[wide] if flux.flux > 0 else 0)
-    peak = float(fainter[1:-1, 1:-1].max(initial=0))
-    return "variable" if peak > 5 * flux.error and peak >= float(fainter.max()) else "transient"
+    return "variable" if _compact_flux(source, context, flux) > COMPACT * flux.error else "transient"
+
+
+def _compact_flux(source: Source, context: _Context, flux: PsfFlux) -> float:
+    """Return by how much the PSF flux of the fainter epoch stands out in the direction in which it does so least.
+
+    That is the largest value, within a pixel of the place, of f(x) - [f(x + d) + f(x - d)] / 2 for the worst d of one
+    FWHM: of a star that is nearly its flux, on its neighbour's slope, too; of the wings of a bright star and of a
+    galaxy off its centre, which are convex along their radius, less than 0.
+    """
+    score, reach = context.score, round(context.fwhm) + 1
+    ny, nx = score.significance.shape
+    rows, columns = (
+        np.clip(np.arange(at - reach, at + reach + 1), 0, n - 1) for at, n in ((source.iy, ny), (source.ix, nx))
+    )
+    box = np.ix_(rows, columns)
+    fainter = context.bright.flux[box] - (score.flux[box] if flux.flux > 0 else 0)
+    middle = fainter[reach - 1 : reach + 2, reach - 1 : reach + 2]
+    least = np.full(middle.shape, np.inf)
+    for angle in np.arange(8) * np.pi / 8:
+        dy, dx = (round(context.fwhm * part(angle)) for part in (np.sin, np.cos))
+        sides = [
+            fainter[reach - 1 + k * dy : reach + 2 + k * dy, reach - 1 + k * dx : reach + 2 + k * dx] for k in (1, -1)
+        ]
+        least = np.minimum(least, middle - (sides[0] + sides[1]) / 2)
+    return float(least.max())
 
 
 def _flags(source: Source, context: _Context, *, flux: PsfFlux, shape: Shape, coverage: float) -> CandidateFlag:
@@ -261,6 +291,8 @@ def _flags(source: Source, context: _Context, *, flux: PsfFlux, shape: Shape, co
         found |= CandidateFlag.NOT_PSF_LIKE
     if shape.width_snr < -5 and shape.fwhm < 0.7 * fwhm:
         found |= CandidateFlag.TOO_SHARP
+    if abs(flux.flux) < DOUBTFUL * context.threshold * flux.error:
+        found |= CandidateFlag.UNCERTAIN
     if _in_dipole(source, flux, context):
         found |= CandidateFlag.DIPOLE
     return found

@@ -19,9 +19,14 @@ class CandidateFlag(IntFlag):
     BRIGHT_RESIDUAL = 16
     """No more than what bright sources of this image leave behind, in proportion to the source at this place."""
     NOT_PSF_LIKE = 32
-    """The chi-square of the PSF fit is too large, or it is long and narrow, or part of a bad row or column."""
+    """The chi-square of the PSF fit is too large, its second moments are not the PSF's, or it is part of a bad row or
+    column or of a trail that crosses the field."""
     TOO_SHARP = 64
     """Sharper than a point source: a cosmic ray or a hot pixel (in the template: one of the kernel's shape)."""
+    UNCERTAIN = 128
+    """The flux that is fitted together with its neighbours' is less than four fifths of the threshold."""
+    TRAILED = 256
+    """Longer than the PSF in one direction and across it no narrower, as what moves while the shutter is open."""
 
 
 def flag_text(flags: int) -> str:

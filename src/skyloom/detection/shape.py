@@ -14,6 +14,8 @@ Array = npt.NDArray[np.float64]
 
 BETTER = 16.0
 """An alternative is taken when its chi-square is smaller by so much: 4 sigma for one more parameter."""
+TRAILED = 4.0
+"""Standard deviations by which a trail is elongated."""
 SIGMA_TO_FWHM2 = 8 * np.log(2)
 SLOPES = np.linspace(-1, 1, 17)
 """Of lines, relative to rows and columns: at the border of a stamp two neighbours are a FWHM apart."""
@@ -37,6 +39,11 @@ class Shape:
         1 for a line, 0 for a circle; the PSF's own ellipticity is not in it.
     elongation_snr : float
         How significant the ellipticity is.
+    misfit : float
+        Chi-square, of three degrees of freedom, of all second moments together: 0 for those of the PSF.
+    trailed : bool
+        Significantly longer than the PSF in one direction, and across it no narrower: a point source that moved while
+        the shutter was open.
     """
 
     chi2: float
@@ -45,6 +52,8 @@ class Shape:
     width_snr: float
     ellipticity: float
     elongation_snr: float
+    misfit: float
+    trailed: bool
 
 
 def measure_shape(
@@ -83,7 +92,7 @@ def measure_shape(
     gxy: Array = np.gradient(gx, axis=0)
     columns = np.stack([plane[core] for plane in (model, gx, gy, gxx + gyy, gxx - gyy, 2 * gxy)])
     normal = (columns * w) @ columns.T
-    unknown = Shape(chi2, dof, np.nan, 0.0, np.nan, 0.0)
+    unknown = Shape(chi2, dof, np.nan, 0.0, np.nan, 0.0, 0.0, False)
     if np.linalg.matrix_rank(normal) < len(columns):
         return unknown
     inverse = np.linalg.inv(normal)
@@ -96,7 +105,12 @@ def measure_shape(
     width_snr = float(np.sign(f) * total / np.sqrt(inverse[3, 3]))
     width = float(np.sqrt(SIGMA_TO_FWHM2 * max(variance, 0.0)))
     elongation_snr = float(np.hypot(plus / np.sqrt(inverse[4, 4]), cross / np.sqrt(inverse[5, 5])))
-    return Shape(chi2, dof, width, width_snr, min(ellipticity, 1.0), elongation_snr)
+    moments = np.array([total, plus, cross])
+    misfit = float(moments @ np.linalg.solve(inverse[3:, 3:], moments))
+    longer, errors = float(np.hypot(plus, cross)), np.sqrt(np.diag(inverse)[3:])
+    across = np.sign(f) * total - longer
+    trailed = elongation_snr > TRAILED and width_snr > 0 and across > -3 * np.hypot(errors[0], errors[1:].max())
+    return Shape(chi2, dof, width, width_snr, min(ellipticity, 1.0), elongation_snr, misfit, bool(trailed))
 
 
 def line_flux(data: Array, weight: Array, model: Array, radius: float) -> float:

@@ -139,12 +139,15 @@ def with_sky_error(scored: Score, error: FloatArray) -> Score:
     more = np.where(scored.valid, (error / square) ** 2, 0)
     total = scored.flux_variance + more
     shrink = np.sqrt(np.divide(scored.flux_variance, total, out=np.ones_like(total), where=total > 0))
+    planes: dict[str, Any] = {
+        "significance": scored.significance * shrink,
+        "flux_variance": total,
+        "effective_variance": scored.effective_variance + more * square,
+    }
+    if scored.moving is not None:
+        planes["moving"] = scored.moving * shrink**2
     return dataclasses.replace(
-        scored,
-        significance=(scored.significance * shrink).astype(scored.significance.dtype),
-        flux_variance=total.astype(scored.flux_variance.dtype),
-        effective_variance=(scored.effective_variance + more * square).astype(scored.effective_variance.dtype),
-        moving=None if scored.moving is None else (scored.moving * shrink**2).astype(scored.moving.dtype),
+        scored, **{name: plane.astype(getattr(scored, name).dtype) for name, plane in planes.items()}
     )
 
 
