@@ -14,6 +14,7 @@ from skyloom.background import (
     LOWER_HALF_MEAN,
     NORM,
     estimate_background,
+    median,
     noise_samples,
     white_noise,
 )
@@ -132,3 +133,27 @@ def test_bad_arguments():
     for function in (estimate_background, white_noise):
         with pytest.raises(NoUsableDataError):
             function(empty)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=st.sampled_from(["u1", "i2", "u2", "i4", "i8", "f4", "f8", ">f4", ">i2"]),
+    size=st.integers(1, 40),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_median_is_that_of_numpy(dtype, size, seed):
+    rng = np.random.default_rng(seed)
+    kind = np.dtype(dtype)
+    values = rng.normal(size=size) * 10.0 ** rng.integers(-3, 30) if kind.kind == "f" else (
+        rng.integers(np.iinfo(kind).max // 2, np.iinfo(kind).max, size, endpoint=True)
+    )  # fmt: skip
+    values = values.astype(kind)
+    # the mean of the two middle values is rounded to single precision by NumPy, and is not here
+    assert median(values) == pytest.approx(float(np.median(values.astype(np.float64))), rel=1e-15)
+
+
+def test_median_of_large_values_and_of_none():
+    assert median(np.array([30000, 30000], np.int16)) == 30000
+    assert median(np.array([250, 255], np.uint8)) == 252.5
+    assert median(np.array([1.7e308, 1.7e308])) == 1.7e308
+    assert np.isnan(median(np.array([])))

@@ -1,17 +1,22 @@
 """Point spread functions: shifts, models, and their estimate from simulated stars."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import fft
+from scipy.signal import convolve
 from scipy.special import erf
 
 from simulate import SCIENCE, TEMPLATE, AnalyticPsf, Epoch, simulate_pair
+from skyloom.detection.score import ConvolvedPsf
 from skyloom.errors import InputError, NoUsableDataError, ShapeError, SkyloomError, TooFewSourcesError
 from skyloom.exposure import Exposure, MaskBit
+from skyloom.proper import transfer
 from skyloom.psf import ArrayPsf, PsfModel, estimate_psf, shift_stamp, stamp_fwhm
 from skyloom.psf.analytic import Profile, fit_profile
 from skyloom.psf.fit import constrain, pixel_blur
@@ -19,6 +24,9 @@ from skyloom.psf.hdu import psf_from_hdu, psf_to_hdu
 from skyloom.psf.model import polynomial_terms
 from skyloom.psf.shift import sample_matrix, shift_matrices
 from skyloom.psf.weights import model_weight
+from skyloom.subtraction.decorrelate import DecorrelatedPsf
+from skyloom.subtraction.zogy.proper import ProperPair
+from skyloom.subtraction.zogy.result import DifferencePsf
 
 ROUND = replace(SCIENCE, shear=(0.0, 0.0), vary_shear=(0.0, 0.0), vary_fwhm=(0.0, 0.0, 0.0))
 offsets = st.floats(-0.5, 0.5)
@@ -331,7 +339,14 @@ def test_nothing_usable_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "options", [{"half": 1}, {"order": 3}, {"fallback": "airy"}, {"oversampling": 0}, {"sources": Table({"ra": [1.0]})}]
+    "options",
+    [
+        *({"half": wrong} for wrong in (1, 201, 7.0, 7.5, "7", True, np.array([7, 8]))),
+        *({"order": wrong} for wrong in (3, -1, 1.0, True, None)),
+        *({"oversampling": wrong} for wrong in (0, 5, 2.0, True, None, "2")),
+        *({"fallback": wrong} for wrong in ("airy", 1)),
+        {"sources": Table({"ra": [1.0]})},
+    ],
 )
 def test_bad_options_are_named(pair, options):
     with pytest.raises(InputError, match=next(iter(options))):
@@ -480,3 +495,59 @@ def test_one_sample_a_pixel_is_too_wide_for_narrow_stars(narrow):
 
 def test_wide_stars_need_one_sample_a_pixel(model):
     assert model.oversampling == 1
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "2", None])
+def test_samples_per_pixel_are_counted(wrong):
+    with pytest.raises(InputError, match="oversampling"):
+        PsfModel(np.ones((1, 9, 9)), 0, (20, 20), oversampling=wrong)
+    hdu = psf_to_hdu(ArrayPsf(Profile(3.0).stamp(4)))
+    hdu.header["PSFSAMP"] = wrong
+    with pytest.raises(InputError, match="oversampling"):
+        psf_from_hdu(hdu)
+
+
+def test_samples_per_pixel_of_any_integer_type():
+    model = PsfModel(np.ones((1, 9, 9)), 0, (20, 20), oversampling=np.int16(2))
+    assert (type(model.oversampling), model.half) == (int, 2)
+
+
+@pytest.mark.parametrize("oversampling", [1, 3])
+@pytest.mark.parametrize(("dx", "dy"), [(0.0, 0.0), (0.5, -0.5), (-0.3, 1.2)])
+def test_psfs_of_convolved_images_are_evaluated_at_the_phase(oversampling, dx, dy):
+    inner = narrow_model(1.5, oversampling)
+    kernel = SimpleNamespace(image_at=lambda x, y: 1.3 * Profile(1.2).stamp(4))
+    # stars of images that were convolved: at the phase, then the kernel
+    expected = convolve(inner.stamp_at(3, 4, dx, dy), kernel.image_at(3, 4))
+    for psf in (ConvolvedPsf(inner, kernel), DecorrelatedPsf(inner, kernel)):
+        rim = expected.shape[0] // 2 - psf.half
+        found, right = (
+            psf.stamp_at(3, 4, dx, dy),
+            expected[rim : expected.shape[0] - rim, rim : expected.shape[1] - rim],
+        )
+        np.testing.assert_allclose(found, right / right.sum(), atol=1e-12)
+        np.testing.assert_array_equal(psf.stamp_at(3, 4, 0, 0), psf.stamp(3, 4))
+
+
+def narrow_model(fwhm, oversampling):
+    """Return the effective PSF of a star of less than two pixels; with one sample a pixel it cannot be shifted well."""
+    fine = pixel_blur(Profile(fwhm, 3.5).stamp(12, oversampling=oversampling), oversampling, mode="nearest")
+    return PsfModel((fine / fine[::oversampling, ::oversampling].sum())[None], 0, (60, 60), oversampling=oversampling)
+
+
+def test_psf_of_a_proper_difference_is_evaluated_at_the_phase():
+    inner, shape = narrow_model(1.5, 4), (60, 60)
+    psf = DifferencePsf((inner, narrow_model(1.8, 4)), 1.0, 1.5, shape)
+    np.testing.assert_allclose(psf.stamp_at(30, 30, 0, 0), psf.stamp(30, 30), atol=1e-12)
+    # the proper difference of images of which one holds a star
+    science = np.zeros((2, 121, 121))
+    for plane, (dx, dy) in zip(science, ((0, 0), (0.5, -0.4)), strict=True):
+        plane[48:73, 48:73] = inner.stamp_at(30, 30, dx, dy)
+    pair = ProperPair(*(transfer(one.stamp(30, 30), (121, 121)) for one in psf.psfs), 1.0, 1.5, 1.0, (121, 121))
+    seen = fft.irfft2(pair.difference_filters[0] * fft.rfft2(science), (121, 121))
+    middle = seen[:, 48:73, 48:73]
+    found = psf.stamp_at(30, 30, 0.5, -0.4)
+    # in the boxes of 49 pixels that the PSF is made in, its wings beyond come in again
+    right = middle[1] / middle[1].sum()
+    assert np.abs(found - right).max() < 2e-3 * right.max()
+    assert np.abs(shift_stamp(psf.stamp(30, 30), 0.5, -0.4) - right).max() > 1e-2 * right.max()

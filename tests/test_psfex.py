@@ -6,8 +6,9 @@ from astropy.io import fits
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skyloom.errors import InputError, ReadError, ShapeError
-from skyloom.psf import ArrayPsf, PsfexModel, PsfModel, as_psf
+from skyloom.psf import ArrayPsf, PsfexModel, PsfModel, as_psf, stamp_at
 from skyloom.psf.analytic import Profile
+from skyloom.psf.fit import pixel_blur
 
 
 def varying(order=2, shape=(200, 300)):
@@ -107,3 +108,15 @@ def test_a_file_of_something_else(tmp_path):
     fits.writeto(tmp_path / "image.fits", np.ones((5, 5)))
     with pytest.raises(ReadError, match=r"no PSF model of PSFEx"):
         PsfexModel.read(tmp_path / "image.fits")
+
+
+def test_super_sampled_models_are_evaluated_at_the_phase(tmp_path):
+    fine = pixel_blur(Profile(1.6).stamp(8, oversampling=4), 4, mode="nearest")
+    model = PsfexModel(fine[None], 0.25, fwhm=1.6)
+    exact = model.stamp_at(0, 0, 0.5, 0.5)
+    for psf in (as_psf(model), as_psf(model.to_dict()), as_psf(model.write(tmp_path / "model.psf"))):
+        # float32 in the file
+        assert_allclose(stamp_at(psf, 3, 4, 0.5, 0.5), exact, rtol=0, atol=1e-7)
+    # one sample a pixel gives the flux of such a star 1 % wrong
+    shifted = stamp_at(ArrayPsf(model.stamp(0, 0)), 3, 4, 0.5, 0.5)
+    assert abs((shifted * exact).sum() / (shifted**2).sum() - 1) > 0.005

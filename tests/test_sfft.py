@@ -32,8 +32,8 @@ from skyloom.subtraction.sfft.run import background_plane, difference_noise
 from skyloom.subtraction.sfft.solve import Penalties
 from skyloom.subtraction.stamps import Planes
 
-# most kernels here are small, so that the tests are quick
-pytestmark = pytest.mark.filterwarnings("ignore:The kernel of:skyloom.errors.SkyloomWarning")
+# a kernel that is too small for the stars, so that the test is quick
+SMALL_KERNEL = pytest.mark.filterwarnings("ignore:The kernel of:skyloom.errors.SkyloomWarning")
 
 GAIN = 2.0
 
@@ -192,6 +192,7 @@ def test_result_has_every_field_in_the_order_of_stdpipe(pair):
     assert result.template_level == 0.0
 
 
+@SMALL_KERNEL
 def test_background_of_lower_order_than_the_kernel(pair):
     science, template, err, _ = pair
     result = solve(science, template, err=err, kernel_shape=(5, 5), kernel_poly_order=1, bg_poly_order=0, max_iter=1)
@@ -269,6 +270,7 @@ def test_kernel_sum_and_noise(pair):
     assert np.abs(np.mean(scaled[inner & stars])) < 0.3
 
 
+@SMALL_KERNEL
 def test_sky_level_does_not_matter(pair):
     science, template, err, template_err = pair
     options = {"err": err, "template_err": template_err, "kernel_shape": (5, 5)}
@@ -278,6 +280,7 @@ def test_sky_level_does_not_matter(pair):
         assert np.max(np.abs(raised - plain) / err) < 1e-3
 
 
+@SMALL_KERNEL
 def test_sky_level_does_not_matter_for_noise_maps_from_the_images(pair):
     science, template, _, _ = pair
     options = {"err": True, "template_err": True, "image_gain": GAIN, "template_gain": 12.0, "kernel_shape": (5, 5)}
@@ -307,6 +310,7 @@ def test_outliers_are_clipped_at_their_brightness():
     assert clipped.sum() < 20
 
 
+@SMALL_KERNEL
 def test_bit_identical_for_any_number_of_threads(pair, monkeypatch):
     science, template, err, template_err = pair
     results = []
@@ -316,6 +320,7 @@ def test_bit_identical_for_any_number_of_threads(pair, monkeypatch):
     assert np.array_equal(*results)
 
 
+@SMALL_KERNEL
 def test_rebuilding_the_matrix_changes_nothing(pair, monkeypatch):
     science, template, err, _ = pair
     science = science.copy()
@@ -328,6 +333,7 @@ def test_rebuilding_the_matrix_changes_nothing(pair, monkeypatch):
     np.testing.assert_allclose(first.kernel_coeffs, second.kernel_coeffs, atol=1e-8 * np.abs(first.kernel_coeffs).max())
 
 
+@SMALL_KERNEL
 def test_inputs_of_any_kind_are_left_alone(pair):
     science, template, err, template_err = pair
     options = {"kernel_shape": (3, 3), "kernel_poly_order": 0, "bg_poly_order": 0, "flux_poly_order": 0, "max_iter": 1}
@@ -358,6 +364,7 @@ def test_all_masked_is_a_typed_error(which, err):
     assert isinstance(caught.value, SubtractionError)
 
 
+@SMALL_KERNEL
 def test_masked_and_missing_pixels_are_zero_and_leak_nowhere(pair):
     science, template, err, template_err = pair
     options = {"err": err, "template_err": template_err, "kernel_shape": (5, 5), "get_scaled": True}
@@ -460,6 +467,7 @@ def test_saturated_stars_with_a_mask(pair):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, ">f4"])
+@SMALL_KERNEL
 def test_other_types(pair, dtype):
     science, template, err, _ = pair
     options = {"err": err, "kernel_shape": (3, 3), "max_iter": 1}
@@ -468,6 +476,7 @@ def test_other_types(pair, dtype):
     assert np.array_equal(diff, exact)
 
 
+@SMALL_KERNEL
 def test_objects_restrict_the_fit(pair):
     science, template, err, _ = pair
     options = {"err": err, "kernel_shape": (3, 3), "kernel_poly_order": 0, "bg_poly_order": 0, "flux_poly_order": 0}
@@ -480,6 +489,7 @@ def test_objects_restrict_the_fit(pair):
     assert result.n_good == 2 * 19**2
 
 
+@SMALL_KERNEL
 def test_verbose(pair, capsys):
     messages = []
     options = {"kernel_shape": (3, 3), "max_iter": 1}
@@ -490,6 +500,7 @@ def test_verbose(pair, capsys):
     assert "SFFT" in capsys.readouterr().out
 
 
+@SMALL_KERNEL
 def test_noise_without_errors(pair):
     science, template, _, template_err = pair
     result = solve(science, template, template_err=template_err, kernel_shape=(5, 5))
@@ -511,6 +522,7 @@ def test_signatures_are_those_of_stdpipe():
     assert list(inspect.signature(run_sfft).parameters) == expected.split()
 
 
+@SMALL_KERNEL
 def test_order_of_what_is_returned(pair):
     science, template, err, _ = pair
     options = {"err": err, "kernel_shape": (3, 3), "max_iter": 1}
@@ -618,3 +630,12 @@ def test_pipeline_with_sfft(exposures, tmp_path):
     assert result.diagnostics["noise_std"] == pytest.approx(1.0, abs=0.03)
     again = read_difference(result.write(tmp_path / "d.fits"))
     np.testing.assert_allclose(again.kernel.image_at(9, 9), result.kernel.image_at(9, 9), atol=1e-6)
+
+
+def test_a_strip_without_room_for_the_kernel_is_one_typed_error(exposures):
+    strips = [
+        one.replace(data=one.data[:16], variance=one.variance[:16], mask=one.mask[:16])
+        for one in (exposures.science, exposures.template)
+    ]
+    with pytest.raises(TooFewPixelsError, match="0 may be used"):
+        subtract(*strips, SfftOptions())

@@ -27,6 +27,7 @@ from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.stamps import (
     Candidate,
     Planes,
+    find_candidates,
     measure_fwhm,
     source_positions,
     spikes,
@@ -176,6 +177,17 @@ def test_transients_in_stamps_are_found_below_the_noise_of_pixels_and_misfits_ar
     assert not changed_pixels(residuals, signals, variances, usable, width=4.0).any()
 
 
+def test_what_is_masked_tells_nothing_whatever_it_holds():
+    residuals, signals, variances, usable = changed_stamps()
+    residuals[2, 10:13, 10:13] += 1e3
+    usable[:, 3, 3:6] = False
+    expected = changed_pixels(residuals, signals, variances, usable, width=4.0)
+    assert expected[2, 11, 11]
+    for planes in (residuals, signals, variances):
+        planes[:, 3, 3:6] = np.nan, np.inf, -1.0
+    np.testing.assert_array_equal(changed_pixels(residuals, signals, variances, usable, width=4.0), expected)
+
+
 def test_one_pixel_alone_is_no_transient():
     residuals, signals, variances, usable = changed_stamps()
     residuals[0, 5, 5] = 1e6
@@ -192,6 +204,15 @@ def test_one_pixel_alone_is_no_transient():
     found = changed_pixels(residuals, signals, variances, usable, width=width)
     assert expected
     assert found[0, y, x]
+
+
+@pytest.mark.parametrize("shape", [(20, 60), (60, 20), (4, 4), (20, 20)])
+def test_planes_smaller_than_a_stamp_have_no_candidates(shape):
+    planes = Planes(np.ones(shape), np.ones(shape), np.ones(shape, bool))
+    xy = np.array([[shape[1] / 2, shape[0] / 2], [1.0, 1.0]])
+    accepted, counts = find_candidates(planes, planes, xy, half=12, core=4, fwhm=3.0, min_snr=20.0)
+    assert accepted == []
+    assert counts["unusable pixels or border"] == counts["sources"] == 2
 
 
 def test_singular_equations_have_a_finite_solution():
@@ -285,6 +306,7 @@ def test_width_of_gaussian_stars(sigma):
         {"spatial_order": 5},
         {"background_order": "high"},
         {"gaussian_sigmas": (1.0,), "gaussian_orders": (4, 2)},
+        {"gaussian_sigmas": (0.5, 1.0, 2.0, 3.0, 4.0)},
         {"gaussian_sigmas": (1.0, -1.0, 2.0)},
         {"gaussian_orders": (9,)},
         {"min_stamps": 0},

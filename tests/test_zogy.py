@@ -18,7 +18,7 @@ from skyloom.proper import transfer
 from skyloom.psf import ArrayPsf
 from skyloom.psf.analytic import Profile
 from skyloom.subtraction.zogy import ZogyOptions, moving_significance, subtract_zogy
-from skyloom.subtraction.zogy.match import Match, Planes
+from skyloom.subtraction.zogy.match import Match, Planes, _Linearised
 from skyloom.subtraction.zogy.moving import gradient
 from skyloom.subtraction.zogy.proper import FLOOR, ProperPair
 from skyloom.subtraction.zogy.subtract import difference_planes
@@ -463,3 +463,12 @@ def test_bad_input_is_named(pair):
     for options in ({"flux_ratio": 0.0}, {"flux_ratio": np.nan}, {"scatter": -1.0}, {"scatter": (0.1, np.inf)}):
         with pytest.raises(InputError, match=next(iter(options))):
             ZogyOptions(**options)
+
+
+def test_stars_that_tell_nothing_take_no_step():
+    residual, flat = np.ones((3, 25)), np.ones((3, 25))
+    around = _Linearised(residual, np.array([0 * flat, flat, flat, flat]), flat, flat)  # exactly singular
+    step, covariance = around.step(np.ones(3, bool), np.array([True, False, False, True]))
+    assert_array_equal(step, np.zeros(4))
+    assert_array_equal(covariance[[0, 0, 3], [0, 3, 3]], np.inf)
+    assert_array_equal(covariance[1:3], 0)

@@ -250,13 +250,16 @@ def _box_sum(data: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64
 
 
 def median(values: npt.NDArray[Any]) -> float:
-    """Return the median of finite values, as `numpy.median` does, in a fifth of its time.
+    """Return the median of finite values as `numpy.median` does, NaN of none, in a third to a fifth of its time.
 
     NumPy selects one order statistic with vector instructions, but not the two and the NaN that its median asks for.
     """
+    if values.size == 0:
+        return np.nan
     half = values.size // 2
     parted = np.partition(values, half, axis=None)
-    return float(parted[half] if values.size % 2 else (parted[:half].max() + parted[half]) / 2)
+    # halved before they are added: the sum may be beyond the type
+    return float(parted[half]) if values.size % 2 else float(parted[:half].max()) / 2 + float(parted[half]) / 2
 
 
 def _deviation(values: npt.NDArray[Any]) -> float:

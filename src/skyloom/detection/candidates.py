@@ -20,7 +20,7 @@ from skyloom.detection.score import Score
 from skyloom.detection.shape import Shape, is_dipole, is_sharper, line_flux, measure_shape
 from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning
 from skyloom.exposure import UNUSABLE, MaskBit
-from skyloom.psf import stamp_fwhm
+from skyloom.psf import stamp_at, stamp_fwhm
 from skyloom.subtraction.zogy.moving import moving_significance
 
 logger = logging.getLogger("skyloom.detection")
@@ -332,12 +332,11 @@ def _in_dipole(source: Source, flux: PsfFlux, context: _Context) -> bool:
     box = pixels.box(source.ix, source.iy)
     data, weight = pixels.image[box], pixels.weight[box]
     core = disc(half, min(half, (CORE + 1) * context.fwhm))
-    stamp = context.score.psf.stamp(source.ix, source.iy)
-    here = (float(source.dx), float(source.dy))
-    return any(
-        is_dipole(data, weight, stamp, core, here=here, there=(float(x - source.ix), float(y - source.iy)))
+    counterparts = (
+        stamp_at(context.score.psf, source.ix, source.iy, float(x - source.ix), float(y - source.iy))
         for x, y in others[near]
     )
+    return any(is_dipole(data, weight, (source.model, other), core) for other in counterparts)
 
 
 def _table(rows: list[dict[str, Any]], difference: DifferenceLike) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.ndimage import maximum_filter
 from skyloom.detection.photometry import Pixels, fit_position
 from skyloom.detection.score import Score
 from skyloom.filters import convolve_full
-from skyloom.psf import shift_stamp
+from skyloom.psf import stamp_at
 
 Array = npt.NDArray[np.float64]
 
@@ -110,10 +111,11 @@ def deblend(
 
 def fit_source(x: int, y: int, image: Array, pixels: Pixels, fwhm: float) -> Source:
     """Fit position and flux of a point source near pixel (x, y) of `image`, padded like `pixels`."""
-    box, stamp = pixels.box(x, y), pixels.psf.stamp(x, y)
+    box = pixels.box(x, y)
     weight = pixels.weight[box]
-    dx, dy = fit_position(image[box], weight, stamp, disc(pixels.psf.half, CORE * fwhm))
-    model = shift_stamp(stamp, dx, dy)
+    model_at = functools.partial(stamp_at, pixels.psf, x, y)
+    dx, dy = fit_position(image[box], weight, model_at, disc(pixels.psf.half, CORE * fwhm))
+    model = model_at(dx, dy)
     flux = float((weight * image[box] * model).sum() / max((weight * model**2).sum(), np.finfo(float).tiny))
     return Source(x, y, dx, dy, flux, model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from astropy.table import Column, Table
 from skyloom.detection.score import Score
 from skyloom.errors import InputError
 from skyloom.exposure import UNUSABLE
-from skyloom.psf import Psf, shift_stamp, stamp_at
+from skyloom.psf import Psf, stamp_at
 
 Array = npt.NDArray[np.float64]
 
@@ -127,15 +128,17 @@ def psf_flux(data: Array, weight: Array, effective: Array, model: Array) -> PsfF
     return PsfFlux(flux, float(error), float(position_error))
 
 
-def fit_position(data: Array, weight: Array, stamp: Array, core: npt.NDArray[np.bool_]) -> tuple[float, float]:
+def fit_position(
+    data: Array, weight: Array, model_at: Callable[[float, float], Array], core: npt.NDArray[np.bool_]
+) -> tuple[float, float]:
     """Fit the offset of a point source from the middle pixel by Gauss-Newton steps on flux and position.
 
     Parameters
     ----------
     data, weight : ndarray, shape (n, n)
         Stamp of the difference and 1 / variance.
-    stamp : ndarray, shape (n, n)
-        PSF centred on the middle pixel.
+    model_at : callable
+        Returns the PSF, shape (n, n), centred so many pixels in x and y from the middle pixel.
     core : ndarray of bool, shape (n, n)
         Pixels to use.
 
@@ -147,7 +150,7 @@ def fit_position(data: Array, weight: Array, stamp: Array, core: npt.NDArray[np.
     dx = dy = 0.0
     weight = np.where(core, weight, 0.0)
     for _ in range(6):
-        model = shift_stamp(stamp, dx, dy)
+        model = model_at(dx, dy)
         along_x: Array = np.gradient(model, axis=1)
         along_y: Array = np.gradient(model, axis=0)
         columns = np.stack([model[core], -along_x[core], -along_y[core]])

@@ -36,7 +36,7 @@ from skyloom.background import MAD_TO_SIGMA
 from skyloom.errors import InputError, ShapeError
 from skyloom.exposure import UNUSABLE
 from skyloom.filters import Grid, VaryingFilter, convolve_full, correlate
-from skyloom.psf import Psf
+from skyloom.psf import Psf, stamp_at
 
 Array = npt.NDArray[np.float64]
 Plane = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -161,7 +161,11 @@ class ConvolvedPsf:
 
     def stamp(self, x: float, y: float) -> Array:
         """Return the PSF at (x, y), centred on the middle pixel, with unit sum."""
-        both = convolve_full(self._psf.stamp(x, y), self._kernel.image_at(x, y))
+        return self.stamp_at(x, y, 0.0, 0.0)
+
+    def stamp_at(self, x: float, y: float, dx: float, dy: float) -> Array:
+        """Return the PSF at (x, y), centred (dx, dy) pixels from the middle pixel, with unit sum."""
+        both = convolve_full(stamp_at(self._psf, x, y, dx, dy), self._kernel.image_at(x, y))
         trim = both.shape[0] // 2 - self._half
         both = both[trim : both.shape[0] - trim, trim : both.shape[1] - trim]
         return both / both.sum()

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.psf import shift_stamp
-
 Array = npt.NDArray[np.float64]
 
 BETTER = 16.0
@@ -196,29 +194,19 @@ def is_sharper(
     return best > point + BETTER
 
 
-def is_dipole(
-    data: Array,
-    weight: Array,
-    stamp: Array,
-    core: npt.NDArray[np.bool_],
-    *,
-    here: tuple[float, float],
-    there: tuple[float, float],
-) -> bool:
+def is_dipole(data: Array, weight: Array, models: tuple[Array, Array], core: npt.NDArray[np.bool_]) -> bool:
     """Tell whether two point sources of opposite sign and like flux describe a stamp better than one.
 
     Parameters
     ----------
     data, weight : ndarray, shape (n, n)
         Difference with both of them in it, and 1 / variance.
-    stamp : ndarray, shape (n, n)
-        The centred PSF.
+    models : (ndarray, ndarray), shape (n, n)
+        The PSF at the candidate and at its counterpart.
     core : ndarray of bool, shape (n, n)
-    here, there : tuple of float
-        Offsets (x, y) of the candidate and of its counterpart from the middle pixel.
     """
     w = np.where(core, weight, 0.0)[core]
-    columns = np.stack([shift_stamp(stamp, *here)[core], shift_stamp(stamp, *there)[core]])
+    columns = np.stack([model[core] for model in models])
     normal, vector = (columns * w) @ columns.T, (columns * w) @ data[core]
     if np.linalg.matrix_rank(normal) < 2:
         return False

@@ -17,7 +17,7 @@ from skyloom.exposure import Exposure
 from skyloom.noise import with_variance
 from skyloom.psf.analytic import Profile, fit_profile
 from skyloom.psf.fit import StarStamps, effective_profile, fit_basis, refined_profile, residuals
-from skyloom.psf.model import PsfModel, polynomial_terms
+from skyloom.psf.model import PsfModel, is_whole, polynomial_terms
 from skyloom.psf.order import MIN_STARS, choose_order
 from skyloom.psf.sources import Sources, core_pixels, mean_star
 from skyloom.psf.stars import SourceField, choose_stars
@@ -46,13 +46,16 @@ class _Options:
     oversampling: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        for name, value, good, known in (
-            ("half", self.half, self.half is None or 2 <= self.half <= 200, "2 to 200 pixels"),
-            ("order", self.order, self.order in ("auto", *MIN_STARS), "'auto', 0, 1 or 2"),
-            ("fallback", self.fallback, self.fallback in (None, "moffat", "gaussian"), "None, 'moffat' or 'gaussian'"),
-            ("oversampling", self.oversampling, self.oversampling in ("auto", 1, 2, 3, 4), "'auto' or 1 to 4"),
+        for name, words, (low, high) in (
+            ("half", (None,), (2, 200)),
+            ("order", ("auto",), (0, max(MIN_STARS))),
+            ("fallback", (None, "moffat", "gaussian"), (1, 0)),
+            ("oversampling", ("auto",), (1, MAX_OVERSAMPLING)),
         ):
-            if not good:
+            value = getattr(self, name)
+            word = (value is None or isinstance(value, str)) and value in words
+            if not word and not (is_whole(value) and low <= value <= high):
+                known = ", ".join(map(repr, words)) + (f", or a whole number from {low} to {high}," * (low < high))
                 raise InputError(f"{name} is {value!r}; {known} is needed.", **{name: value})
 
     @property

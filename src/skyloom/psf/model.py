@@ -44,6 +44,11 @@ def stamp_fwhm(stamp: Stamp) -> float:
     return float(2 * np.sqrt(np.count_nonzero(fine > fine.max() / 2) / np.pi) / factor)
 
 
+def is_whole(value: object) -> bool:
+    """Tell whether a value is an integer, of Python or NumPy; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def stamps_of(psf: Psf, x: Stamp, y: Stamp) -> Stamp:
     """Return the PSF at many positions, shape (N, 2 half + 1, 2 half + 1)."""
     if isinstance(psf, PsfModel):
@@ -105,6 +110,8 @@ class PsfModel:
 
     Raises
     ------
+    InputError
+        The oversampling is no whole number of at least 1.
     ShapeError
         The sides of the basis do not fit the oversampling.
     """
@@ -117,6 +124,12 @@ class PsfModel:
     oversampling: int = 1
 
     def __post_init__(self) -> None:
+        if not is_whole(self.oversampling) or self.oversampling < 1:
+            raise InputError(
+                f"oversampling is {self.oversampling!r}; a whole number of at least 1 sample per pixel is needed.",
+                oversampling=self.oversampling,
+            )
+        object.__setattr__(self, "oversampling", int(self.oversampling))
         basis = np.array(self.basis, dtype=float)
         if basis.ndim != 3 or basis.shape[1] != basis.shape[2] or (basis.shape[1] - 1) % (2 * self.oversampling):
             raise ShapeError(

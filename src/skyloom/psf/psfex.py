@@ -209,7 +209,7 @@ def as_psf(psf: Any) -> Psf:
         psf = PsfexModel.from_dict(psf)
     elif isinstance(psf, (str, Path)):
         psf = PsfexModel.read(psf)
-    if isinstance(psf, PsfexModel) and psf.degree == 0:
+    if isinstance(psf, PsfexModel) and psf.degree == 0 and psf.sampling >= 1:
         return ArrayPsf(psf.stamp(0.0, 0.0))  # computed once, and not at every star
     if isinstance(psf, Psf):
         return psf

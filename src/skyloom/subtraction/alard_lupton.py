@@ -319,7 +319,7 @@ def _fit(
     target, source = (_weighing(one).padded(border) for one in (target, source))
     # the middle half of the kernel holds nearly all of its weight
     untouched = ~dilate(~source.usable, (kernel_half + 1) // 2)
-    images = FitInput(target, replace(source, usable=untouched), basis, half, core, border, correlation)
+    images = FitInput(target, replace(source, usable=untouched), basis, half, core, wide, border, correlation)
     accepted, counts = find_candidates(
         images.target, images.source, xy + border, half=half, core=core, fwhm=wide, min_snr=options.min_snr
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -136,6 +136,7 @@ class ZeroSumDeltaBasis:
     """
 
     half: int
+    n_constant: ClassVar[int] = 0
 
     @cached_property
     def pixels(self) -> list[tuple[int, int]]:
@@ -143,8 +144,6 @@ class ZeroSumDeltaBasis:
         axis = range(-self.half, self.half + 1)
         disc = [(v, u) for v in axis for u in axis if u * u + v * v <= (self.half + 0.5) ** 2]
         return sorted(disc, key=lambda pixel: pixel != (0, 0))
-
-    n_constant = 0
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -23,9 +23,9 @@ def changed_pixels(
     """Return the pixels of and around sources that only one image has, or that are brighter in one.
 
     With a Gaussian G of the seeing and w = 1/V, the residual r is filtered like a star, G o w r, and compared with the
-    deviation of that, sqrt(G^2 o w), and with the part `SPARED` of what the subtracted light m gives, G o w m. What is
-    significant is a transient or a variable star, found far below the noise of single pixels; so is a box of pixels
-    around it, as wide as the seeing.
+    deviation of that, sqrt(G^2 o w), and with the part `SPARED` of what the subtracted light m gives, G o w abs(m):
+    more than the sum of `THRESHOLD` deviations and that part is a transient or a variable star, found far below the
+    noise of single pixels. Returned is a box of pixels around it, as wide as the seeing.
 
     Parameters
     ----------
@@ -42,8 +42,9 @@ def changed_pixels(
     def filtered(planes: Float64Array, along: Float64Array) -> Float64Array:
         return along @ planes @ along
 
-    weights = np.where(usable, 1 / np.where(usable, variances, 1), 0.0)
-    sigma = np.sqrt(variances)
+    residuals, signals = (np.where(usable, plane, 0.0) for plane in (residuals, signals))
+    variances = np.where(usable, variances, 1.0)
+    weights, sigma = usable / variances, np.sqrt(variances)
     seen = filtered(weights * np.clip(residuals, -SPIKE * sigma, SPIKE * sigma), gauss)
     noise = np.sqrt(filtered(weights, gauss**2))
     light = filtered(weights * np.abs(signals), gauss)

@@ -36,7 +36,7 @@ from scipy.optimize import brentq
 
 from skyloom.exposure import UNUSABLE, MaskBit
 from skyloom.filters import Grid, VaryingFilter, convolve_full, correlate
-from skyloom.psf import Psf
+from skyloom.psf import Psf, stamp_at
 from skyloom.subtraction.basis import Float64Array
 from skyloom.subtraction.noise import smoothing_kernel
 from skyloom.subtraction.stamps import dilate
@@ -106,13 +106,17 @@ class DecorrelatedPsf:
 
     def stamp(self, x: float, y: float) -> Float64Array:
         """Return the PSF at (x, y), centred on the middle pixel, with unit sum."""
-        stamp = self._whole(x, y)
+        return self.stamp_at(x, y, 0.0, 0.0)
+
+    def stamp_at(self, x: float, y: float, dx: float, dy: float) -> Float64Array:
+        """Return the PSF at (x, y), centred (dx, dy) pixels from the middle pixel, with unit sum."""
+        stamp = self._whole(x, y, dx, dy)
         rim = stamp.shape[0] // 2 - self._half
         stamp = stamp[rim : stamp.shape[0] - rim, rim : stamp.shape[1] - rim]
         return stamp / stamp.sum()
 
-    def _whole(self, x: float, y: float) -> Float64Array:
-        return convolve_full(np.asarray(self._psf.stamp(x, y), np.float64), self._decorrelation.image_at(x, y))
+    def _whole(self, x: float, y: float, dx: float = 0.0, dy: float = 0.0) -> Float64Array:
+        return convolve_full(stamp_at(self._psf, x, y, dx, dy), self._decorrelation.image_at(x, y))
 
 
 def decorrelate(result: Subtraction, *, max_lost: float = 0.1) -> Subtraction:

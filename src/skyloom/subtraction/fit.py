@@ -263,7 +263,7 @@ class _Fitter:
         if clip_pixels:
             side = 2 * self.images.half + 1
             planes = (np.reshape(plane, (-1, side, side)) for plane in (self.residuals, self.signals, totals, good))
-            changed = changed_pixels(*planes, width=0.8 * self.images.core).reshape(len(good), -1)
+            changed = changed_pixels(*planes, width=self.images.fwhm).reshape(len(good), -1)
             good = [
                 g & ~c & (r * r <= self.options.pixel_clip**2 * t)
                 for g, c, r, t in zip(good, changed, self.residuals, totals, strict=True)

@@ -28,6 +28,8 @@ class FitInput:
         Of the kernel.
     half, core : int
         Half widths in pixels of a stamp, and radius of the part of it on which it is judged.
+    fwhm : float
+        Of the wider stars, pixels.
     border : int
         Both planes are padded by so many pixels, at least `half` and half of the kernel.
     correlation : float
@@ -39,6 +41,7 @@ class FitInput:
     basis: KernelBasis | ZeroSumDeltaBasis
     half: int
     core: int
+    fwhm: float
     border: int
     correlation: float = 1.0
 

@@ -50,7 +50,8 @@ class AlardLuptonOptions:
         Of the basis 'delta': what of the kernel is kept small, its second or its first differences.
     gaussian_sigmas, gaussian_orders : tuple, optional
         Of the basis 'gaussian': widths (pixels) of the Gaussians and degrees of the polynomials on them; widths from
-        the two FWHMs and degrees 6, 4, 2, 0 if not given.
+        the two FWHMs and degrees 6, 4, 2, 0 if not given. A last Gaussian of degree 0, after others of higher ones, is
+        the same all over the field, whoever gave the degrees: it is the wings of the stars.
     stamp_half_width : int, optional
         Pixels from a stamp's centre to its edge; from the FWHMs if not given.
     tiles : int, optional
@@ -128,8 +129,8 @@ class AlardLuptonOptions:
             raise InputError(f"vary_kernel_sum is {self.vary_kernel_sum!r}; it must be 'auto', True or False.")
         if self.gaussian_sigmas is not None and len(self.gaussian_sigmas) != len(self.orders):
             raise InputError(
-                f"There are {len(self.gaussian_sigmas)} gaussian_sigmas and {len(self.orders)} "
-                "gaussian_orders; give one order for each width."
+                f"There are {len(self.gaussian_sigmas)} gaussian_sigmas and {len(self.orders)} gaussian_orders; give "
+                f"one order for each width (for more than {len(_ORDERS)} widths there is no default)."
             )
         if any(not 0 < sigma < float("inf") for sigma in self.gaussian_sigmas or ()) or not self.orders:
             raise InputError(f"gaussian_sigmas are {self.gaussian_sigmas}; at least one, all above 0, is needed.")

@@ -152,7 +152,8 @@ def find_candidates(
     ny, nx = usable.shape
     fit = (half <= x) & (x < nx - half) & (half <= y) & (y < ny - half)
     snr = np.zeros(len(xy))
-    for chunk in np.array_split(np.flatnonzero(fit), max(1, len(xy) // _AT_ONCE)):
+    chunks = np.array_split(np.flatnonzero(fit), max(1, len(xy) // _AT_ONCE)) if fit.any() else []
+    for chunk in chunks:
         places = x[chunk], y[chunk]
         fit[chunk] = _boxes(usable, *places, core).all(axis=1) & (_boxes(usable, *places, half).mean(axis=1) >= 0.5)
         good = chunk[fit[chunk]]

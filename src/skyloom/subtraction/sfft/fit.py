@@ -190,6 +190,18 @@ def fit_delta(planes: FitPlanes, options: FitOptions) -> DeltaFit:
         return _Fitter(planes, options).run()
 
 
+def need_enough(used: BoolArray, model: DeltaModel) -> None:
+    """Raise a `TooFewPixelsError` unless there are more usable pixels than unknowns."""
+    count, needed = int(np.count_nonzero(used)), model.size
+    if count <= needed:
+        raise TooFewPixelsError(
+            f"Too few good pixels: {count} may be used and the model has {needed} unknowns. Check masks, errors and "
+            "overlap, or give a smaller kernel or lower orders.",
+            found=count,
+            needed=needed,
+        )
+
+
 class _Fitter:
     def __init__(self, planes: FitPlanes, options: FitOptions) -> None:
         self.planes, self.options = planes, options
@@ -231,20 +243,9 @@ class _Fitter:
         energy = float(np.vdot(self.weight, self.solver.residual**2)) / np.count_nonzero(used)
         return float(np.sqrt(max(self.solver.variance(edge), 0.0) * energy))
 
-    def need_enough(self, used: BoolArray) -> None:
-        count, needed = int(np.count_nonzero(used)), self.options.model.size
-        if count <= needed:
-            raise TooFewPixelsError(
-                f"Too few good pixels: {count} may be used and the model has {needed} unknowns. Check masks, errors "
-                "and overlap, "
-                "or give a smaller kernel or lower orders.",
-                found=count,
-                needed=needed,
-            )
-
     def set_variance(self, variance: Float64Array | None) -> None:
         usable = self.planes.usable
-        self.need_enough(usable)
+        need_enough(usable, self.options.model)
         self.variance = variance
         self.inverse = usable.astype(np.float32)
         self.unit = 1.0
@@ -260,7 +261,7 @@ class _Fitter:
         self.n_iter += 1
         if self.options.log is not None:
             used = self.weight > 0
-            rms = self.planes.unit * np.sqrt(np.mean(self.solver.residual[used] ** 2))
+            rms = self.planes.unit * float(np.sqrt(np.mean(self.solver.residual[used] ** 2)))
             self.options.log(f"SFFT fit {self.n_iter}: rms {rms:.6g} over {np.count_nonzero(used)} pixels")
 
     def full_variance(self) -> Float64Array:
@@ -285,7 +286,7 @@ class _Fitter:
         if np.count_nonzero(clipped != self.clipped) <= _AS_GOOD * np.count_nonzero(usable):
             return False
         self.clipped = clipped
-        self.need_enough(usable & ~clipped)
+        need_enough(usable & ~clipped, self.options.model)
         self.weight = np.where(clipped, np.float32(0), self.inverse)
         self.solver.go_on(self.weight, rebuild=self.options.rebuild)
         return True

@@ -16,10 +16,10 @@ from skyloom.subtraction.kernel import SpatialKernel
 from skyloom.subtraction.match import Match
 from skyloom.subtraction.noise import smoothing_kernel
 from skyloom.subtraction.sfft.design import DeltaModel, Float64Array
-from skyloom.subtraction.sfft.fit import DeltaFit, FitOptions, FitPlanes, fit_delta, warn_of_edge
+from skyloom.subtraction.sfft.fit import DeltaFit, FitOptions, FitPlanes, fit_delta, need_enough, warn_of_edge
 from skyloom.subtraction.sfft.options import SfftOptions
 from skyloom.subtraction.sfft.planes import reach
-from skyloom.subtraction.sfft.regions import kernel_half, object_region
+from skyloom.subtraction.sfft.regions import Boxes, kernel_half, object_region
 from skyloom.subtraction.sfft.solve import Penalties
 from skyloom.subtraction.stamps import Planes
 
@@ -66,6 +66,7 @@ def match_sfft(
     side = 2 * half + 1
     model = DeltaModel((side, side), options.spatial_order, options.background_order)
     usable = _usable(target, source, half)
+    need_enough(usable, model)
     region, table = _pixels(usable, xy, fwhm, options, needed=_PIXELS_PER_UNKNOWN * model.size)
     # of the white noise, which all of it is for weights of wide kernels; the bias knows how it is correlated
     template_variance = np.where(source.usable, source.variance, 0.0).astype(np.float64) * correlation
@@ -165,12 +166,12 @@ def _pixels(
     """Return the boxes that are fitted (None: all pixels), and the usable sources in them."""
     size = max(4, round(_BOX * fwhm))
     sources = Table({"x": xy[:, 0], "y": xy[:, 1]})
-    region, _ = object_region(sources, ~usable, size=size, grid=_CELLS, per_cell=_PER_CELL)
+    region, _ = object_region(sources, ~usable, Boxes(size, _CELLS, _PER_CELL))
     chosen = [k for k, (x, y) in enumerate(np.rint(xy).astype(int)) if _inside(region, x, y) and usable[y, x]]
     stars = sources[chosen]
     stars["snr"], stars["chi2"], stars["used"] = np.full(len(stars), np.nan), np.nan, True
     if options.pixels == "auto":
-        covered, _ = object_region(sources, ~usable, size=size, grid=1, per_cell=None)
+        covered, _ = object_region(sources, ~usable, Boxes(size, grid=1, per_cell=None))
         if (covered & usable).sum() > _CROWDED * usable.sum():
             return None, stars
     if options.pixels == "all" or np.count_nonzero(region & usable) < needed:

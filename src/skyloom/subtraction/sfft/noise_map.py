@@ -44,7 +44,8 @@ def noise_map(image: Float64Array, bad: BoolArray, gain: float | None) -> tuple[
     deviation = image - level
     deviation[bad] = 0
     unit = power_of_two(deviation, ~bad)
-    data = np.multiply(deviation, 1 / unit, dtype=np.float32, casting="same_kind")
+    deviation *= 1 / unit
+    data = deviation.astype(np.float32)
     background = sep.Background(data, mask=bad)
     rms, plane = background.rms(dtype=np.float32), background.back(dtype=np.float32)
     sky = np.multiply(plane, unit, dtype=np.float64)

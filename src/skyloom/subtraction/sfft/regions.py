@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,24 +53,12 @@ def kernel_shape_for(image: Any, template: Any, mask: Any, template_mask: Any) -
     return side, side
 
 
-def object_region(
-    objects: Any,
-    bad: BoolArray,
-    *,
-    size: int,
-    grid: int = 4,
-    per_cell: int | None = 10,
-    max_masked_fraction: float = 0.5,
-) -> tuple[BoolArray, int]:
-    """Return True in boxes around the best objects of each cell of a grid, and how many boxes there are.
+@dataclass(frozen=True)
+class Boxes:
+    """Which boxes around objects are wanted.
 
     Parameters
     ----------
-    objects : Table
-        Columns x and y, and, if there, flag or flags (objects with any are left out), flux and fluxerr (which tell the
-        order).
-    bad : ndarray of bool, shape (ny, nx)
-        Pixels that cannot be used.
     size : int
         Half the size of a box: 2 size + 1 pixels a side.
     grid : int
@@ -79,9 +68,31 @@ def object_region(
     max_masked_fraction : float
         Boxes of which more is bad are left out.
     """
-    for what, value, least in (("obj_size", size, 0), ("obj_grid", grid, 1), ("obj_per_cell", per_cell, 1)):
-        if value is not None and value < least:
-            raise InputError(f"{what} is {value}; it must be at least {least}.")
+
+    size: int
+    grid: int = 4
+    per_cell: int | None = 10
+    max_masked_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        for what, value, least in (("size", self.size, 0), ("grid", self.grid, 1), ("per_cell", self.per_cell, 1)):
+            if value is not None and value < least:
+                raise InputError(f"obj_{what} is {value}; it must be at least {least}.")
+
+
+def object_region(objects: Any, bad: BoolArray, boxes: Boxes) -> tuple[BoolArray, int]:
+    """Return True in boxes around the best objects of each cell of a grid, and how many boxes there are.
+
+    Parameters
+    ----------
+    objects : Table
+        Columns x and y, and, if there, flag or flags (objects with any are left out), flux and fluxerr (which tell the
+        order).
+    bad : ndarray of bool, shape (ny, nx)
+        Pixels that cannot be used.
+    boxes : Boxes
+    """
+    size = boxes.size
     ny, nx = bad.shape
     region = np.zeros(bad.shape, bool)
     taken: dict[tuple[int, int], int] = {}
@@ -90,11 +101,11 @@ def object_region(
         column, row = round(x), round(y)
         if not (0 <= column < nx and 0 <= row < ny):
             continue
-        cell = row * grid // ny, column * grid // nx
-        if per_cell is not None and taken.get(cell, 0) >= per_cell:
+        cell = row * boxes.grid // ny, column * boxes.grid // nx
+        if boxes.per_cell is not None and taken.get(cell, 0) >= boxes.per_cell:
             continue
         box = slice(max(row - size, 0), row + size + 1), slice(max(column - size, 0), column + size + 1)
-        if bad[box].mean() > max_masked_fraction:
+        if bad[box].mean() > boxes.max_masked_fraction:
             continue
         region[box] = True
         taken[cell] = taken.get(cell, 0) + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from skyloom.subtraction.sfft.dropin import (
 )
 from skyloom.subtraction.sfft.noise_map import noise_map
 from skyloom.subtraction.sfft.planes import SfftPlanes
-from skyloom.subtraction.sfft.regions import box_half_size, object_region
+from skyloom.subtraction.sfft.regions import Boxes, box_half_size, object_region
 
 _PIXELS_PER_UNKNOWN = 10  # fewer of them in the boxes of objects, and the whole image is taken
 
@@ -111,39 +110,31 @@ def run_sfft(  # noqa: PLR0917  the reference's signature
     )
     region = None
     if obj is not None:
-        boxes = {"grid": obj_grid, "per_cell": obj_per_cell, "max_masked_fraction": obj_max_masked_fraction}
-        boxes["size"] = box_half_size(obj) if obj_size is None else int(obj_size)
+        size = box_half_size(obj) if obj_size is None else int(obj_size)
+        boxes = Boxes(size, obj_grid, obj_per_cell, obj_max_masked_fraction)
         region = _region(planes, obj, boxes, needed=_PIXELS_PER_UNKNOWN * options.model.size, log=log)
     result = fit_planes(planes, options, region)
-    wanted = _Wanted(get_convolved, get_scaled, get_noise, get_kernel)
-    return wanted.of(result, planes)
+    return _outputs(result, planes, convolved=get_convolved, scaled=get_scaled, noise=get_noise, kernel=get_kernel)
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What `run_sfft` is asked for besides the difference."""
-
-    convolved: bool
-    scaled: bool
-    noise: bool
-    kernel: bool
-
-    def of(self, result: SFFTResult, planes: SfftPlanes) -> Any:
-        """Return the difference, or a list that begins with it."""
-        bad = planes.bad_science | planes.dmask
-        difference = np.where(bad, 0.0, result.diff)
-        found: list[Any] = [difference]
-        if self.convolved:
-            found.append(result.model - background_plane(result))
-        if self.scaled or self.noise:
-            noise = difference_noise(result, planes.err, planes.template_err)
-            if self.scaled:
-                found.append(np.divide(difference, noise, out=np.zeros(noise.shape), where=~bad & (noise > 0)))
-            if self.noise:
-                found.append(noise)
-        if self.kernel:
-            found.append(result)
-        return found if len(found) > 1 else difference
+def _outputs(
+    result: SFFTResult, planes: SfftPlanes, *, convolved: bool, scaled: bool, noise: bool, kernel: bool
+) -> Any:
+    """Return the difference, or a list that begins with it and holds what else is wanted."""
+    bad = planes.bad_science | planes.dmask
+    difference = np.where(bad, 0.0, result.diff)
+    found: list[Any] = [difference]
+    if convolved:
+        found.append(result.model - background_plane(result))
+    if scaled or noise:
+        deviation = difference_noise(result, planes.err, planes.template_err)
+        if scaled:
+            found.append(np.divide(difference, deviation, out=np.zeros(bad.shape), where=~bad & (deviation > 0)))
+        if noise:
+            found.append(deviation)
+    if kernel:
+        found.append(result)
+    return found if len(found) > 1 else difference
 
 
 def difference_noise(result: SFFTResult, err: Any, template_err: Any) -> Float64Array:
@@ -186,9 +177,9 @@ def _errors(err: Any, plane: Float64Array, bad: BoolArray, gain: float | None, w
     return noise_map(plane, bad, gain)[0]
 
 
-def _region(planes: SfftPlanes, obj: Any, boxes: dict[str, Any], *, needed: int, log: Log) -> BoolArray | None:
+def _region(planes: SfftPlanes, obj: Any, boxes: Boxes, *, needed: int, log: Log) -> BoolArray | None:
     """Return the boxes of the objects, or None if they hold too few pixels."""
-    region, count = object_region(obj, planes.bad_science | planes.bad_template, **boxes)
+    region, count = object_region(obj, planes.bad_science | planes.bad_template, boxes)
     pixels = int(np.count_nonzero(region & planes.usable))
     enough = pixels >= needed
     what = "fitting there" if enough else "too few, the whole image is fitted"

@@ -188,12 +188,18 @@ class _Linearised:
         return dataclasses.replace(self, residual=self.residual + np.tensordot(step, self.slopes, axes=1))
 
     def step(self, used: npt.NDArray[np.bool_], free: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
-        """Return the Gauss-Newton step of all parameters for the stars in use, and its covariance; 0 where not free."""
+        """Return the Gauss-Newton step of all parameters for the stars in use, and its covariance; 0 where not free.
+
+        Where the stars do not tell the parameters at all there is no step, and the covariance is infinite.
+        """
         slopes, weight, residual = self.slopes[free][:, used], self.weight[used], self.residual[used]
         normal = np.einsum("sp,asp,bsp->ab", weight, slopes, slopes, optimize=True)
         step, covariance = np.zeros(free.size), np.zeros((free.size, free.size))
-        covariance[np.ix_(free, free)] = np.linalg.inv(normal)
-        step[free] = -np.linalg.solve(normal, np.einsum("sp,asp,sp->a", weight, slopes, residual, optimize=True))
+        try:
+            covariance[np.ix_(free, free)] = np.linalg.inv(normal)
+            step[free] = -np.linalg.solve(normal, np.einsum("sp,asp,sp->a", weight, slopes, residual, optimize=True))
+        except np.linalg.LinAlgError:
+            covariance[np.ix_(free, free)] = np.inf
         return step, covariance
 
     def own_steps(self, count: int) -> tuple[Array, Array]:

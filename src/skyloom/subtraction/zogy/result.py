@@ -12,7 +12,7 @@ from scipy import fft
 from skyloom.errors import InputError
 from skyloom.exposure import UNUSABLE
 from skyloom.proper import transfer
-from skyloom.psf import Psf
+from skyloom.psf import Psf, stamp_at
 from skyloom.psf.model import Stamp, stamp_fwhm
 from skyloom.subtraction.zogy.match import Match
 from skyloom.subtraction.zogy.proper import ProperPair, centred, moved
@@ -161,6 +161,13 @@ class DifferencePsf:
         """Return P_D at (x, y), centred on the middle pixel, divided by the sum over the stamp."""
         pair = self._pair(x, y)
         stamp = centred(fft.irfft2(pair.psf, pair.shape), self.half)
+        return np.asarray(stamp / stamp.sum())
+
+    def stamp_at(self, x: float, y: float, dx: float, dy: float) -> Stamp:
+        """Return P_D at (x, y), centred (dx, dy) pixels from the middle pixel: what such a science star leaves."""
+        pair = self._pair(x, y)
+        star = transfer(stamp_at(self.psfs[0], x, y, dx, dy), pair.shape)
+        stamp = centred(fft.irfft2(pair.difference_filters[0] * star, pair.shape), self.half)
         return np.asarray(stamp / stamp.sum())
 
     def pixel_responses(self, x: float, y: float) -> tuple[Stamp, Stamp]:
