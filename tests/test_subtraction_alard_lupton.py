@@ -285,6 +285,9 @@ def test_no_common_pixel_and_other_shapes_are_errors():
     right[:, 256:] = True
     with pytest.raises(NoUsableDataError, match="usable"):
         subtract(science.replace(mask=left), pair().template.replace(mask=right))
+    nothing = np.zeros(science.shape, np.float32)  # as of a variance below what float32 can hold
+    with pytest.raises(NoUsableDataError, match=r"of the template 0 % are usable, and 100 % have no variance"):
+        subtract(science, Exposure(pair().template.data, variance=nothing))
     with pytest.raises(ShapeError, match="same grid"):
         subtract(science, Exposure(science.data[:-1]))
 

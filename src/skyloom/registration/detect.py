@@ -217,7 +217,8 @@ def _plane(exposure: Exposure) -> tuple[FloatArray, BoolArray | None]:
     live = exposure.data if dead is None else exposure.data[~dead]
     if live.size == 0:
         raise NoUsableDataError(
-            f"{exposure.name} has no usable pixel: all {exposure.data.size} are masked or not finite.",
+            f"{exposure.name} has no usable pixel: all {exposure.data.size} are masked or not finite, in "
+            "themselves or in their variance.",
             name=exposure.name,
             usable=0,
         )

@@ -122,9 +122,7 @@ def subtract(
     science, template = _with_variance(science), _with_variance(template)
     check_range("the template", template.data)
     if not (science.usable & template.usable).any():
-        raise NoUsableDataError(
-            "No pixel is usable in both the science image and the template; check their masks and that they overlap."
-        )
+        raise _none_usable(science, template)
     if isinstance(options, SfftOptions) and options.cross_convolve:
         return subtract_crossed(science, template, options, sources=sources)
     planes = {"science": _planes(science), "template": _planes(template)}
@@ -189,6 +187,18 @@ def _with_level(result: Subtraction, fwhm: float) -> Subtraction:
         image=np.where(result.usable, result.image - level, dtype(0)),
         matched=result.matched + level,
         background=result.background + level,
+    )
+
+
+def _none_usable(science: Exposure, template: Exposure) -> NoUsableDataError:
+    told = "; ".join(
+        f"of {name} {100 * np.mean(exposure.usable):.3g} % are usable, and {100 * np.mean(exposure.variance == 0):.3g} "
+        "% have no variance that is a positive finite number"
+        for name, exposure in (("the science image", science), ("the template", template))
+    )
+    return NoUsableDataError(
+        f"No pixel is usable in both the science image and the template: {told}. Check their masks, that they overlap, "
+        "and their variances, which float32 cannot hold below 1e-45."
     )
 
 
