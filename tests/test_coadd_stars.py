@@ -81,6 +81,40 @@ def test_the_reference_may_be_an_image_without_wcs(tmp_path):
         skyloom.coadd([one.replace(wcs=wcs) for one in exposures], PLAIN, wcs=reference, align="wcs")
 
 
+def test_the_grid_is_that_of_the_first_exposure_with_stars():
+    exposures, at, _ = frames()
+    wcs = WCS(
+        {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 9.0, "CRVAL2": 1.0, "CDELT1": -1e-4, "CDELT2": 1e-4}
+    )
+    empty = skyloom.Exposure(np.zeros((90, 80)), name="empty.fits", wcs=wcs)
+    for number in (3, 1):
+        with pytest.warns(SkyloomWarning, match="empty.fits is left out"):
+            made = skyloom.coadd([empty, *exposures[:number]], PLAIN, align="stars")
+        assert made.n_exposures == number
+        assert made.shape == SHAPE
+        assert made.wcs is None
+        x, y, _ = brightest(made.exposure.data, at)
+        assert np.hypot(x - at[0], y - at[1]) < 0.05
+
+
+def test_a_coadd_by_stars_goes_on_from_memory_as_from_its_file(tmp_path):
+    exposures, *_ = frames()
+    made = skyloom.coadd(exposures[:2], PLAIN)
+    path = made.write(tmp_path / "made.fits")
+    both = [skyloom.coadd(exposures[2:], resume=earlier) for earlier in (made, path)]
+    assert [one.n_exposures for one in both] == [3, 3]
+    assert both[0].scales == pytest.approx(both[1].scales, rel=1e-6)  # registered to planes in float32
+    np.testing.assert_allclose(both[0].exposure.data, both[1].exposure.data, rtol=1e-4)
+    assert skyloom.stacking.read_coadd(path).options.flux_scale == made.options.flux_scale  # as they were made
+
+
+def test_shapes_may_be_arrays():
+    exposures, *_ = frames()
+    assert skyloom.coadd(exposures[:2], PLAIN, shape=np.array(SHAPE) + 5).shape == (205, 225)
+    with pytest.raises(InputError, match="output shape"):
+        skyloom.coadd(exposures[:2], PLAIN, shape=np.array([1, 2, 3]))
+
+
 def test_what_cannot_be_placed_is_told():
     exposures, *_ = frames()
     with pytest.raises(WcsError, match="no WCS"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -241,9 +242,25 @@ def test_provenance_tells_what_made_a_file(tmp_path):
     assert not Provenance("difference", {"a": 2, "b": None}, [source]).made(header)
     assert not Provenance("difference", {"a": 1}, [source]).made(header)
     assert not Provenance("difference", {"a": 1, "b": None}, []).made(header)
+    assert one.differs(header | {"SLPAR1": "something"}) == "it has other options"
     source.write_bytes(b"abce" * 100)
     os.utime(source, ns=(1, 1))
     assert not one.made(header)
+
+
+@pytest.mark.parametrize("stems", [("s0",), ("s0", "s1")])
+def test_a_full_disk_leaves_no_folder(stems, night, tmp_path, monkeypatch, capsys):
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("skyloom.detection.write_regions", full)
+    command = ["difference", *names(night, *stems), "--template", str(night / "template.fits"), *QUICK_CLI]
+    assert main([*command, "-o", str(tmp_path / "new" / "out")]) == EXIT_FAILED
+    assert os.strerror(errno.ENOSPC) in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    assert main([*command, "-o", str(tmp_path / "old")]) == EXIT_FAILED
+    assert (tmp_path / "old").is_dir()  # it was there before
 
 
 def test_outcomes_of_nothing_are_an_empty_table():

@@ -32,6 +32,8 @@ QUICK = DifferenceOptions(method="zogy", smooth_background=False)
 HEADER = {"TELESCOP": "T1", "INSTRUME": "CCD", "FILTER": "r", "MJD-OBS": 60000.25, "EXPTIME": 30.0}
 CLOUD = 0.05
 """Light that comes through; the sky stays as bright."""
+NOT_COUNTS = ("DN s-1", "count s**-1", "e-/sec", "adu/s", "Jy", "MJy/sr", "nanomaggy", "erg s-1 cm-2")
+"""Units of fluxes and rates, which do not grow with the exposure time."""
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,13 @@ def test_images_are_compared_with_the_better_ones_of_their_kind():
     assert [one.depth for one in compare(mostly)] == ["usual"] * 3 + ["poor"] * 6
     rates = [row(number, unit="adu/s", exptime=10.0 ** (number % 2)) for number in range(4)]
     assert compare(rates) == rates
+    for unit in NOT_COUNTS:
+        fluxes = [row(number, unit=unit, exptime=(1000.0, 30.0)[number % 2]) for number in range(8)]
+        assert compare(fluxes) == fluxes
+    for unit in ("adu", "DN", "count", "Counts", "e-", "electrons"):
+        counts = [row(number, unit=unit, exptime=30.0) for number in range(3)]
+        long = row("long", unit=unit, exptime=1000.0, limit_flux_template=1.0)  # as many counts in 33 times as long
+        assert [one.depth for one in compare([*counts, long])] == ["usual"] * 3 + ["poor"]
     assert compare([]) == []
 
 
@@ -144,6 +153,8 @@ def test_transparency():
     assert transparency(0.5, one, one.replace(gain=20.0)) == 0.5  # a co-add of ten
     assert transparency(0.5, one, one.replace(gain=1.0)) == 1.0
     assert transparency(0.5, one.replace(unit="adu/s"), one.replace(unit="adu/s", exptime=60.0)) == 0.5
+    for unit in NOT_COUNTS:
+        assert transparency(1.0, one.replace(unit=unit, exptime=1000.0), one.replace(unit=unit)) == 1.0
     for other in ({"header": HEADER | {"FILTER": "i"}}, {"header": {}}, {"exptime": None}, {"unit": "electron"}):
         assert transparency(0.5, one, one.replace(**other)) is None
     assert too_dim(None) == too_dim(DIM) == ""
@@ -158,6 +169,12 @@ def test_transparency():
         ({"DATE-OBS": "2013-08-03", "UT": "12:00:00"}, "2013-08-03T12:00:00", 56507.5),
         ({"DATE-OBS": "2013-08-03"}, "2013-08-03", None),
         ({"DATE-OBS": "03/08/99", "JD": 2456508.0}, "2013-08-03T12:00:00", 56507.5),
+        ({"DATE-OBS": "2020-01-02", "UT": "3:04:05.5"}, "2020-01-02T03:04:05", 58850.1278414352),
+        ({"DATE-OBS": "2020-01-02", "UT": "3:4:5"}, "2020-01-02T03:04:05", 58850.127835648),
+        ({"DATE-OBS": "02/01/98", "UT": "12:00:00"}, "1998-01-02T12:00:00", 50815.5),
+        ({"DATE-OBS": "02/01/98"}, "02/01/98", None),
+        ({"MJD": 1e7}, "", None),
+        ({"MJD": 2456508.0, "JD": 2456508.0}, "2013-08-03T12:00:00", 56507.5),
         ({"DATE-OBS": "yesterday", "MJD-OBS": "none"}, "yesterday", None),
         ({}, "", None),
     ],

@@ -14,6 +14,7 @@ import skyloom
 from simulate import far_from_sources, simulate_pair
 from skyloom.background import MAD_TO_SIGMA
 from skyloom.pipeline import DifferenceOptions
+from skyloom.subtraction import AlardLuptonOptions, SfftOptions, ZogyOptions
 from skyloom.subtraction.residual_background import (
     _Penalty,
     _weighted_smooth,
@@ -225,3 +226,29 @@ def test_errors_of_the_sky_are_those_of_all_pixels_of_a_source():
     assert wider.significance[middle] == pytest.approx(
         wider.flux[middle] / np.sqrt(wider.flux_variance[middle]), rel=1e-3, abs=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    "matching",
+    [
+        AlardLuptonOptions(),
+        AlardLuptonOptions(convolve="science"),
+        AlardLuptonOptions(decorrelate=True),
+        SfftOptions(),
+        ZogyOptions(),
+    ],
+)
+def test_a_stored_difference_has_the_same_candidates(matching, tmp_path):
+    """Also where a part of the errors, that of an unsmooth sky, is no function of the stored planes."""
+    rim = 40.0 * (np.abs(np.hypot(X, Y) - 150) < 25)
+    science = PAIR.science.replace(data=PAIR.science.data + rim[: PAIR.science.shape[0], : PAIR.science.shape[1]])
+    options = dataclasses.replace(ALIGNED, subtraction=matching, method="auto")
+    result = skyloom.difference(science, PAIR.template, options=options)
+    table = skyloom.detect(result)
+    stored = skyloom.detect(result.write(tmp_path / "d.fits"))
+    assert len(table) > 1
+    np.testing.assert_array_equal(stored["kind"], table["kind"])
+    np.testing.assert_array_equal(stored["flags"], table["flags"])
+    for name in ("x", "y", "flux", "snr", "significance"):
+        # float32 planes, PSFs between the nodes at which those of convolved images are stored
+        np.testing.assert_allclose(stored[name], table[name], rtol=2e-3, atol=1e-3)

@@ -78,14 +78,15 @@ def run(arguments: argparse.Namespace) -> int:
     from skyloom.cli.messages import progress_bar
     from skyloom.io import check_not_input, check_writable, read
     from skyloom.pipeline import coadd
-    from skyloom.stacking import CoaddOptions, read_coadd
+    from skyloom.stacking import read_coadd
+    from skyloom.stacking.result import options_for_more
 
     check_writable(arguments.output, overwrite=arguments.overwrite)
     check_not_input([arguments.output], [*arguments.exposures, arguments.reference, arguments.resume])
     names = ("method", "weight", "background", "flux_scale", "pixfrac", "pixel_scale", "rotation", "memory")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     earlier = None if arguments.resume is None else read_coadd(arguments.resume)
-    options = replace(CoaddOptions() if earlier is None else earlier.options, overwrite=arguments.overwrite, **given)
+    options = replace(options_for_more(earlier), overwrite=arguments.overwrite, **given)
     exposures = [partial(read, path, **reading_options(arguments)) for path in arguments.exposures]
     reference = None if arguments.reference is None else read(arguments.reference, **reading_options(arguments))
     with progress_bar(arguments.quiet) as progress:

@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from skyloom.cli import EXIT_OK
     from skyloom.cli.summary import found
+    from skyloom.io.atomic import no_empty_folder
     from skyloom.pipeline.find import detect
     from skyloom.pipeline.products import Products, image_stem, write_found
     from skyloom.pipeline.store import read_difference
@@ -41,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     products.check(overwrite=arguments.overwrite)
     result = read_difference(source)
     candidates = detect(result, threshold=arguments.threshold)
-    write_found(result, candidates, products, overwrite=arguments.overwrite)
+    with no_empty_folder(folder):
+        write_found(result, candidates, products, overwrite=arguments.overwrite)
     if not arguments.quiet:
         real = int(candidates["real"].sum())
         print(f"{found(real, len(candidates) - real)}: {products.table}")

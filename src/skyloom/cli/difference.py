@@ -173,6 +173,7 @@ def _run_one(arguments: argparse.Namespace, science: str, recipe: Recipe) -> int
     from skyloom.cli.messages import progress_bar, warnings_shown
     from skyloom.cli.summary import print_summary
     from skyloom.io import check_not_input
+    from skyloom.io.atomic import no_empty_folder
     from skyloom.io.json import to_json
     from skyloom.pipeline.products import Products, image_stem, remove_stale
 
@@ -182,7 +183,7 @@ def _run_one(arguments: argparse.Namespace, science: str, recipe: Recipe) -> int
     check_not_input([path for _, path in products.written()], [*recipe.science_files(science), *recipe.template_files])
     remove_stale(products.table.parent)
     times = [time.perf_counter()]
-    with progress_bar(arguments.quiet) as progress:
+    with progress_bar(arguments.quiet) as progress, no_empty_folder(products.table.parent):
         prepared = recipe.prepared()
         times.append(time.perf_counter())
         cpu, of_template = time.process_time(), warnings_shown()

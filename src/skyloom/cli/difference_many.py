@@ -78,14 +78,15 @@ def _write(arguments: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
     """Write the summary, if it is asked for, and print the outcomes for programs, if that is."""
     from dataclasses import asdict
 
+    from skyloom.io.atomic import no_empty_folder
     from skyloom.io.json import to_json
     from skyloom.pipeline import write_outcomes
 
     if arguments.summary is not None:
         folder = Path(arguments.summary).expanduser().parent
-        if not folder.exists():
-            folder.mkdir(parents=True)
-        write_outcomes(outcomes, arguments.summary, overwrite=arguments.overwrite or arguments.resume)
+        with no_empty_folder(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_outcomes(outcomes, arguments.summary, overwrite=arguments.overwrite or arguments.resume)
     if arguments.json:
         print(to_json([asdict(one) for one in outcomes]))
 

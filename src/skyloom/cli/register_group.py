@@ -20,6 +20,7 @@ def run_group(arguments: argparse.Namespace) -> int:
     from skyloom.cli.messages import progress_bar
     from skyloom.cli.summary import registration_row
     from skyloom.io import read
+    from skyloom.io.atomic import no_empty_folder
     from skyloom.io.json import to_json
     from skyloom.pipeline.align import wcs_to_write
     from skyloom.registration import RegistrationOptions, register_group
@@ -45,7 +46,8 @@ def run_group(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
         if outputs is not None:
-            _write(arguments, group, paths, outputs, progress)
+            with no_empty_folder(outputs[-1].parent):
+                _write(arguments, group, paths, outputs, progress)
     if arguments.json:
         files = [None] * len(paths) if outputs is None else outputs[:-1]
         frame = arguments.reference if group.reference is None else paths[group.reference]

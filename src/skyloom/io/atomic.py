@@ -118,6 +118,19 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> It
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def no_empty_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Remove the folder, and those above it, that are empty when the block ends and did not exist before it."""
+    path = Path(folder).expanduser()
+    new = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not made, or not empty
+            for one in new:
+                one.rmdir()
+
+
 def _rename(temporary: Path, target: Path, path: str | os.PathLike[str], overwrite: bool) -> None:
     """Give the temporary file its name; without `overwrite` in one step that fails if the name is taken."""
     if not overwrite:

@@ -51,7 +51,7 @@ ZEROPOINT = (("MAGZERO",), ("MAGZP",), ("PHOTZP",), ("ZEROPT",), ("ZEROPNT",), (
 
 ELECTRONS = {"electron", "electrons", "e", "e-"}
 COUNTS = {"adu", "dn", "count", "counts", "ct", "data_number"}
-PER_SECOND = ("/s", "/sec", "/second", ".s-1", " s-1", "*s**-1", " s^-1", " / s")
+PER_SECOND = ("/s", "/sec", "/second", ".s-1", " s-1", "*s**-1", " s**-1", " s^-1", " / s")
 
 
 def detector_values(headers: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
@@ -101,6 +101,12 @@ def split_unit(unit: str) -> tuple[str | None, bool]:
     if text in ELECTRONS:
         return "electron", rate
     return ("adu", rate) if text in COUNTS else (None, rate)
+
+
+def grows_with_time(unit: str) -> bool:
+    """Return whether values in this unit are proportional to the exposure time: plain counts, ADU or electrons."""
+    quantity, rate = split_unit(unit)
+    return quantity is not None and not rate
 
 
 def unit_text(unit: Any) -> str:

@@ -120,7 +120,7 @@ class Provenance:
     def _in_words(self, key: str, now: str, before: str) -> str:
         number = int(key.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ") or 0)
         if key.startswith("SLPAR") and before:
-            (name, new), (known, old) = (text.split("=", 1) for text in (now, before))
+            (name, _, new), (known, _, old) = (text.partition("=") for text in (now, before))
             return f"{name} was {old}, now {new}" if name == known else "it has other options"
         if key.startswith("SLSUM"):
             return f"{Input.of(self.inputs[number - 1]).name} has changed"

@@ -4,7 +4,7 @@ Noise alone does not tell: an image with 2 % of its light has a quiet difference
 Two measures do, and a third is known before the night is over:
 
 - the *limit*: the flux of a point source of 5 standard deviations, in units of the template (`limit_flux_template`);
-- the *light*: the flux scale divided by the exposure time;
+- the *light*: the flux scale divided by the exposure time (if the unit is plain counts, ADU or electrons);
 - the *transparency*: the flux scale divided by what the exposure times of the science image and the template let
   expect. It is defined where both are of one telescope, instrument and filter, as far as their headers tell.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.io.keywords import EXPTIME, as_number, first, lookup, mean
+from skyloom.io.keywords import EXPTIME, as_number, first, grows_with_time, lookup, mean
 
 if TYPE_CHECKING:
     from skyloom.exposure import Exposure
@@ -45,6 +46,7 @@ _DATE = ("DATE-OBS", "DATE_OBS", "DATE-BEG")
 _TIME = ("TIME-OBS", "UTC-OBS", "UT-OBS", "UTSTART", "UTC", "UT")
 _FILTER = ("FILTER", "FILTERS", "FILTER1", "FILTNAM", "FILTERID", "ESO INS FILT1 NAME", "BAND")
 _EPOCH = dt.datetime(1858, 11, 17)  # of MJD; headers tell the scale, or nobody does
+_LAST_DAY = 2e5  # MJD, in the year 2406; a Julian date in its place is beyond
 
 
 def observed(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,15 +58,14 @@ def observed(header: Mapping[str, Any]) -> dict[str, Any]:
         `date` (ISO 8601) and `mjd` of the beginning, in the time scale of the header; `exptime` (s); `filter`.
     """
     headers = (header,)
-    day = next((value for key in _MJD if (value := as_number(header, key)) is not None and value > 0), None)
-    if day is None:
-        julian = next((value for key in _JD if (value := as_number(header, key)) is not None), 0.0)
-        day = julian - 2400000.5 if julian > 2400000.5 else None
+    numbers = [as_number(header, key) for key in _MJD]
+    numbers += [None if (value := as_number(header, key)) is None else value - 2400000.5 for key in _JD]
+    day = next((value for value in numbers if value is not None and 0 < value < _LAST_DAY), None)
     date = _text(headers, _DATE)
     began = _moment(date, _text(headers, _TIME))
     if day is None and began is not None:
         day = (began - _EPOCH) / dt.timedelta(days=1)
-    if day is not None and began is None and day < 2e6:
+    if day is not None and began is None:
         began = _EPOCH + dt.timedelta(days=day)
     return {
         "date": date if began is None else began.isoformat(timespec="seconds"),
@@ -80,6 +81,9 @@ def _text(headers: tuple[Mapping[str, Any], ...], keys: Sequence[str]) -> str:
 
 def _moment(date: str, time: str) -> dt.datetime | None:
     """Return the moment of DATE-OBS and, where that holds only a day, of the card with the time; None without."""
+    if old := re.fullmatch(r"(\d\d)/(\d\d)/(\d\d)", date):  # FITS before 1997: DD/MM/YY, of the 20th century
+        date = "19{2}-{1}-{0}".format(*old.groups())
+    time = re.sub(r"(?<![\d.])(\d)(?!\d)", r"0\1", time)  # some leave out leading zeros
     for text in (date, f"{date}T{time}"):
         try:
             moment = dt.datetime.fromisoformat(text).replace(tzinfo=None)
@@ -93,8 +97,9 @@ def _moment(date: str, time: str) -> dt.datetime | None:
 def transparency(flux_scale: float, science: Exposure, template: Exposure) -> float | None:
     """Return the light of the science image over what the template and the exposure times let expect.
 
-    It is f t_T / t_S, with the flux scale f and the exposure times (which rates have no need of), times the ratio of
-    the gains, g_S / g_T, where that is above 1: co-adds, and only they, have larger gains than their exposures.
+    It is f t_T / t_S, with the flux scale f and the exposure times, times the ratio of the gains, g_S / g_T, where that
+    is above 1: co-adds, and only they, have larger gains than their exposures. In other units than plain counts, ADU or
+    electrons it is f.
 
     Returns
     -------
@@ -107,7 +112,7 @@ def transparency(flux_scale: float, science: Exposure, template: Exposure) -> fl
             return None
     if science.unit != template.unit or not (math.isfinite(flux_scale) and flux_scale > 0):
         return None
-    if not science.unit.endswith("/s"):
+    if grows_with_time(science.unit):
         if science.exptime is None or template.exptime is None:
             return None
         flux_scale *= template.exptime / science.exptime
@@ -132,7 +137,7 @@ def compare(outcomes: Sequence[Outcome]) -> list[Outcome]:
         np.array([getattr(one, name) or np.nan for one in outcomes], float)
         for name in ("flux_scale", "limit_flux_template", "exptime")
     )
-    rates = np.array([one.unit.endswith("/s") for one in outcomes], bool)
+    rates = np.array([not grows_with_time(one.unit) for one in outcomes], bool)
     light = scale / np.where(rates | np.isnan(times[np.isfinite(scale)]).any(), 1.0, times)
     filters = np.array([one.filter.casefold() for one in outcomes])
     judged = []

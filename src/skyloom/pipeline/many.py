@@ -219,6 +219,8 @@ def difference_many(
     Interrupted
         A KeyboardInterrupt that has the `outcomes` of the images that were finished.
     """
+    from skyloom.io.atomic import no_empty_folder
+
     frames = [template] if isinstance(template, str | Path) else list(template)
     recipe = Recipe(tuple(frames), options or DifferenceOptions(), batch or BatchOptions())
     if not frames or not sciences:
@@ -233,7 +235,8 @@ def difference_many(
     report("preparing the template", 0, len(products))
     tasks = list(zip(sciences, products, strict=True))
     try:
-        with closing(work_through(partial(_starter, recipe), tasks, recipe.batch.jobs)) as results:
+        running = work_through(partial(_starter, recipe), tasks, recipe.batch.jobs)
+        with no_empty_folder(products[0].table.parent), closing(running) as results:
             for done, (index, result) in enumerate(results, 1):
                 outcomes[index] = _failed(sciences[index], result) if isinstance(result, WorkerError) else result
                 report("differences", done, len(products))

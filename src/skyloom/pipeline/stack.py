@@ -116,28 +116,30 @@ def _by_stars(
     shape: tuple[int, int] | None,
     into: dict[str, Any],
 ) -> Coadd:
-    from skyloom.stacking import Coadd, CoaddOptions, read_coadd
+    from skyloom.stacking import Coadd, read_coadd
     from skyloom.stacking import coadd as coadd_placed
     from skyloom.stacking.members import check_repeats
+    from skyloom.stacking.result import options_for_more
 
     resume = into["resume"]
     earlier = resume if isinstance(resume, Coadd) or resume is None else read_coadd(resume)
     if options is None:
-        options = CoaddOptions() if earlier is None else earlier.options
+        options = options_for_more(earlier)
     check_repeats(exposures)
     frame = earlier.exposure if earlier is not None else reference
     grid, members, maps, ratios = register_all(exposures, frame, into["progress"])
     scales = np.array(ratios) / (ratios[0] if earlier is None else 1.0)
     if options.flux_scale == "auto" and np.isfinite(scales).all():
         options = replace(options, flux_scale=tuple(scales.tolist()))
-    where: dict[str, Any] = {} if earlier is not None else {"wcs": grid.wcs, "shape": shape or grid.shape}
-    return coadd_placed(members, options, maps=maps, **(into | {"resume": earlier}), **where)
+    if earlier is None:
+        into = into | {"wcs": grid.wcs, "shape": grid.shape if shape is None else shape}
+    return coadd_placed(members, options, maps=maps, **(into | {"resume": earlier}))
 
 
 def register_all(
     exposures: Sequence[Any], reference: Exposure | None, progress: Progress | None
 ) -> tuple[Exposure, list[Any], list[Map], list[float]]:
-    """Register exposures to a reference (by default the first of them), all stars together.
+    """Register exposures to a reference (by default the first that has stars), all stars together.
 
     Returns
     -------
@@ -163,8 +165,6 @@ def register_all(
     for number, source in enumerate(exposures):
         report("detecting stars", number, len(exposures))
         exposure = load(source)
-        if grid is None:
-            grid = exposure
         try:
             table = detect_sources(exposure)
         except (RegistrationError, NoUsableDataError) as error:
@@ -173,11 +173,12 @@ def register_all(
             reasons.append(str(error))
             warnings.warn(f"{exposure.name} is left out: {error}", SkyloomWarning, stacklevel=4)
             continue
+        if grid is None:
+            grid = exposure
         table.meta["wcs"] = exposure.wcs
         tables.append(table)
         members.append(source)
-    assert grid is not None
-    if not members:
+    if grid is None or not members:
         raise RegistrationError(
             f"None of the {len(exposures)} exposures can be registered; the first because: {reasons[0]}"
         )

@@ -1,13 +1,14 @@
 """A difference as one FITS file, complete enough to be searched again.
 
-SCI (difference), ERR, DQ, SCORE (significance), SCIENCE, TEMPLATE (on the science grid), MATCHED (what was
-subtracted), VARTPL (the template's part of the variance), KERNEL and PSF (cubes: one image for each term of the
-polynomial of position, X and Y in units of XSCALE and YSCALE from XCENTRE and YCENTRE), STAMPS (table).
+SCI (difference), ERR, DQ, SCIENCE, TEMPLATE (on the science grid), MATCHED (what was subtracted), VARTPL (the
+template's part of the variance), KERNEL (a cube: one image for each term of the polynomial of position, X and Y in
+units of XSCALE and YSCALE from XCENTRE and YCENTRE), PSF (see `skyloom.psf.hdu`), STAMPS (table).
 
-A proper difference has no KERNEL. Its score is no function of the other planes, so that there are FLUX, FLUXVAR (its
-variance), EFFVAR, COVERAGE and MOVING (Z^2) as well, and the PSFs of both images, PSFSCI and PSFTPL (see
-`skyloom.psf.hdu`; SIGMA is the noise of each), instead of that of the difference. A decorrelated difference is stored
-in the same way, without MOVING and with one PSF.
+The score is stored as it is, since more went into it than the other planes tell (such as the error of the sky): SCORE
+(significance), FLUX, FLUXVAR (its variance), EFFVAR, COVERAGE.
+
+A proper difference has no KERNEL, but MOVING (Z^2), and the PSFs of both images, PSFSCI and PSFTPL (SIGMA is the noise
+of each), instead of that of the difference. A decorrelated difference has no KERNEL either.
 """
 
 from __future__ import annotations
@@ -115,22 +116,18 @@ def write_difference(
         data=result.image, variance=result.variance, mask=result.mask, saturation=None, header=header
     )
     planes: dict[str, Any] = {
-        "SCORE": result.score.significance,
         "SCIENCE": _with_nan(science),
         "TEMPLATE": _with_nan(result.template),
         "MATCHED": result.matched,
         "VARTPL": subtraction.variance_template,
     }
+    scored = {name: getattr(result.score, plane) for name, plane in _SCORE.items()}
+    planes |= {name: plane for name, plane in scored.items() if plane is not None}
     tables = [fits.BinTableHDU(result.stamps, name="STAMPS")]
-    decorrelated = subtraction.decorrelation is not None
-    if result.kernel is None or decorrelated:
-        values = {name: getattr(result.score, plane) for name, plane in _SCORE.items()}
-        planes |= {name: plane for name, plane in values.items() if plane is not None}
-        tables += [psf_to_hdu(_storable(result.psf, result.shape))] if decorrelated else _proper_psfs(result.psf)
-    else:
-        kernel = result.kernel.polynomial
-        tables.append(_cube("KERNEL", kernel.planes, kernel.centre, kernel.scale))
-        tables.append(_psf_cube(result.psf, result.shape))
+    if result.kernel is not None and subtraction.decorrelation is None:
+        tables.append(_kernel_hdu(result.kernel.polynomial))
+    proper = result.kernel is None
+    tables += _proper_psfs(result.psf) if proper else [psf_to_hdu(_storable(result.psf, result.shape))]
     return write_exposure(
         exposure, path, overwrite=overwrite, provenance=provenance, planes=planes, more=tables, blank=unusable
     )
@@ -141,23 +138,13 @@ def _with_nan(exposure: Exposure) -> FloatArray:
     return np.where(exposure.mask & np.uint32(MaskBit.NO_DATA), nan, exposure.data)
 
 
-def _cube(name: str, images: Any, centre: Sequence[float], scale: Sequence[float]) -> Any:
+def _kernel_hdu(polynomial: Any) -> Any:
     from astropy.io import fits
 
-    hdu = fits.ImageHDU(np.asarray(images, np.float64), name=name)
-    for axis, at, unit in zip("XY", centre, scale, strict=True):
+    hdu = fits.ImageHDU(np.asarray(polynomial.planes, np.float64), name="KERNEL")
+    for axis, at, unit in zip("XY", polynomial.centre, polynomial.scale, strict=True):
         hdu.header[f"{axis}CENTRE"] = (float(at), "[pix] origin of the polynomial")
         hdu.header[f"{axis}SCALE"] = (float(unit), "[pix] unit of the polynomial")
-    return hdu
-
-
-def _psf_cube(psf: Any, shape: tuple[int, int]) -> Any:
-    """Return the cube of a PSF model; other PSFs are sampled at the middle of the image."""
-    ny, nx = shape
-    middle = (nx - 1) / 2, (ny - 1) / 2
-    basis = psf.basis if hasattr(psf, "basis") else psf.stamp(*middle)[None]
-    hdu = _cube("PSF", basis, middle, tuple(max(one, 1.0) for one in middle))
-    hdu.header["PSFSAMP"] = (getattr(psf, "oversampling", 1), "samples per pixel along each side")
     return hdu
 
 
@@ -186,14 +173,14 @@ def _storable(psf: Any, shape: tuple[int, int]) -> Any:
 
 
 def read_difference(path: str | os.PathLike[str]) -> Difference:
-    """Read a difference that `write_difference` wrote, and score it again.
+    """Read a difference that `write_difference` wrote.
 
     Raises
     ------
     ReadError
         The file cannot be read, or is not a difference.
     """
-    from skyloom.detection import score
+    from skyloom.detection import Score
     from skyloom.io import read
     from skyloom.pipeline.difference import Difference
 
@@ -206,7 +193,7 @@ def read_difference(path: str | os.PathLike[str]) -> Difference:
     template = Exposure(
         planes["TEMPLATE"], mask=np.where(from_template, result.mask, np.uint32(0)), wcs=exposure.wcs, name="template"
     )
-    scored = score(result, psf) if result.kernel is not None else _score_of(planes, psf)
+    scored = Score(psf=psf, **{plane: planes[name] for name, plane in _SCORE.items() if name in planes})
     return Difference(
         image=result.image,
         variance=result.variance,
@@ -243,13 +230,10 @@ def _contents(path: str | os.PathLike[str], exposure: Exposure) -> tuple[dict[st
         kept = {"SCIENCE", "TEMPLATE", "MATCHED", "VARTPL", *_SCORE} & names
         planes: dict[str, FloatArray] = {name: np.asarray(hdus[name].data, kind) for name in kept}
         kernel = _kernel_of(hdus["KERNEL"]) if "KERNEL" in names else None
-        of_proper = {*_SCORE, "PSFSCI", "PSFTPL"} if "PSF" not in names else {*_SCORE} - {"MOVING"}
-        if missing := ({"PSF"} if kernel is not None else of_proper) - names:
+        needed = {*_SCORE} - {"MOVING"} if "PSF" in names else {*_SCORE, "PSFSCI", "PSFTPL"}
+        if missing := needed - names:
             raise ReadError(f"{path} is not complete: it has no {', '.join(sorted(missing))}.", missing=sorted(missing))
-        if kernel is not None:
-            psf = _psf_of(hdus["PSF"], exposure.shape)
-        else:
-            psf = psf_from_hdu(hdus["PSF"]) if "PSF" in names else _proper_psf(hdus, exposure.shape)
+        psf = psf_from_hdu(hdus["PSF"]) if "PSF" in names else _proper_psf(hdus, exposure.shape)
         stamps = Table(hdus["STAMPS"].data)
         mask = np.asarray(hdus["DQ"].data).astype(np.uint32)
     header = exposure.header
@@ -271,13 +255,6 @@ def _contents(path: str | os.PathLike[str], exposure: Exposure) -> tuple[dict[st
         correlation_template=header["CORRTPL"],
     )
     return planes, result, psf
-
-
-def _score_of(planes: Mapping[str, FloatArray], psf: Any) -> Any:
-    """Return the score of a proper difference, as it was written."""
-    from skyloom.detection import Score
-
-    return Score(psf=psf, **{plane: planes[name] for name, plane in _SCORE.items() if name in planes})
 
 
 def read_diagnostics(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,11 +279,3 @@ def _proper_psf(hdus: Any, shape: tuple[int, int]) -> Any:
     psfs = psf_from_hdu(science), psf_from_hdu(template)
     shift = tuple(template.header.get(f"SHIFT{axis}", 0.0) for axis in "XY")
     return DifferencePsf(psfs, science.header["SIGMA"], template.header["SIGMA"], shape, shift)
-
-
-def _psf_of(hdu: Any, shape: tuple[int, int]) -> Any:
-    from skyloom.psf import PsfModel
-
-    basis = np.asarray(hdu.data, np.float64)
-    order = int((np.sqrt(8 * len(basis) + 1) - 3) / 2 + 0.5)  # of (order + 1) (order + 2) / 2 terms
-    return PsfModel(basis, order, shape, oversampling=hdu.header.get("PSFSAMP", 1))

@@ -22,7 +22,7 @@ from skyloom.stacking.job import Job
 from skyloom.stacking.members import Member, Progress, check_units, file_of, flux_scales, is_surface_brightness, survey
 from skyloom.stacking.memory import Budget, Scratch, parse_memory
 from skyloom.stacking.options import CoaddOptions
-from skyloom.stacking.result import Coadd
+from skyloom.stacking.result import Coadd, options_for_more
 from skyloom.stacking.sky import cell_levels, cell_size, levels_of, match_skies, needed_memory
 
 
@@ -91,7 +91,7 @@ def coadd(
         raise InputError(f"options is a {type(options).__name__}; CoaddOptions(method=...) are needed.")
     earlier = resume if isinstance(resume, Coadd) or resume is None else read_coadd(resume)
     if options is None:
-        options = CoaddOptions() if earlier is None else earlier.options
+        options = options_for_more(earlier)
     if output is not None:
         check_writable(output, options.overwrite)
     _check_resume(earlier, options, wcs, shape, maps)

@@ -243,13 +243,13 @@ def _contributions(table: Any) -> tuple[Contribution, ...]:
 
 
 def _options(parameters: Mapping[str, Any]) -> CoaddOptions:
-    """Return the options that a file carries; the factors of its exposures are no option for others."""
+    """Return the options that a file carries."""
     values = dict(parameters)
     rejection: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in values.pop("rejection", {}).items()
     }
-    if not isinstance(values.get("flux_scale", "auto"), str):
-        values["flux_scale"] = "auto"
+    if isinstance(values.get("flux_scale"), list):
+        values["flux_scale"] = tuple(values["flux_scale"])
     try:
         return CoaddOptions(**values | {"memory": None, "overwrite": False}, rejection=RejectionOptions(**rejection))
     except (TypeError, SkyloomError):

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from skyloom.errors import InputError, SkyloomError, WcsError
 from skyloom.exposure import BoolArray, Exposure
 from skyloom.io.fits_file import path_of
-from skyloom.io.keywords import EXPTIME, as_number
+from skyloom.io.keywords import EXPTIME, as_number, grows_with_time
 from skyloom.io.provenance import file_digest
 from skyloom.stacking.memory import Plane, Scratch
 
@@ -331,8 +331,8 @@ def flux_scales(members: Sequence[Any], how: str | Sequence[float]) -> list[floa
     members : sequence
         Exposures, or what is known of them: name, unit, zeropoint, exptime.
     how : {'auto', 'zeropoint', 'exptime', 'none'} or sequence of float
-        'auto' takes zero points if all have one, else exposure times if all have one and none is a rate or a surface
-        brightness, else nothing. Or the factors themselves.
+        'auto' takes zero points if all have one, else exposure times if all have one and the unit is plain counts, ADU
+        or electrons, else nothing. Or the factors themselves.
 
     Returns
     -------
@@ -358,7 +358,7 @@ def flux_scales(members: Sequence[Any], how: str | Sequence[float]) -> list[floa
     if how == "auto":
         if all(member.zeropoint is not None for member in members):
             how = "zeropoint"
-        elif all(member.exptime is not None and not _is_rate(member.unit) for member in members):
+        elif all(member.exptime is not None and grows_with_time(member.unit) for member in members):
             how = "exptime"
         else:
             how = "none"
@@ -374,8 +374,3 @@ def flux_scales(members: Sequence[Any], how: str | Sequence[float]) -> list[floa
             )
         values.append(10 ** (0.4 * value) if how == "zeropoint" else value)
     return [float(values[0] / value) for value in values]
-
-
-def _is_rate(unit: str) -> bool:
-    text = unit.replace(" ", "").lower()
-    return text.endswith(("/s", "/sec", "s-1", "s**-1", "s^-1")) or "jy" in text or is_surface_brightness(unit)

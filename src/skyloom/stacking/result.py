@@ -256,6 +256,14 @@ def _gain(contributions: Sequence[Contribution], shares: npt.NDArray[np.float64]
     return float(1 / total) if total > 0 else None
 
 
+def options_for_more(earlier: Coadd | None) -> CoaddOptions:
+    """Return the options by default: those of the co-add that is extended, but for the factors of its exposures."""
+    if earlier is None:
+        return CoaddOptions()
+    how = earlier.options.flux_scale
+    return dataclasses.replace(earlier.options, flux_scale=how if isinstance(how, str) else "auto")
+
+
 def plain_options(options: CoaddOptions) -> dict[str, Any]:
     """Return the options as JSON can hold them."""
     return dataclasses.asdict(options)
