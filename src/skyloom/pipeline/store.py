@@ -97,6 +97,7 @@ def write_difference(
 
     from skyloom.io import Provenance, write_exposure
     from skyloom.psf.hdu import psf_to_hdu
+    from skyloom.subtraction.zogy import DifferencePsf
 
     science = result.science
     provenance = Provenance("difference", result.parameters, inputs, outputs=outputs)
@@ -126,7 +127,7 @@ def write_difference(
     tables = [fits.BinTableHDU(result.stamps, name="STAMPS")]
     if result.kernel is not None and subtraction.decorrelation is None:
         tables.append(_kernel_hdu(result.kernel.polynomial))
-    proper = result.kernel is None
+    proper = isinstance(result.psf, DifferencePsf)
     tables += _proper_psfs(result.psf) if proper else [psf_to_hdu(_storable(result.psf, result.shape))]
     return write_exposure(
         exposure, path, overwrite=overwrite, provenance=provenance, planes=planes, more=tables, blank=unusable
