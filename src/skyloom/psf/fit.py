@@ -152,10 +152,11 @@ def refined_profile(stars: StarStamps, profile: Profile, steps: int = 6) -> Prof
 def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int = 12) -> Array:
     """Fit the basis images of a varying PSF to stars.
 
-    Minimises ``sum_s w_s (D_s - M_s)**2 + sum_u ((Phi_0 - m) / (tau m'))**2 + sum_km (a_km / tau_a)**2`` by
-    preconditioned conjugate gradients, m being the analytic profile and m' its maximum over 3 x 3 pixels. The prior
+    Minimises ``sum_s w_s (D_s - M_s)**2 + sum_u (theta / (tau n m'))**2 + sum_km (a_km / tau_a)**2`` by preconditioned
+    conjugate gradients, where ``Phi_0 = B theta + m``: n is the oversampling, m the analytic profile, blurred by the
+    pixels, m' its maximum over 3 x 3 pixels, and B averages over a pixel (`pixel_blur`; nothing for n = 1). The prior
     holds the samples that the stars do not determine, in the wings, near the profile, so that noise in the wings stays
-    below the wings.
+    below the wings. The preconditioner leaves out B, which changes how fast the solution is reached, not the solution.
 
     Parameters
     ----------
@@ -163,7 +164,7 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
     terms : ndarray, shape (n_stars, n_terms)
         Polynomial terms p_k at the stars; the first is 1.
     profile : Profile
-        m, fitted to the mean star.
+        m, before the blurring by the pixels; fitted to the best stars.
     iterations : int
         Steps of the conjugate gradients.
 
