@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def compare_with_truth(fwhm, options):
         models = [estimate_psf(exposure, order=options.degree), run_psfex(exposure, exposure.gain, options.degree)]
         stamps = [psf.stamp(middle, middle) for psf in models]
         half = min(int(2 * fwhm), *(stamp.shape[0] // 2 for stamp in (true, *stamps)))
-        true_fwhm = fine_fwhm(lambda x, y, dx, dy: pair.science_psf.profile(x, y, dx, dy, half), half)
+        true_fwhm = fine_fwhm(partial(_pixels, pair.science_psf, half), half)
         true_core, *cores = (cut(stamp, half) for stamp in (true, *stamps))
         rows.append(
             [100 * (fine_fwhm(psf.stamp_at, half) / true_fwhm - 1) for psf in models]
@@ -168,9 +169,11 @@ def compare_with_truth(fwhm, options):
         )
     mean, error = np.mean(rows, axis=0), np.std(rows, axis=0) / np.sqrt(max(1, options.seeds - 1))
     wider = [f"{mean[k]:+6.2f} +- {error[k]:.2f}" for k in (0, 1)]
-    print(
-        f"{fwhm:5.2f} {true_fwhm:8.3f} {wider[0]:>16} {wider[1]:>16} {mean[2]:8.2f} {mean[3]:8.2f}", flush=True
-    )
+    print(f"{fwhm:5.2f} {true_fwhm:8.3f} {wider[0]:>16} {wider[1]:>16} {mean[2]:8.2f} {mean[3]:8.2f}", flush=True)
+
+
+def _pixels(psf, half, x, y, dx, dy):
+    return psf.profile(x, y, dx, dy, half)
 
 
 def fine_fwhm(stamp_at, half, samples=4):

@@ -16,8 +16,8 @@ class Profile:
     """An elliptical Moffat profile ``(1 + r**2 / a**2)**-beta`` (Moffat 1969), or a Gaussian where `beta` is infinite.
 
     ``r**2 = ((1 - e1) x - e2 y)**2 + ((1 + e1) y - e2 x)**2``, over ``1 - e1**2 - e2**2``; `fwhm` in pixels.
-    Fitted to pixels, or to a PSF of one sample a pixel, it holds the blurring by the pixels, and `fwhm` too; for PSFs that
-    are sampled more often it is that of the light before the pixels (see `effective_profile`).
+    Fitted to pixels, or to a PSF of one sample a pixel, it holds the blurring by the pixels, and `fwhm` too; for PSFs
+    that are sampled more often it is that of the light before the pixels (see `effective_profile`).
     """
 
     fwhm: float

@@ -22,11 +22,12 @@ JUDGED_RADIUS = 1.5
 def choose_order(stars: StarStamps, basis: Array, fwhm: float, shape: tuple[int, int]) -> int:
     """Choose the degree of the variation by four-fold cross-validation on the stars.
 
-    Degree 0 is judged by what is left of the stars that it was fitted to, which makes it look a little better than it is;
-    the others by stars that were left out. What a constant PSF leaves of the stars, r_s, is fitted by ``sum_k p_k(s) sum_m a_km B_m`` with the modes and priors
-    of `fit_basis`; flux and position of each star are free. A higher degree is taken unless it predicts stars that were
-    left out of the fit worse, by more than two standard errors: the priors keep a needless term small, while a
-    missing one is a systematic error of all fluxes in a part of the image.
+    Degree 0 is judged by what is left of the stars that it was fitted to, which makes it look a little better than it
+    is; the others by stars that were left out. What a constant PSF leaves of the stars, r_s, is fitted by
+    ``sum_k p_k(s) sum_m a_km B_m`` with the modes and priors of `fit_basis`; flux and position of each star are free. A
+    higher degree is taken unless it predicts stars that were left out of the fit worse, by more than two standard
+    errors: the priors keep a needless term small, while a missing one is a systematic error of all fluxes in a part of
+    the image.
 
     Parameters
     ----------
