@@ -46,8 +46,8 @@ def test_agrees_with_plain_loops(kernel, conserving, drawn):
     options = {"conserving": conserving, "scale": scale, "pixfrac": pixfrac, "data2": variance, "dq": dq}
     found, (nmiss, nskip) = drizzled(kernel, data, weight, pixmap, shape, **options)
     # shares have rounding errors of some 1e-15 of their peak, which is (2.3548 / pixfrac)^2 scale^2 / 2 pi if Gaussian;
-    # those of turbo are overlaps of cells relative to the drop; Lanczos factors are within 3e-12, and cut at 1e-12 along
-    # each of the two axes (8e-12 for their product); 20 drops with a weight of up to 2
+    # those of turbo are overlaps of cells relative to the drop; Lanczos factors are within 3e-12 and cut at 1e-12
+    # along each of the two axes (8e-12 for their product); 20 drops with a weight of up to 2
     peak = max(1.0, 0.9 * (scale / pixfrac) ** 2) if kernel == "gaussian" and not conserving else 1.0
     peak = max(1.0, scale / pixfrac) if kernel == "turbo" else peak
     error = 20 * 2 * peak * (8e-12 if "lanczos" in kernel else 1e-14)
