@@ -14,6 +14,8 @@ Array = npt.NDArray[np.float64]
 MIN_STARS = {0: 3, 1: 12, 2: 30}
 """Fewest stars for each order: some three for each polynomial term, and enough to test the choice."""
 FOLDS = 4
+MARGIN = 3.0
+"""Standard errors by which a higher degree may predict worse."""
 JUDGES = 60
 JUDGED_RADIUS = 1.5
 """So many stars, the best of all parts of the image, decide about the order, with so many FWHM around them."""
@@ -22,12 +24,12 @@ JUDGED_RADIUS = 1.5
 def choose_order(stars: StarStamps, basis: Array, fwhm: float, shape: tuple[int, int]) -> int:
     """Choose the degree of the variation by four-fold cross-validation on the stars.
 
-    Degree 0 is judged by what is left of the stars that it was fitted to, which makes it look a little better than it
-    is; the others by stars that were left out. What a constant PSF leaves of the stars, r_s, is fitted by
-    ``sum_k p_k(s) sum_m a_km B_m`` with the modes and priors of `fit_basis`; flux and position of each star are free. A
-    higher degree is taken unless it predicts stars that were left out of the fit worse, by more than two standard
-    errors: the priors keep a needless term small, while a missing one is a systematic error of all fluxes in a part of
-    the image.
+    Degree 0 is judged by what is left of the stars that it was fitted to, the others by stars that were left out. What
+    a constant PSF leaves of the stars, r_s, is fitted by ``sum_k p_k(s) sum_m a_km B_m`` with the modes and priors of
+    `fit_basis`; flux and position of each star are free. A higher degree is taken unless it predicts stars that were
+    left out of the fit worse, by more than three standard errors: the priors keep a needless term small, while a
+    missing one is a systematic error of all fluxes in a part of the image. What a fit without a fold predicts worse
+    only because it has fewer stars than the one to come is taken off (Burman 1989, Biometrika 76, 503, eq. 2.3).
 
     Parameters
     ----------
@@ -53,14 +55,15 @@ def choose_order(stars: StarStamps, basis: Array, fwhm: float, shape: tuple[int,
             break
         terms = polynomial_terms(stars.x, stars.y, order, shape)[:, 1:]
         terms = terms - np.average(terms, axis=0, weights=stars.flux)  # what is constant is in the basis
-        coefficients = np.empty((stars.x.size, modes.shape[1]))
-        for k in range(FOLDS):
-            fitted = _solve(terms[fold != k], gram[fold != k], vector[fold != k], PRIOR_MODE * basis[0].max())
-            coefficients[fold == k] = terms[fold == k] @ fitted
-        predicted = (coefficients[:, None] @ modes)[:, 0]
-        chi2 = ((residual - predicted) ** 2).sum(axis=1)
+
+        def errors(used: npt.NDArray[np.bool_], terms: Array = terms) -> Array:
+            coefficients = terms @ _solve(terms[used], gram[used], vector[used], PRIOR_MODE * basis[0].max())
+            return ((residual - (coefficients[:, None] @ modes)[:, 0]) ** 2).sum(axis=1)
+
+        parts = np.stack([errors(fold != k) for k in range(FOLDS)])
+        chi2 = np.maximum(parts[fold, np.arange(fold.size)] + errors(fold >= 0) - parts.mean(axis=0), 0)
         gain = np.sqrt(best_chi2) - np.sqrt(chi2)  # roots, so that no single star decides
-        if gain.mean() >= -2 * gain.std() / np.sqrt(gain.size):
+        if gain.mean() >= -MARGIN * gain.std() / np.sqrt(gain.size):
             best, best_chi2 = order, chi2
     return best
 
