@@ -124,7 +124,7 @@ def test_identical_images_have_a_proper_score_of_nothing(pair):
     # The two PSFs are measured on different lists of sources. Where stars have no light, at high frequencies, their
     # transforms are errors of the measurement, and so is what becomes of the noise: 0 to 1 of its power in a part of
     # all frequencies. The score has no such frequencies.
-    assert np.std(same.score.significance[usable]) < 0.05
+    assert np.std(same.score.significance[usable]) < 0.1
     assert np.std(same.image[usable] / np.sqrt(same.variance[usable])) < 0.5
 
 

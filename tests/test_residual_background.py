@@ -228,6 +228,19 @@ def test_errors_of_the_sky_are_those_of_all_pixels_of_a_source():
     )
 
 
+def test_a_sky_that_doubles_the_errors_is_told(monkeypatch, caplog):
+    def left_quarter(image, *_, **__):
+        error = np.zeros(image.shape, np.float32)
+        error[:, : image.shape[1] // 4] = 50.0
+        return error
+
+    monkeypatch.setattr("skyloom.pipeline.smooth.sky_error", left_quarter)
+    result = skyloom.difference(PAIR.science, PAIR.template, options=ALIGNED)
+    # the border, where nothing is scored, is a little of that quarter
+    assert result.diagnostics["uncertain_sky"] == pytest.approx(0.25, abs=0.03)
+    assert "no smooth surface describes the sky" in caplog.text
+
+
 @pytest.mark.parametrize(
     "matching",
     [

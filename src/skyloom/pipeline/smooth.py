@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
     from skyloom.detection import Score
     from skyloom.subtraction import Subtraction
 
+logger = logging.getLogger(__name__)
+
 MATTERS = 0.02
 """Deviation of the residual background, in units of the noise, from which it is taken off: a matched filter over some
 dozen pixels sees five times as much."""
 DISTURBS = 0.3
 """From here on it has disturbed the fit of the kernel, too, which is repeated without it."""
 MOST_ROUNDS = 3
+TOLD = 0.02
+"""Part of the image with an uncertain sky from which a message tells so."""
 
 
 def subtract_without_sky(
@@ -72,7 +77,15 @@ def subtract_without_sky(
         result.statistics.update(noise_statistics(result), smooth_background=_in_noise(smooth, result))
     error = sky_error(result.image, result.variance, result.usable, fwhm=fwhm)
     if error is not None:
-        scored = with_sky_error(scored, error)
+        known, scored = scored, with_sky_error(scored, error)
+        doubled = scored.valid & (scored.flux_variance > 4 * known.flux_variance)
+        result.statistics["uncertain_sky"] = float(doubled.sum() / max(scored.valid.sum(), 1))
+        if result.statistics["uncertain_sky"] > TOLD:
+            logger.warning(
+                "On %.0f %% of %s no smooth surface describes the sky: errors of fluxes are more than doubled there.",
+                100 * result.statistics["uncertain_sky"],
+                science.name,
+            )
     return result, scored, psf_difference
 
 
