@@ -172,7 +172,7 @@ def compare_with_truth(fwhm, options):
     print(f"{fwhm:5.2f} {true_fwhm:8.3f} {wider[0]:>16} {wider[1]:>16} {mean[2]:8.2f} {mean[3]:8.2f}", flush=True)
 
 
-def _pixels(psf, half, x, y, dx, dy):
+def _pixels(psf, half, x, y, dx, dy):  # noqa: PLR0917
     return psf.profile(x, y, dx, dy, half)
 
 
