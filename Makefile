@@ -13,7 +13,7 @@ $(BIN)/python:
 # One stamp per set of dependencies: installed again when the build files or the compiled sources change.
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard src/skyloom/_kernels/*.[ch]pp)
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
-	@echo "Installing skyloom into $(VENV); the compiler takes a minute or two."
+	@echo "Installing skyloom into $(VENV); the compiler takes some minutes."
 	$(BIN)/python -m pip install -q -e '.[progress]'
 	touch $@
 # The packages of an extra alone, without building skyloom again.

@@ -101,7 +101,7 @@ def test_one_that_fails_does_not_stop_the_others(night, tmp_path, capsys):
     assert main(["difference", *arguments, *QUICK_CLI, "--summary", str(summary)]) == EXIT_PARTIAL
     rows = json.loads(summary.read_text())
     assert [row["status"] for row in rows] == ["failed", "done", "failed"]
-    assert [row["error"] for row in rows] == ["ReadError", "", "NoUsableDataError"]
+    assert [row["error"] for row in rows] == ["ReadError", None, "NoUsableDataError"]
     assert "same image" in rows[2]["message"]
     assert rows[0]["score_std"] is None
     assert sorted(path.name for path in out.iterdir()) == sorted(f"s0.{kind}" for kind in KINDS)

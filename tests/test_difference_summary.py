@@ -19,7 +19,7 @@ from simulate import simulate_pair
 from skyloom.cli import EXIT_FAILED, EXIT_OK, main, parse
 from skyloom.cli.difference import _images_and_templates
 from skyloom.cli.difference_many import _listed
-from skyloom.cli.summary import found
+from skyloom.detection.flags import found
 from skyloom.errors import InputError, NoUsableDataError, ReadError, SkyloomWarning, WriteError
 from skyloom.exposure import Exposure
 from skyloom.io import Provenance, write_exposure
@@ -363,12 +363,21 @@ def test_a_page_beside_is_made_anew_by_detect(run, tmp_path, capsys):
     assert "Limiting flux" in page
 
 
-def test_the_page_of_a_cloudy_image_says_so(run, tmp_path):
+def test_the_page_of_a_cloudy_image_says_so_first(run, tmp_path, capsys):
     (_, cloudy), _ = run
     (tmp_path / "cloudy.report.html").touch()
     assert main(["detect", str(cloudy.difference), "-o", str(tmp_path), "--overwrite", "-q"]) == EXIT_OK
     page = html.unescape((tmp_path / "cloudy.report.html").read_text())
-    assert cloudy.warnings in page
+    (verdict,) = re.findall(r'<ul class="verdict".*?</ul>', page, re.S)
+    first = re.search(r"<li.*?</li>", verdict, re.S)
+    assert cloudy.warnings in first[0]
+    assert "poor" in first[0]
+    assert found(cloudy.n_candidates, cloudy.n_artefacts) in verdict
+    # the command names what the command has
+    assert main(["detect", str(cloudy.difference), "-o", str(tmp_path)]) == EXIT_FAILED
+    told = capsys.readouterr().err
+    assert "-o FOLDER" in told
+    assert "overwrite=True" not in told
 
 
 def test_warnings_of_one_image_stand_in_its_json(run, tmp_path, capsys):
@@ -378,9 +387,12 @@ def test_warnings_of_one_image_stand_in_its_json(run, tmp_path, capsys):
     told = capsys.readouterr()
     one = json.loads(told.out)
     assert one["depth"] == "poor"
-    assert "of the light" in one["warnings"]
-    assert one["warnings"] in told.err
-    assert one["template_warnings"] == ""
+    (warning,) = one["warnings"]
+    assert "of the light" in warning
+    assert warning in told.err
+    assert one["template_warnings"] == []
+    assert (one["error"], one["remade"]) == (None, None)
+    assert one["error_scale"] >= 1
 
 
 def test_a_run_warns_of_its_cloudy_images(monkeypatch):
@@ -390,3 +402,9 @@ def test_a_run_warns_of_its_cloudy_images(monkeypatch):
     with pytest.warns(SkyloomWarning, match=r"dim\.fits: It has only 0.1 of the light"):
         judged = many._compared(rows)
     assert [one.depth for one in judged] == ["usual"] * 4 + ["poor"]
+
+
+def test_the_nearest_option_is_suggested(capsys):
+    with pytest.raises(SystemExit):
+        parse(["detect", "a.fits", "--treshold", "6"])
+    assert "do you mean --threshold?" in capsys.readouterr().err

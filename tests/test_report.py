@@ -175,7 +175,7 @@ def test_numbers_agree_with_the_inputs(difference, candidates, html):
         pull[np.abs(pull) < 5].std(), abs=5e-4 + 4 * 1.2 / np.sqrt(pull.size)
     )
     flagged = int((candidates["flags"] != 0).sum())
-    assert f"30 candidates, {flagged} flagged." in document.words
+    assert f"{30 - flagged} candidates (and {flagged} flagged as artefacts)." in document.words
     assert "Noise calibrated" in document.words
     assert "Registration good" in document.words
 
@@ -188,6 +188,16 @@ def test_noise_that_is_not_calibrated_is_called_so(factor, word):
     # the quoted noise is `factor` times too small, so D/sigma is `factor` times too wide: 4 sigma of 21 000 pixels
     assert numbers.pull_std == pytest.approx(factor, rel=4 * 1.2 / np.sqrt(150 * 140))
     assert any(one.text.startswith(word) for one in summary.judge(numbers))
+
+
+def test_noise_that_the_candidates_allow_for_is_no_alarm(candidates):
+    difference = make_difference((150, 140), n_stars=30, noise_factor=1.4)
+    table = candidates.copy()
+    table.meta["error_scale"] = 1.4
+    numbers = summary.summarize(difference, candidate_list(table), collect(difference))
+    (noise,) = (one for one in summary.judge(numbers) if one.text.startswith("Noise"))
+    assert noise.state == "fair"
+    assert noise.text.endswith("allow for it (errors x 1.4).")
 
 
 @pytest.mark.parametrize(("rms", "word"), [(0.05, "good"), (0.3, "fair"), (0.6, "poor")])
@@ -311,7 +321,7 @@ def test_optional_parts_may_be_missing(missing):
 def test_no_candidates(difference, none):
     text = page.render(difference, none)
     document = Document(text)
-    assert "No candidates." in document.words
+    assert "0 candidates (and 0 flagged as artefacts)." in document.words
     assert not document.all("table") or "candidates-table" not in document.ids
     assert data_of(text)["sprites"]["uris"] == []
 

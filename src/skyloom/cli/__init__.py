@@ -7,6 +7,7 @@ some of the inputs are missing in it; the log says which), 128 + n ended by sign
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import signal
@@ -55,7 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
         volume = sub.add_argument_group("messages")
         volume.add_argument("-v", "--verbose", action="count", default=0, help="more messages (twice: all)")
         volume.add_argument("-q", "--quiet", action="store_true", help="only errors")
-        sub.set_defaults(run=module.run, parser=sub, add_more=getattr(module, "add_more", None))
+        options = [option for action in sub._actions for option in action.option_strings]
+        sub.set_defaults(run=module.run, parser=sub, options=options, add_more=getattr(module, "add_more", None))
     return parser
 
 
@@ -64,7 +66,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments, rest = build_parser().parse_known_args(argv)
     unknown = [one for one in rest if one.startswith("-") and one != "-"]
     if unknown:
-        arguments.parser.error(f"there is no option {unknown[0]}; --help lists all.")
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], arguments.options, n=1)
+        meant = f"do you mean {near[0]}? " if near else ""
+        arguments.parser.error(f"there is no option {unknown[0]}; {meant}--help lists all.")
     if rest and arguments.add_more is None:
         arguments.parser.error(f"{rest[0]} is one argument too many.")
     if rest:

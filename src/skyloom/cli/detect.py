@@ -28,7 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from skyloom.cli import EXIT_OK
-    from skyloom.cli.summary import found
+    from skyloom.detection.flags import found
+    from skyloom.errors import WriteError
     from skyloom.io.atomic import no_empty_folder
     from skyloom.pipeline.find import detect
     from skyloom.pipeline.products import Products, image_stem, write_found
@@ -39,6 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder = source.parent if arguments.output is None else Path(arguments.output)
     page = Products.in_folder(folder, stem, difference=False)
     products = page if page.report and page.report.exists() else replace(page, report=None)
+    taken = [path for _, path in products.written() if path.exists()]
+    if taken and not arguments.overwrite:
+        raise WriteError(f"{taken[0]} exists already; choose another folder (-o FOLDER), or --overwrite to replace it.")
     products.check(overwrite=arguments.overwrite)
     result = read_difference(source)
     candidates = detect(result, threshold=arguments.threshold)

@@ -167,7 +167,7 @@ def _images_and_templates(arguments: argparse.Namespace) -> tuple[list[str], lis
 
 
 def _run_one(arguments: argparse.Namespace, science: str, recipe: Recipe) -> int:
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     from skyloom.cli import EXIT_OK, EXIT_PARTIAL
     from skyloom.cli.messages import progress_bar, warnings_shown
@@ -198,7 +198,7 @@ def _run_one(arguments: argparse.Namespace, science: str, recipe: Recipe) -> int
             warnings="\n".join(warnings_shown()[len(of_template) :]),
             template_warnings="\n".join(of_template),
         )
-        print(to_json(asdict(outcome)))
+        print(to_json(outcome.to_dict()))
     elif not arguments.quiet:
         print_summary(result, candidates, products, f"{seconds:.1f} s, after {before:.1f} s for the template")
     return EXIT_OK if len(result.alignments) == len(recipe.templates) else EXIT_PARTIAL

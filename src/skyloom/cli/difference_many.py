@@ -41,7 +41,8 @@ def run_many(arguments: argparse.Namespace, options: DifferenceOptions, batch: B
             )
     except Interrupted as end:
         if not end.outcomes:
-            raise KeyboardInterrupt(f"none of the {len(sciences)} images was finished") from None
+            told = "" if arguments.summary is None else ", and no summary was written"
+            raise KeyboardInterrupt(f"none of the {len(sciences)} images was finished{told}") from None
         _write(arguments, end.outcomes)
         told = "" if arguments.summary is None else f" (see {arguments.summary})"
         raise KeyboardInterrupt(
@@ -76,8 +77,6 @@ def _check_summary(arguments: argparse.Namespace, sciences: Sequence[str]) -> No
 
 def _write(arguments: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
     """Write the summary, if it is asked for, and print the outcomes for programs, if that is."""
-    from dataclasses import asdict
-
     from skyloom.io.atomic import no_empty_folder
     from skyloom.io.json import to_json
     from skyloom.pipeline import write_outcomes
@@ -88,13 +87,14 @@ def _write(arguments: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             write_outcomes(outcomes, arguments.summary, overwrite=arguments.overwrite or arguments.resume)
     if arguments.json:
-        print(to_json([asdict(one) for one in outcomes]))
+        print(to_json([one.to_dict() for one in outcomes]))
 
 
 def _tell(one: Outcome, name: str, *, printed: bool) -> None:
     """Tell what became of an image."""
     from skyloom.cli.messages import logger
-    from skyloom.cli.summary import depth_text, found
+    from skyloom.cli.summary import depth_text
+    from skyloom.detection.flags import found
 
     for text in filter(None, one.warnings.split("\n")):
         logger.warning("%s: warning: %s", name, text)
@@ -106,7 +106,8 @@ def _tell(one: Outcome, name: str, *, printed: bool) -> None:
     took = "kept" if one.seconds is None else f"{one.seconds:.1f} s"
     parts = [found(one.n_candidates or 0, one.n_artefacts or 0), *depth_text(vars(one))]
     if one.score_std is not None:
-        parts.append(f"score std {one.score_std:.3f}")
+        wider = f" (errors of candidates x {one.error_scale:.3g})" if one.error_scale else ""
+        parts.append(f"score std {one.score_std:.3f}{wider}")
     parts += [one.method, took]
     if one.remade:
         parts.append(f"made anew: {one.remade}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from skyloom.detection.flags import found
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -11,11 +13,6 @@ if TYPE_CHECKING:
     from skyloom.pipeline import Difference
     from skyloom.pipeline.products import Products
     from skyloom.registration import Registration
-
-
-def found(real: int, flagged: int) -> str:
-    """Return how many candidates there are, and how many have flags."""
-    return f"{real} candidate{'s' * (real != 1)} (and {flagged} flagged as artefact{'s' * (flagged != 1)})"
 
 
 def depth_text(numbers: Mapping[str, Any]) -> list[str]:
@@ -66,7 +63,7 @@ def print_summary(difference: Difference, candidates: Any, products: Products, s
     )
     print(
         f"  noise          difference/sigma: mean {numbers['noise_mean']:+.3f}, std {numbers['noise_std']:.3f}; "
-        f"score std {numbers['score_std']:.3f}"
+        f"score std {numbers['score_std']:.3f} (errors of candidates x {candidates.meta['error_scale']:.3g})"
     )
     print(f"  depth          {', '.join(depth_text(numbers))}, sky rms {numbers['sky_rms']:.4g}")
     real = candidates[candidates["real"]]

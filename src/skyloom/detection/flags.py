@@ -32,3 +32,8 @@ class CandidateFlag(IntFlag):
 def flag_text(flags: int) -> str:
     """Return the names of the flags, separated by spaces; empty without any."""
     return " ".join(str(flag.name).lower() for flag in CandidateFlag if flags & flag)
+
+
+def found(real: int, flagged: int) -> str:
+    """Return in words how many candidates there are, and how many have flags."""
+    return f"{real:,} candidate{'s' * (real != 1)} (and {flagged:,} flagged as artefact{'s' * (flagged != 1)})"

@@ -55,6 +55,8 @@ class Outcome:
         Standard deviation of the difference over the sky, in `unit`.
     noise_std, score_std : float or None
         Standard deviations of difference / error and of the score over the sky; 1 is perfect.
+    error_scale : float or None
+        The factor on the errors of the candidates, for a score that is wider; 1: none.
     usable_fraction : float or None
         Part of the pixels that are in both images and not masked.
     registration_n : int or None
@@ -103,6 +105,7 @@ class Outcome:
     sky_rms: float | None = None
     noise_std: float | None = None
     score_std: float | None = None
+    error_scale: float | None = None
     usable_fraction: float | None = None
     registration_n: int | None = None
     registration_rms: float | None = None
@@ -124,6 +127,12 @@ class Outcome:
     report: str = ""
     template_warnings: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON: None for what does not apply, lists of warnings."""
+        lists = {name: getattr(self, name).split("\n") for name in ("warnings", "template_warnings")}
+        told = {name: None if value == "" else value for name, value in asdict(self).items()}
+        return told | {name: [text for text in texts if text] for name, texts in lists.items()}
+
 
 _OWN = {"science", "status", "method", "n_candidates", "template_warnings"}
 """Columns that no other table has, together."""
@@ -134,6 +143,7 @@ def outcome_of(science: str | Path, products: Products, numbers: Mapping[str, An
 
     `numbers` are the diagnostics of its difference and what is `skyloom.pipeline.conditions.observed` of its header.
     """
+    numbers = {**numbers, "error_scale": candidates.meta.get("error_scale")}
     real = int(candidates["real"].sum())
     known = {item.name: numbers[item.name] for item in fields(Outcome) if numbers.get(item.name) is not None}
     known = {name: value for name, value in known.items() if not isinstance(value, float) or math.isfinite(value)}
@@ -187,7 +197,7 @@ def write_outcomes(outcomes: Sequence[Outcome], path: str | Path, *, overwrite: 
     kind = summary_format(path)
     with atomic_write(path, overwrite=overwrite) as temporary:
         if kind == "json":
-            temporary.write_text(to_json([asdict(one) for one in outcomes]) + "\n")
+            temporary.write_text(to_json([one.to_dict() for one in outcomes]) + "\n")
         else:
             outcome_table(outcomes).write(temporary, format=f"ascii.{kind}", overwrite=True)
     return Path(path)

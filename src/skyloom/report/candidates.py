@@ -42,11 +42,14 @@ class CandidateList:
         missing values are None.
     xy : float64 array, shape (n, 2)
     flagged : bool array, shape (n,)
+    error_scale : float
+        The factor on their errors that the width of the score asked for; 1 if unknown.
     """
 
     columns: list[dict[str, Any]]
     xy: npt.NDArray[np.float64]
     flagged: npt.NDArray[np.bool_]
+    error_scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.flagged)
@@ -54,8 +57,9 @@ class CandidateList:
 
 def candidate_list(table: Any) -> CandidateList:
     """Turn a table (or None: no candidates) into plain columns, the best first: by rank, else by absolute S/N."""
+    error_scale = float((getattr(table, "meta", None) or {}).get("error_scale", 1.0))
     if table is None or len(table) == 0:
-        return CandidateList([], np.empty((0, 2)), np.zeros(0, bool))
+        return CandidateList([], np.empty((0, 2)), np.zeros(0, bool), error_scale)
     names = list(table.colnames)
     order = np.arange(len(table))
     if "rank" in names:
@@ -82,7 +86,7 @@ def candidate_list(table: Any) -> CandidateList:
             },
         )
     xy = np.column_stack([filled(table[name]) if name in names else np.full(len(order), np.nan) for name in "xy"])
-    return CandidateList(columns, xy[order], _flagged(table)[order])
+    return CandidateList(columns, xy[order], _flagged(table)[order], error_scale)
 
 
 def _flagged(table: Any) -> npt.NDArray[np.bool_]:

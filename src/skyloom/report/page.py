@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from skyloom import __version__
+from skyloom.detection.flags import found
 from skyloom.report.candidates import CandidateList, candidate_list
 from skyloom.report.planes import DifferenceLike, collect, frames, sigma_of, sprites
 from skyloom.report.plots import Subject, all_plots
@@ -87,7 +88,7 @@ def render(difference: DifferenceLike, candidates: Any) -> str:
         .from_string(_asset("template.html.j2"))
         .render(
             version=__version__,
-            title=f"{science.name} minus {template.name}: {len(table)} candidates",
+            title=f"{science.name} minus {template.name}: {found(len(table) - summary.flagged, summary.flagged)}",
             science=science,
             template=template,
             verdict=judge(summary),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skyloom.detection.flags import found
 from skyloom.report.candidates import CandidateList
 from skyloom.report.images import robust_location
 from skyloom.report.planes import DifferenceLike, View, sigma_of
@@ -44,6 +45,9 @@ class Summary:
     Attributes
     ----------
     candidates, flagged : int
+        The former are all, with those that are flagged.
+    error_scale : float
+        The factor on the errors of the candidates.
     pull_std, score_std : float or None
         Standard deviation of D/sigma and of the score: the diagnostics' `noise_std` and `score_std` or, without them,
         from the median absolute deviation of all usable pixels.
@@ -78,6 +82,7 @@ class Summary:
     usable: float
     seconds: float | None
     warning: str = ""
+    error_scale: float = 1.0
 
 
 def summarize(difference: DifferenceLike, candidates: CandidateList, views: Mapping[str, View]) -> Summary:
@@ -107,6 +112,7 @@ def summarize(difference: DifferenceLike, candidates: CandidateList, views: Mapp
         usable=float(view.usable.mean()),
         seconds=sum(timings.values()) if timings else None,
         warning=str(diagnostics.get("warning", "")),
+        error_scale=candidates.error_scale,
     )
 
 
@@ -179,15 +185,12 @@ def sky_vectors(wcs: Any, xy: npt.NDArray[np.floating]) -> npt.NDArray[np.float6
 
 def judge(summary: Summary) -> list[Judgement]:
     """Say in plain words how many candidates there are and whether one can trust them."""
-    many = summary.candidates
-    counted = "No candidates" if many == 0 else "1 candidate" if many == 1 else f"{many:,} candidates"
-    flagged = "" if many == 0 else ", none flagged" if summary.flagged == 0 else f", {summary.flagged:,} flagged"
     return [
-        Judgement("plain", f"{counted}{flagged}."),
+        *([Judgement("poor", summary.warning)] if summary.warning else []),
+        Judgement("plain", f"{found(summary.candidates - summary.flagged, summary.flagged)}."),
         _judge_noise(summary),
         _judge_registration(summary),
         *_judge_coverage(summary),
-        *([Judgement("poor", summary.warning)] if summary.warning else []),
     ]
 
 
@@ -199,14 +202,18 @@ def _judge_noise(summary: Summary) -> Judgement:
     facts = f"the {name} has a standard deviation of {std:.3f}"
     if std < low:
         return Judgement("fair", f"Noise overestimated: {facts}, so real signal-to-noise is higher than quoted.")
-    if std > high and summary.pull_std is not None and low <= summary.pull_std <= high:
-        return Judgement(
-            "poor",
-            f"Noise underestimated for sources: single pixels are right (D/σ {summary.pull_std:.3f}), but {facts}. "
-            "Neighbours are correlated or carry residuals, so expect false candidates.",
-        )
     if std > high:
-        return Judgement("poor", f"Noise underestimated: {facts}, so expect false candidates.")
+        allowed = summary.error_scale > 1
+        ending = (
+            f"the S/N of the candidates allow for it (errors x {summary.error_scale:.3g})."
+            if allowed
+            else "expect false candidates."
+        )
+        state, name = "fair" if allowed else "poor", "Noise underestimated"
+        if summary.pull_std is not None and low <= summary.pull_std <= high:
+            name += f" for sources: single pixels are right (D/σ {summary.pull_std:.3f}), but neighbours are correlated"
+            name += " or carry residuals"
+        return Judgement(state, f"{name}: {facts}; {ending}")
     return Judgement("good", f"Noise calibrated: {facts} (1 is perfect).")
 
 
@@ -243,6 +250,7 @@ def facts(summary: Summary, difference: DifferenceLike) -> list[Fact]:
     stamps = None if s.stamps is None else f"{s.stamps_used} of {s.stamps}"
     template_fwhm = number(diagnostics.get("template_fwhm"))
     convolved = diagnostics.get("convolved")
+    scaled = f"errors of candidates x {s.error_scale:.3g}" if s.error_scale > 1 else "1 is perfect"
     rows = [
         ("Matched stars", None if s.n_matched is None else f"{s.n_matched:,}", ""),
         ("Registration rms", rms, "" if s.rms_arcsec is None else f"{s.rms_arcsec:.3f}″"),
@@ -253,7 +261,7 @@ def facts(summary: Summary, difference: DifferenceLike) -> list[Fact]:
         ("Template FWHM", _text(template_fwhm, "{:.2f} px"), _arcsec(template_fwhm, s)),
         ("Stamps used", stamps, "kernel fit"),
         ("Std of D/σ", _text(s.pull_std, "{:.3f}"), "1 is perfect"),
-        ("Std of the score", _text(s.score_std, "{:.3f}"), "1 is perfect"),
+        ("Std of the score", _text(s.score_std, "{:.3f}"), scaled),
         ("Usable pixels", f"{s.usable:.1%}", ""),
         ("Run time", _text(s.seconds, "{:.2f} s"), ""),
     ]
