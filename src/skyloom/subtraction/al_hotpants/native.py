@@ -126,9 +126,10 @@ def hotpants(
         options = options.replace(r=basis.half)
         with serial_blas():
             kernel, fitted = _fit_all(sides, options, basis, _positions(options, positions), sharper=sharper)
-    products = make_planes(
-        sides["image"], sides["template"], kernel, options, want_convolved=want_convolved, want_noise=want_noise
-    )
+    with serial_blas():
+        products = make_planes(
+            sides["image"], sides["template"], kernel, options, want_convolved=want_convolved, want_noise=want_noise
+        )
     header = make_header(products, kernel, fitted, options, statistics=want_statistics)
     stamps = _stamp_table(fitted)
     return HotpantsResult(products.diff, products.convolved, products.noise, products.mask, kernel, header, stamps)
