@@ -11,7 +11,8 @@ which rounds to about 1e-6 of the brightest pixel under the kernel: subtract a l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import comb
 from typing import Any
 
@@ -70,8 +71,19 @@ class PolynomialKernel:
         """Order n of the polynomial."""
         return next(n for n in range(MAX_ORDER + 1) if (n + 1) * (n + 2) // 2 == len(self.planes))
 
-    def terms_at(self, x: float, y: float) -> Float64Array:
-        """Return the monomials X^i Y^j at (x, y), in the order of the planes."""
+    def moved(self, x: int, y: int) -> PolynomialKernel:
+        """Return the kernel of a part of the image: pixel (x, y) is the part's first."""
+        other = replace(self, centre=(self.centre[0] - x, self.centre[1] - y))
+        vars(other)["shortcuts"] = self.shortcuts  # they are the same everywhere, and take time to find
+        return other
+
+    @cached_property
+    def shortcuts(self) -> tuple[bool, bool, int]:
+        """Whether K may be linear, and K^2 constant, within a block of columns, and the rows of K^2 to be left out."""
+        return (*_coarser(self), _dark_margin(self))
+
+    def terms_at(self, x: Any, y: Any) -> Float64Array:
+        """Return the monomials X^i Y^j at (x, y), numbers or arrays, in the order of the planes."""
         return monomials(x, y, self.order, self.centre, self.scale)
 
     def image_at(self, x: float, y: float) -> Float64Array:
@@ -299,7 +311,7 @@ def convolve(image: FloatArray, kernel: npt.ArrayLike, usable: BoolArray | None 
     return _run(masked, PolynomialKernel(kernel[None]), None, None)[0]
 
 
-def convolve_stamps(stamps: Float32Array, kernels: Float64Array) -> Float32Array:
+def convolve_stamps(stamps: Float32Array, kernels: Float64Array, threads: int | None = None) -> Float32Array:
     """Convolve each stamp with its own kernel.
 
     Parameters
@@ -307,6 +319,8 @@ def convolve_stamps(stamps: Float32Array, kernels: Float64Array) -> Float32Array
     stamps : ndarray of float32, shape (n, sy, sx)
     kernels : ndarray, shape (n, ky, kx)
         Odd sides.
+    threads : int, optional
+        As in `skyloom._threads.map_bands`.
 
     Returns
     -------
@@ -327,7 +341,7 @@ def convolve_stamps(stamps: Float32Array, kernels: Float64Array) -> Float32Array
             padded[k], None, None, flipped[k], 0, (0.0, 0.0), (1.0, 1.0), out[k], None, None, None, nx, (0, ny)
         )
 
-    map_bands(one, range(n))
+    map_bands(one, range(n), threads)
     return out[:, :, :nx]
 
 
@@ -366,7 +380,7 @@ def _run(
     padded_data = padded(data)
     padded_variance = None if variance is None else padded(variance)
     padded_usable = None if usable is None else padded(usable)
-    linear, constant_square, margin = (False, False, 0) if exact else (*_coarser(kernel), _dark_margin(kernel))
+    linear, constant_square, margin = (False, False, 0) if exact else kernel.shortcuts
     flipped = np.ascontiguousarray(kernel.planes[:, ::-1, ::-1], np.float64)
 
     def band(rows: tuple[int, int]) -> None:

@@ -37,6 +37,32 @@ def find_substamps(data, good, cell, middles, halves, levels, least_good, given,
     return found
 
 
+def sky_statistics(pixels, clip):
+    """Return mode and deviation of the sky: the middle of the shortest tenth, and quartiles, after clipping."""
+    values = np.sort(pixels, axis=None)
+    for _ in range(5):
+        low, middle, high = (float(values[int(share * (len(values) - 1))]) for share in (0.25, 0.5, 0.75))
+        sigma = (high - low) / 1.35
+        wide = values.astype(np.float64)
+        kept = values[(wide >= middle - clip * sigma) & (wide < middle + clip * sigma)]
+        if len(kept) in (0, len(values)):
+            break
+        values = kept
+    share = max(2, int(0.1 * len(values)))
+    if share >= len(values):
+        return middle, sigma
+    start = int(np.argmin(values[share:] - values[:-share]))
+    return float(values[start] + values[start + share]) / 2, sigma
+
+
+def stamp_sums(planes, variance, good, convolved_variance, step):
+    """Return sum w f f^T, sum w f target and sum w v over every `step`-th good pixel of one stamp, w = 1 / variance."""
+    used = good & (np.arange(len(good)) % step == 0)
+    weight = np.where(used, 1 / variance, 0)
+    functions, target = planes[:-1], planes[-1]
+    return functions * weight @ functions.T, functions * weight @ target, weight @ convolved_variance
+
+
 def filter_stamp(stamp, along_x, along_y, first):
     """Return the correlations of a stamp with each filter along y, times the one along x that it goes with."""
     width = along_x.shape[1]

@@ -27,8 +27,11 @@ from skyloom._kernels._ext import (
     local_signal,
     pixel_area_ratio,
     simd_level,
+    sky_statistics,
+    stamp_merits,
+    stamp_residuals,
+    stamp_sums,
     tile_spectrum,
-    weighted_gram,
 )
 
 __all__ = [
@@ -58,6 +61,9 @@ __all__ = [
     "local_signal",
     "pixel_area_ratio",
     "simd_level",
+    "sky_statistics",
+    "stamp_merits",
+    "stamp_residuals",
+    "stamp_sums",
     "tile_spectrum",
-    "weighted_gram",
 ]

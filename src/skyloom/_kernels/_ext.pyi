@@ -298,6 +298,36 @@ def find_substamps(
     found: npt.NDArray[np.float64],
     count: int,
 ) -> int: ...
-def weighted_gram(
-    planes: npt.NDArray[np.float32], roots: npt.NDArray[np.float32], gram: npt.NDArray[np.float64]
+def sky_statistics(pixels: npt.NDArray[np.float32], clip: float) -> tuple[float, float]: ...
+def stamp_sums(
+    planes: npt.NDArray[np.float32],
+    target_variance: npt.NDArray[np.float32],
+    convolved_variance: npt.NDArray[np.float32],
+    good: npt.NDArray[np.bool_],
+    signal: npt.NDArray[np.float32],
+    eps: float,
+    step: int,
+    rows: npt.NDArray[np.int64],
+    grams: npt.NDArray[np.float64],
+    moments: npt.NDArray[np.float64],
+    noise: npt.NDArray[np.float64],
+) -> None: ...
+def stamp_residuals(
+    planes: npt.NDArray[np.float32],
+    local: npt.NDArray[np.float32],
+    n_signal: int,
+    rows: npt.NDArray[np.int64],
+    signal: npt.NDArray[np.float32],
+    residual: npt.NDArray[np.float32],
+) -> None: ...
+def stamp_merits(
+    residual: npt.NDArray[np.float32],
+    signal: npt.NDArray[np.float32],
+    target_variance: npt.NDArray[np.float32],
+    convolved_variance: npt.NDArray[np.float32],
+    good: npt.NDArray[np.bool_],
+    eps: float,
+    most: float,
+    rows: npt.NDArray[np.int64],
+    merits: npt.NDArray[np.float64],
 ) -> None: ...

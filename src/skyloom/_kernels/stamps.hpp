@@ -32,8 +32,34 @@ struct FoundStamp {
 int find_substamps(const StampImage& image, const StampRule& rule, const std::int64_t* given, std::int64_t n,
                    FoundStamp* found, int count, int most);
 
-// gram[i][j] = sum_p roots[p]^2 planes[i][p] planes[j][p], in single precision, for n planes of `size` pixels.
-void weighted_gram(const float* planes, const float* roots, int n, std::int64_t size, double* gram);
+// Mode and standard deviation of the sky of pixels in rising order. After clipping at `clip` standard deviations about the
+// median: the middle of the shortest interval that holds a tenth of them, and the distance of the quartiles divided by 1.35.
+struct Sky {
+  double mode, sigma;
+};
+Sky sky_statistics(const float* first, const float* last, double clip);
+
+// The pixels of one stamp, as many of each as `size`, and the variance of its residual: that of the target, that of the
+// convolved source, and (eps * signal)^2.
+struct StampPixels {
+  const float* planes;  // (n + 1, size): the n functions of the fit, and the target
+  const float *target_variance, *convolved_variance;
+  const bool* good;
+  float *signal, *residual;
+  int n;
+  std::int64_t size;
+  float eps;
+};
+
+// With weights w = 1 / variance on every `step`-th pixel that is good, and f the functions: gram (n, n) = sum w f f^T,
+// moments (n) = sum w f target, in single precision. Returns the sum of w times the convolved source's variance.
+double stamp_sums(const StampPixels& stamp, int step, double* gram, double* moments);
+
+// signal = sum of local[k] times the first `n_signal` functions, residual = target - signal - those of the others.
+void stamp_residuals(const StampPixels& stamp, const float* local, int n_signal);
+
+// The mean of residual^2 / variance, at most `most` each, over good pixels; NaN without any.
+double stamp_merit(const StampPixels& stamp, float most);
 
 // Separable filters: each of those along y goes with one of the n_x along x, for which it has the numbers first[k] to
 // first[k + 1]. All have `width` taps, an odd number, in the order of correlations.

@@ -57,13 +57,15 @@ class KernelBasis:
         raw = self.filters[:, 0, :, None] * self.filters[:, 1, None, :]
         return np.tensordot(self.mix, raw, axes=1)
 
-    def convolve(self, stamp: FloatArray) -> FloatArray:
+    def convolve(self, stamp: FloatArray, out: FloatArray | None = None) -> FloatArray:
         """Convolve one stamp with all functions.
 
         Parameters
         ----------
         stamp : ndarray, shape (ny + 2 half, nx + 2 half)
             float32 or float64: that is the precision of the sums.
+        out : ndarray, shape (n, ny, nx), optional
+            For the result: contiguous, of the precision of the stamp.
 
         Returns
         -------
@@ -71,12 +73,13 @@ class KernelBasis:
             Only the part that no border touches.
         """
         dtype = stamp.dtype.newbyteorder("=")
+        if out is None:
+            out = np.empty((len(self), *(side - 2 * self.half for side in stamp.shape)), dtype)
         along_x, along_y, first, mix = self._bank(dtype)
-        ny, nx = (side - 2 * self.half for side in stamp.shape)
-        raw = np.empty((len(along_y), ny, nx), dtype)
-        whole = np.ascontiguousarray(stamp, dtype)
-        _kernels.filter_stamp(whole, along_x, along_y, first, raw)  # type: ignore[arg-type]  # the stubs lose the type
-        return (mix @ raw.reshape(len(raw), -1)).reshape(len(mix), ny, nx)
+        raw: Any = np.empty((len(along_y), *out.shape[1:]), dtype)
+        _kernels.filter_stamp(np.ascontiguousarray(stamp, dtype), along_x, along_y, first, raw)  # type: ignore[arg-type]
+        np.matmul(mix, raw.reshape(len(raw), -1), out=out.reshape(len(mix), -1))
+        return out
 
     def _bank(self, dtype: np.dtype[Any]) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64], FloatArray]:
         """Return the different filters along x and all along y, in the order of correlations, and `mix`.
@@ -95,7 +98,7 @@ class KernelBasis:
                 along_x.astype(dtype),
                 factors[order, 0].astype(dtype),
                 first.astype(np.int64),
-                self.mix[:, order].astype(dtype),
+                np.ascontiguousarray(self.mix[:, order], dtype),
             )
         return self._cache[dtype]
 

@@ -15,6 +15,8 @@ from skyloom.subtraction.basis import Float64Array
 
 _SMALLEST_RCOND = 1e-13  # below, the Cholesky solution has no correct digits left and directions are cut off
 _CUT_RCOND = 1e-11
+_SOUND = 1e-6
+"""Of each unknown this share is not told by those before it: no condition number need be looked at."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,20 @@ def normal_matrix(model: Model, terms: Float64Array, grams: Float64Array) -> Flo
         Monomials of `model.spatial_order` at each stamp.
     grams : ndarray, shape (n_stamps, m, m)
     """
-    n, m = terms.shape[1], grams.shape[1]
-    first, place = _places(model, n, m)
-    products = terms[:, first // n] * terms[:, first % n]
-    return (products.T @ grams.reshape(len(terms), -1)).ravel()[place]
+    return placed(model, terms.shape[1], gram_sums(model, terms, grams))
+
+
+def gram_sums(model: Model, terms: Float64Array, grams: Float64Array) -> Float64Array:
+    """Return the sums over stamps of each product of two monomials times the matrices, shape (n_products, m, m)."""
+    n = terms.shape[1]
+    first, _ = _places(model, n, grams.shape[1])
+    return np.tensordot((terms[:, first // n] * terms[:, first % n]).T, grams, axes=1)
+
+
+def placed(model: Model, n_terms: int, sums: Float64Array) -> Float64Array:
+    """Return the normal matrix that has the elements of `gram_sums`."""
+    _, place = _places(model, n_terms, sums.shape[1])
+    return sums.ravel()[place]
 
 
 @lru_cache(maxsize=32)
@@ -164,14 +176,12 @@ class Factored:
     def __init__(self, matrix: Float64Array) -> None:
         scale = np.sqrt(np.diagonal(matrix))
         self._scale = np.where(scale > 0, scale, 1.0)
-        scaled = matrix / self._scale[:, None] / self._scale[None, :]
+        scaled = matrix * np.outer(1 / self._scale, 1 / self._scale)
         self._cholesky: Any = None
         # the transpose of a symmetric matrix is the same in the order of LAPACK
         factor, failed = scipy.linalg.lapack.dpotrf(scaled.T, lower=1, clean=0)
-        if not failed:
-            norm = np.abs(scaled).sum(axis=0).max()
-            if scipy.linalg.lapack.dpocon(factor, norm, uplo="L")[0] > _SMALLEST_RCOND:
-                self._cholesky = factor
+        if not failed and (np.diagonal(factor).min() ** 2 > _SOUND or _condition(scaled, factor) > _SMALLEST_RCOND):
+            self._cholesky = factor
         if self._cholesky is None:
             values, vectors = np.linalg.eigh(scaled)
             kept = values > _CUT_RCOND * values[-1]
@@ -185,6 +195,11 @@ class Factored:
             half = scipy.linalg.blas.dtrsv(self._cholesky, scaled, lower=1)
             return scipy.linalg.blas.dtrsv(self._cholesky, half, lower=1, trans=1) / self._scale
         return (self._half_inverse @ (self._half_inverse.T @ scaled)) / self._scale
+
+
+def _condition(matrix: Float64Array, factor: Float64Array) -> float:
+    """Return the reciprocal of the condition number of a symmetric matrix with this Cholesky factor, an estimate."""
+    return float(scipy.linalg.lapack.dpocon(factor, np.abs(matrix).sum(axis=0).max(), uplo="L")[0])
 
 
 def solve(
@@ -204,9 +219,8 @@ def solve(
     not made up from noise. `normal` is the `normal_matrix` of the sums, penalty included, if it is known.
     """
     grams = sums.grams if sums.penalty is None else sums.grams + sums.penalty
-    normal = normal_matrix(model, terms, grams) if normal is None else normal.copy()
-    normal[np.diag_indices_from(normal)] += stiffness * model.varying(terms.shape[1])
-    matrix = Factored(normal)
+    normal = normal_matrix(model, terms, grams) if normal is None else normal
+    matrix = Factored(normal + np.diag(stiffness * model.varying(terms.shape[1])) if stiffness else normal)
     solution = matrix.solve(normal_vector(model, terms, sums.moments))
     for _ in range(debiasing if sums.noise.any() else 0):
         local = local_coefficients(model, solution, terms)

@@ -85,21 +85,20 @@ def check_kernel(kernel: SpatialKernel, box: tuple[int, int, int, int]) -> None:
         The kernel cannot be right.
     """
     x0, x1, y0, y1 = box
-    polynomial = kernel.polynomial
-    for y in np.linspace(y0, y1, _GRID):
-        for x in np.linspace(x0, x1, _GRID):
-            image = polynomial.image_at(x, y)
-            total, absolute = float(image.sum()), float(np.abs(image).sum())
-            if np.isfinite(absolute) and total > 0 and absolute <= _MOST_RINGING * total:
-                continue
-            raise SubtractionError(
-                f"The fitted kernel is not sane: at x={x:.0f}, y={y:.0f} its sum is {total:.3g} and the sum of its "
-                f"absolute values {absolute:.3g}; a positive sum, and at most {_MOST_RINGING:g} times as much, are "
-                "needed. Check that both images show the same stars, give a lower spatial order "
-                "(--spatial-order), or convolve the other image (--convolve).",
-                sum=total,
-                absolute_sum=absolute,
-            )
+    y, x = (axis.ravel() for axis in np.meshgrid(np.linspace(y0, y1, _GRID), np.linspace(x0, x1, _GRID), indexing="ij"))
+    images = np.tensordot(kernel.polynomial.terms_at(x, y).T, kernel.polynomial.planes, axes=1)
+    totals, absolutes = images.sum(axis=(1, 2)), np.abs(images).sum(axis=(1, 2))
+    sane = np.isfinite(absolutes) & (totals > 0) & (absolutes <= _MOST_RINGING * totals)
+    if not sane.all():
+        k = int(np.argmin(sane))
+        raise SubtractionError(
+            f"The fitted kernel is not sane: at x={x[k]:.0f}, y={y[k]:.0f} its sum is {totals[k]:.3g} and the sum of "
+            f"its absolute values {absolutes[k]:.3g}; a positive sum, and at most {_MOST_RINGING:g} times as much, are "
+            "needed. Check that both images show the same stars, give a lower spatial order "
+            "(--spatial-order), or convolve the other image (--convolve).",
+            sum=float(totals[k]),
+            absolute_sum=float(absolutes[k]),
+        )
 
 
 def check_variance(result: Subtraction) -> None:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from skyloom import _kernels
 from skyloom._threads import map_bands, row_bands
-from skyloom.background import MAD_TO_SIGMA
+from skyloom.background import MAD_TO_SIGMA, median
 from skyloom.convolution import Float32Array, convolve_stamps, exponents, monomials
 from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray
+from skyloom.subtraction.al_hotpants.inputs import Plane
 from skyloom.subtraction.al_hotpants.kernel import Region
 from skyloom.subtraction.al_hotpants.options import HotpantsOptions
 from skyloom.subtraction.al_hotpants.stamps import Substamp
 from skyloom.subtraction.basis import Float64Array, KernelBasis
 from skyloom.subtraction.fit import systematic_fraction
-from skyloom.subtraction.normal import Model, StampSums, local_coefficients, normal_matrix, solve
+from skyloom.subtraction.normal import Model, StampSums, gram_sums, local_coefficients, placed, solve
 from skyloom.subtraction.stamps import dilate
 
 log = logging.getLogger("skyloom.subtraction")
@@ -32,26 +31,8 @@ _MAX_SYSTEMATIC = 0.003  # as in `skyloom.subtraction.fit`
 _SHARED_NOISE = 0.5
 _ROUNDS = 25  # of replacing sub-stamps
 _QUARTILES = 1.35
-_GROUP = 16  # stamps that are worked on together
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """One of the two images, as the fit sees it.
-
-    Parameters
-    ----------
-    data : ndarray of float32, shape (ny, nx)
-        Less a pedestal; 0 where bad.
-    bad : callable
-        (rows, columns), slices -> where that part is bad.
-    variance : callable
-        (rows, columns), slices -> variance of that part, float32.
-    """
-
-    data: npt.NDArray[np.float32]
-    bad: Callable[[slice, slice], BoolArray]
-    variance: Callable[[slice, slice], Float32Array]
+_GROUP = 16  # stamps that are worked on together, at most
+_BANDS = 8  # into which they are cut, if they are fewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +73,7 @@ class _Fit:
     """The active sub-stamp of each stamp, row by row of all arrays, and the solution."""
 
     def __init__(
-        self, source: Side, target: Side, region: Region, queues: list[list[Substamp]], *,
+        self, source: Plane, target: Plane, region: Region, queues: list[list[Substamp]], *,
         basis: KernelBasis, options: HotpantsOptions,
     ) -> None:  # fmt: skip
         self.source, self.target, self.region, self.basis, self.options = source, target, region, basis, options
@@ -115,100 +96,131 @@ class _Fit:
         self.signal, self.residual = (np.zeros((count, size), np.float32) for _ in range(2))
         self.gain, self.noise, self.merits = np.ones(count), np.zeros(count), np.full(count, np.nan)
         self.grams, self.moments = np.zeros((count, n, n)), np.zeros((count, n))
-        rows = np.arange(count)
-        self.take_next(rows)
+        self.terms = np.empty((count, len(exponents(options.ko))))  # monomials of the kernel
+        self.everything = np.arange(count)
         # the first fit, on every second pixel, is only there to find the weights of the second
-        self.sum_up(rows, 2 if self.weighted else 1)
+        self.take_next(self.everything, step=2 if self.weighted else 1)
+        self.totals = gram_sums(self.model, self.terms, self.grams)
 
-    def take_next(self, rows: npt.NDArray[np.intp]) -> None:
-        """Load the next sub-stamp of these stamps."""
-        n, half, reach = len(self.basis), self.options.rss, self.options.rss + self.basis.half
-        inner = (slice(self.basis.half, -self.basis.half),) * 2
-        near = (self.basis.half + 1) // 2  # the middle half of the kernel holds nearly all of its weight
+    def take_next(self, rows: npt.NDArray[np.intp], local: Float64Array | None = None, step: int = 1) -> None:
+        """Load the next sub-stamp of these stamps, and sum its equations as `sum_up` does.
+
+        `local` are coefficients of a kernel for their weights; without it, the source's noise is taken as it is.
+        """
         for k in rows:
             self.stars[k], self.waiting[k] = self.waiting[k][0], self.waiting[k][1:]
-        axis = np.arange(-half, half + 1)
         x, y = (np.array([getattr(self.stars[k], name) for k in rows], int) for name in "xy")
+        where = self.region.centre, self.region.scale
+        self.terms[rows] = monomials(x, y, self.options.ko, *where).T
+
+        def load(band: tuple[int, int]) -> None:
+            part = slice(*band)
+            self._load(rows[part], x[part], y[part])
+            if local is not None:
+                self._reweight(rows[part], np.broadcast_to(local, (band[1] - band[0], len(local))))
+            self._sum(rows[part], step)
+
+        map_bands(load, row_bands(len(rows), min(_GROUP, 1 + len(rows) // _BANDS)))
+
+    def _load(self, rows: npt.NDArray[np.intp], x: npt.NDArray[np.intp], y: npt.NDArray[np.intp]) -> None:
+        """Load the pixels of these stamps' sub-stamps, which are at x and y."""
+        n, half, count = len(self.basis), self.options.rss, len(rows)
+        boxes, wide = ([np.s_[v - h : v + h + 1, u - h : u + h + 1] for u, v in zip(x, y, strict=True)]
+                       for h in (half, half + self.basis.half))  # fmt: skip
+        axis = np.arange(-half, half + 1)
+        for k, box in zip(rows, wide, strict=True):
+            self.basis.convolve(self.source.data[box], self.planes[k, :n].reshape(n, len(axis), len(axis)))
         pixels = x[:, None, None] + axis, y[:, None, None] + axis[:, None]
         background = monomials(*pixels, self.options.bgo, self.region.centre, self.region.scale)
+        self.planes[rows, n:-1] = background.swapaxes(0, 1).reshape(count, len(background), -1)
+        self.planes[rows, -1] = np.stack([self.target.data[box] for box in boxes]).reshape(count, -1)
+        self.target_variance[rows] = self.target.variance(boxes).reshape(count, -1)
+        self.source_variance[rows] = self.source.variance(wide)
+        self.convolved_variance[rows] = self.source.variance(boxes).reshape(count, -1)
+        self.gain[rows], self.signal[rows] = 1.0, 0
+        if self.weighted:
+            self.usable[rows] = ~(self._touched(wide) | self.target.bad(boxes)).reshape(count, -1)
+        self.good[rows] = self.usable[rows]
 
-        def load(number: int) -> None:
-            k = rows[number]
-            x, y = self.stars[k].x, self.stars[k].y
-            box, wide = (np.s_[y - h : y + h + 1, x - h : x + h + 1] for h in (half, reach))
-            planes = self.planes[k]
-            planes[:n] = self.basis.convolve(self.source.data[wide]).reshape(n, -1)
-            planes[n:-1] = background[:, number].reshape(len(background), -1)
-            planes[-1] = self.target.data[box].ravel()
-            self.target_variance[k] = self.target.variance(*box).ravel()
-            self.source_variance[k] = self.source.variance(*wide)
-            # before there is a kernel, the source's noise is taken as it is
-            self.convolved_variance[k], self.gain[k] = self.source_variance[k][inner].ravel(), 1.0
-            if self.weighted:
-                touched = dilate(self.source.bad(*wide), near)[inner]
-                self.usable[k] = ~(touched | self.target.bad(*box)).ravel()
-            self.good[k], self.signal[k] = self.usable[k], 0
+    def _touched(self, wide: list[tuple[slice, slice]]) -> BoolArray:
+        """Return the pixels of sub-stamps that bad pixels of the source reach, by the middle half of the kernel.
 
-        map_bands(load, range(len(rows)))
+        That holds nearly all of its weight.
+        """
+        bad, reach = self.source.bad(wide), (self.basis.half + 1) // 2
+        for number in np.flatnonzero(bad.any(axis=(1, 2))):
+            bad[number] = dilate(bad[number], reach)
+        return bad[:, self.basis.half : -self.basis.half, self.basis.half : -self.basis.half]
 
-    def total_variance(self, eps: float, which: Any = slice(None)) -> Float32Array:
-        """Variance of the residuals, with their systematic part, a share `eps` of the signal; of some stamps."""
-        variance = self.target_variance[which] + self.convolved_variance[which]
-        return variance + np.square(np.float32(eps) * self.signal[which])
+    def total_variance(self, eps: float) -> Float32Array:
+        """Variance of the residuals, with their systematic part, a share `eps` of the signal."""
+        return self.target_variance + self.convolved_variance + np.square(np.float32(eps) * self.signal)
 
-    def sum_up(self, rows: npt.NDArray[np.intp], step: int = 1) -> None:
-        """Sum the equations of these sub-stamps over each `step`-th pixel, with their present weights if any.
+    def sum_up(self) -> None:
+        """Sum the equations of all sub-stamps with their present weights, if any.
 
         The products of weighted pixels are summed in float32: that rounds to 1e-7 of a star's signal-to-noise ratio
         squared, which is below that ratio, the uncertainty of the sums.
         """
-        size = self.grams.shape[1]
+        map_bands(lambda band: self._sum(self.everything[slice(*band)]), row_bands(len(self.everything), 2))
+        self.totals = gram_sums(self.model, self.terms, self.grams)
+
+    def _sum(self, rows: npt.NDArray[np.intp], step: int = 1) -> None:
+        """Sum the equations of these sub-stamps over each `step`-th pixel."""
         if self.weighted:
-            total = self.total_variance(self.eps, rows)
-            roots = np.where(self.good[rows] & self.alive[rows, None], 1 / np.sqrt(total), np.float32(0))
-            roots[:, np.arange(roots.shape[1]) % step > 0] = 0
-            self.noise[rows] = np.einsum("kp,kp,kp->k", roots, roots, self.convolved_variance[rows]) / self.gain[rows]
-
-        def one(number: int) -> None:
-            k, products = rows[number], np.empty((size + 1, size + 1))
-            if self.weighted:
-                _kernels.weighted_gram(self.planes[k], roots[number], products)
-            else:
-                planes = self.planes[k].astype(np.float64) * self.alive[k]
-                np.matmul(planes, planes.T, out=products)
-            self.grams[k], self.moments[k] = products[:size, :size], products[:size, -1]
-
-        map_bands(one, range(len(rows)))
-        self.normal = normal_matrix(self.model, self.terms(), self.grams)
-
-    def terms(self) -> Float64Array:
-        """Return the monomials of the kernel at each sub-stamp."""
-        x, y = (np.array([getattr(star, axis) for star in self.stars]) for axis in "xy")
-        return monomials(x, y, self.options.ko, self.region.centre, self.region.scale).T
+            _kernels.stamp_sums(
+                self.planes, self.target_variance, self.convolved_variance, self.good, self.signal, self.eps, step,
+                rows, self.grams, self.moments, self.noise,
+            )  # fmt: skip
+            self.noise[rows] /= self.gain[rows]
+            return
+        for k in rows:
+            planes = self.planes[k].astype(np.float64) * self.alive[k]
+            products = planes[:-1] @ planes.T
+            self.grams[k], self.moments[k] = products[:, :-1], products[:, -1]
 
     def solve(self) -> None:
         """Fit the kernel, and look at the residuals."""
-        terms, n = self.terms(), len(self.basis)
         noise = self.noise * (self.independent & self.alive)
         sums = StampSums(self.grams, self.moments, np.zeros(len(noise)), noise, self.noise_gram)
-        self.solution = solve(self.model, terms, sums, normal=self.normal)
-        self.local = local_coefficients(self.model, self.solution, terms)
+        normal = placed(self.model, self.terms.shape[1], self.totals)
+        self.solution = solve(self.model, self.terms, sums, normal=normal)
+        self.local = local_coefficients(self.model, self.solution, self.terms)
         local = self.local.astype(np.float32)
 
         def some(band: tuple[int, int]) -> None:
-            which = slice(*band)
-            planes, factors = self.planes[which], local[which, None]
-            self.signal[which] = np.matmul(factors[..., :n], planes[:, :n])[:, 0]
-            self.residual[which] = planes[:, -1] - self.signal[which]
-            self.residual[which] -= np.matmul(factors[..., n:], planes[:, n:-1])[:, 0]
+            rows = self.everything[slice(*band)]
+            _kernels.stamp_residuals(self.planes, local, len(self.basis), rows, self.signal, self.residual)
+            self._compare(rows)
 
         map_bands(some, row_bands(len(local), _GROUP))
 
-    def reweight(self, rows: npt.NDArray[np.intp], local: Float64Array) -> None:
-        """Variances with the kernel that was found, given by its coefficients at each of these stamps."""
+    def _compare(self, rows: npt.NDArray[np.intp]) -> None:
+        """Find the mean squared residuals of these sub-stamps, in units of the variance."""
+        # one cosmic ray does not make a bad sub-stamp, a variable star does
+        most = _PIXEL_CLIP**2 if self.weighted else np.inf
+        _kernels.stamp_merits(
+            self.residual, self.signal, self.target_variance, self.convolved_variance, self.usable, self.eps, most,
+            rows, self.merits,
+        )  # fmt: skip
+
+    def reweight(self) -> None:
+        """Find the variances with the kernel of the solution, and what the residuals scatter beyond them."""
+
+        def some(band: tuple[int, int]) -> None:
+            rows = self.everything[slice(*band)]
+            self._reweight(rows, self.local[rows, : len(self.basis)])
+
+        map_bands(some, row_bands(len(self.local), _GROUP))
+        self.find_systematic()
+        self.clip_pixels()
+        self._compare(self.everything)
+
+    def _reweight(self, rows: npt.NDArray[np.intp], local: Float64Array) -> None:
+        """Variances with a kernel that is given by its coefficients at each of these stamps."""
         squared = np.tensordot(local, self.basis.images, axes=1) ** 2
-        convolved = convolve_stamps(self.source_variance[rows], squared)
-        self.convolved_variance[rows] = convolved.reshape(len(rows), self.usable.shape[1])
+        convolved = convolve_stamps(self.source_variance[rows], squared, threads=1)
+        self.convolved_variance[rows] = convolved.reshape(len(rows), -1)
         self.gain[rows] = squared.sum(axis=(1, 2))
 
     def find_systematic(self) -> None:
@@ -224,17 +236,7 @@ class _Fit:
 
     def judge(self) -> tuple[float, float]:
         """Give each sub-stamp its merit; return their clipped mean and deviation."""
-        if self.options.fom == "v":
-            # one cosmic ray does not make a bad sub-stamp, a variable star does
-            most = np.float32(_PIXEL_CLIP**2 if self.weighted else np.inf)
-
-            def some(band: tuple[int, int]) -> None:
-                which = slice(*band)
-                ratio = np.minimum(self.residual[which] ** 2 / self.total_variance(self.eps, which), most)
-                self.merits[which] = np.mean(ratio, axis=1, where=self.usable[which], dtype=np.float64)
-
-            map_bands(some, row_bands(len(self.merits), _GROUP))
-        else:
+        if self.options.fom != "v":
             for k, usable in enumerate(self.usable):
                 used = self.residual[k, usable]
                 self.merits[k] = (
@@ -251,12 +253,11 @@ class _Fit:
         if not len(bad):
             return False
         more = np.array([bool(self.waiting[k]) for k in bad])
-        self.alive[bad[~more]] = False
-        self.take_next(bad[more])
-        if self.weighted:
-            middle = self.local[self.alive, : len(self.basis)].mean(axis=0)
-            self.reweight(bad[more], np.broadcast_to(middle, (more.sum(), len(middle))))
-        self.sum_up(bad)
+        self.alive[bad[~more]] = self.good[bad[~more]] = False
+        self.totals -= gram_sums(self.model, self.terms[bad], self.grams[bad])
+        self._sum(bad[~more])
+        self.take_next(bad[more], self.local[self.alive, : len(self.basis)].mean(axis=0) if self.weighted else None)
+        self.totals += gram_sums(self.model, self.terms[bad], self.grams[bad])
         self.need_enough()
         return True
 
@@ -285,19 +286,21 @@ def clipped(values: Float64Array, limit: float) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     if not len(values):
         return np.nan, np.nan
-    centre, sigma = np.median(values), MAD_TO_SIGMA * np.median(np.abs(values - np.median(values)))
+    centre = median(values)
+    sigma = MAD_TO_SIGMA * median(np.abs(values - centre))
     for _ in range(10):
         kept = values[np.abs(values - centre) <= limit * sigma] if sigma > 0 else values
         before = len(values)
         values = kept if len(kept) else values
-        centre, sigma = values.mean(), values.std()
+        centre = float(values.sum()) / len(values)
+        sigma = float(np.linalg.norm(values - centre)) / len(values) ** 0.5
         if len(values) == before:
             break
-    return float(centre), float(sigma)
+    return centre, sigma
 
 
 def fit_region(
-    source: Side, target: Side, region: Region, queues: list[list[Substamp]], *,
+    source: Plane, target: Plane, region: Region, queues: list[list[Substamp]], *,
     basis: KernelBasis, options: HotpantsOptions,
 ) -> RegionFit:  # fmt: skip
     """Fit kernel and background so that K * source + b = target, on one sub-stamp of each stamp.
@@ -326,13 +329,10 @@ def fit_region(
     fit.need_enough()
     fit.solve()
     if fit.weighted:
-        everything = np.arange(len(queues))
-        fit.reweight(everything, fit.local[:, : len(basis)])
-        fit.find_systematic()
-        fit.clip_pixels()
+        fit.reweight()
         merit, _ = fit.judge()
         fit.independent = bool(merit > _SHARED_NOISE)
-        fit.sum_up(everything)
+        fit.sum_up()
         fit.solve()
     for number in range(_ROUNDS):
         merit, scatter = fit.judge()

@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom._threads import map_bands, row_bands
-from skyloom.background import MAD_TO_SIGMA
+from skyloom.background import MAD_TO_SIGMA, median
 from skyloom.errors import NoUsableDataError
 from skyloom.exposure import LARGEST
-from skyloom.subtraction.al_hotpants.fit import Side
 from skyloom.subtraction.al_hotpants.options import HotpantsOptions
 from skyloom.subtraction.dropin_arguments import real_plane, usable_errors
 from skyloom.subtraction.sanity import check_range
 
 _SAMPLE = 256  # pixels along each axis, at most, from which levels are found
+_BAND = 1 << 18  # pixels that are worked on together
 _LEAST_VARIANCE = 1e-6  # in units of the sky's: only keeps divisions finite
 
 
@@ -80,29 +80,34 @@ class Plane:
     sky_variance: float
     name: str = field(default="image")
 
-    def bad(self, rows: slice, columns: slice) -> npt.NDArray[np.bool_]:
-        """Return where a part is bad."""
-        return (self.bits[rows, columns] & np.uint16(HotpantsBit.INPUT_ISBAD)) != 0
+    def bad(self, where: Where | list[Where]) -> npt.NDArray[np.bool_]:
+        """Return where a part is bad, or parts of one shape are."""
+        return (_pixels(self.bits, where) & np.uint16(HotpantsBit.INPUT_ISBAD)) != 0
 
-    def variance(self, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
-        """Return the variance of a part.
+    def variance(self, where: Where | list[Where]) -> npt.NDArray[np.float32]:
+        """Return the variance of a part, or of parts of one shape.
 
         It is noise^2, or |data| / gain + (read noise / gain)^2 as in HOTPANTS.
         """
         if self.noise is not None:
-            variance = self.noise[rows, columns].astype(np.float32)
+            variance = _pixels(self.noise, where).astype(np.float32)
             np.square(variance, out=variance)
         else:
-            variance = self.data[rows, columns] + np.float32(self.level)
+            variance = _pixels(self.data, where) + np.float32(self.level)
             np.abs(variance, out=variance)
             variance /= np.float32(self.gain)
             variance += np.float32((self.read_noise / self.gain) ** 2)
         # `fmax`: also where it is NaN; those pixels are bad
         return np.fmax(variance, np.float32(_LEAST_VARIANCE * self.sky_variance), out=variance)
 
-    def side(self) -> Side:
-        """Return what the fit needs."""
-        return Side(self.data, self.bad, self.variance)
+
+Where = tuple[slice, slice]
+"""Rows and columns of a part."""
+
+
+def _pixels(plane: npt.NDArray[Any], where: Where | list[Where]) -> npt.NDArray[Any]:
+    """Return a part of a plane, or a stack of parts."""
+    return np.stack([plane[part] for part in where]) if isinstance(where, list) else plane[where]
 
 
 def prepare(name: str, raw: Any, mask: Any, noise: Any, options: HotpantsOptions) -> Plane:
@@ -138,9 +143,9 @@ def prepare(name: str, raw: Any, mask: Any, noise: Any, options: HotpantsOptions
         bits[part] = _bad_bits(raw[part], *(None if p is None else p[part] for p in planes.values()),
                                upper=upper, lower=lower, fill=options.fi)  # fmt: skip
 
-    bands = row_bands(raw.shape[0])
+    bands = row_bands(raw.shape[0], max(1, _BAND // raw.shape[1]))
     map_bands(find_bad, bands)
-    level, deviation = sampled_level(raw, bits == 0)
+    level, deviation = sampled_level(raw, bits)
     if not np.isfinite(level):
         raise NoUsableDataError(
             f"No pixel of the {name} is good: all are masked, NaN, or outside of {prefix}l={lower:g} and "
@@ -151,7 +156,8 @@ def prepare(name: str, raw: Any, mask: Any, noise: Any, options: HotpantsOptions
         part = slice(*rows)
         with np.errstate(invalid="ignore", over="ignore"):
             data[part] = raw[part] - level
-        data[part][bits[part] != 0] = 0
+        if (bad := bits[part] != 0).any():
+            data[part][bad] = 0
 
     map_bands(take_off, bands)
     return Plane(
@@ -166,18 +172,21 @@ def _bad_bits(
 ) -> npt.NDArray[np.uint16]:  # fmt: skip
     bits = np.zeros(raw.shape, np.uint16)
     bad = HotpantsBit.INPUT_ISBAD
-    tests = [
-        (raw >= upper, HotpantsBit.SAT_PIXEL | bad),
-        (raw <= lower, HotpantsBit.LOW_PIXEL | bad),
-        (raw == raw.dtype.type(fill), HotpantsBit.BAD_PIXVAL | bad) if raw.dtype.kind == "f" else (None, bad),
-        (~(np.abs(raw) <= LARGEST), HotpantsBit.ISNAN | bad) if raw.dtype.kind == "f" else (None, bad),
-        (None if noise is None else ~usable_errors(noise), HotpantsBit.ISNAN | bad),
-    ]
-    for where, bit in tests:
-        if where is not None and where.any():
-            bits[where] |= np.uint16(bit)
+    low, high = raw.min(), raw.max()  # NaN if there is any: then no comparison tells that all pixels are good
+    if not high < upper:
+        bits[raw >= upper] |= np.uint16(HotpantsBit.SAT_PIXEL | bad)
+    if not low > lower:
+        bits[raw <= lower] |= np.uint16(HotpantsBit.LOW_PIXEL | bad)
+    if raw.dtype.kind == "f":
+        filled = raw.dtype.type(fill)
+        if not (filled < low or filled > high):
+            bits[raw == filled] |= np.uint16(HotpantsBit.BAD_PIXVAL | bad)
+        if not (low >= -LARGEST and high <= LARGEST):
+            bits[~(np.abs(raw) <= LARGEST)] |= np.uint16(HotpantsBit.ISNAN | bad)
+    if noise is not None:
+        bits[~usable_errors(noise)] |= np.uint16(HotpantsBit.ISNAN | bad)
     if mask is not None:
-        masked = mask != 0
+        masked = mask if mask.dtype == bool else mask != 0
         if masked.any():
             bits[masked] |= np.uint16(HotpantsBit.INPUT_MASK | bad)
             if mask.dtype.kind in "iu":  # bits of the user travel along, but for those that the output sets
@@ -186,15 +195,18 @@ def _bad_bits(
     return bits
 
 
-def sampled_level(raw: npt.NDArray[Any], good: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Return median and normalised median deviation of the good pixels, on a lattice of them; NaN if there are none."""
+def sampled_level(raw: npt.NDArray[Any], bad: npt.NDArray[Any]) -> tuple[float, float]:
+    """Return median and normalised median deviation of good pixels, on a lattice of them; NaN if there are none.
+
+    `bad` is 0 where pixels are good.
+    """
     step = tuple(-(-n // _SAMPLE) for n in raw.shape)
     lattice = slice(None, None, step[0]), slice(None, None, step[1])
-    values = raw[lattice][good[lattice]]
+    values = raw[lattice][bad[lattice] == 0]
     if len(values) < min(1000, raw.size // 2):
-        values = raw[good]
+        values = raw[bad == 0]
     if not len(values):
         return np.nan, np.nan
     values = values.astype(np.float64)
-    level = float(np.median(values))
-    return level, MAD_TO_SIGMA * float(np.median(np.abs(values - level)))
+    level = median(values)
+    return level, MAD_TO_SIGMA * median(np.abs(values - level))

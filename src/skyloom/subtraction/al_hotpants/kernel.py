@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
+from numpy.polynomial.hermite import herm2poly
 
 from skyloom.convolution import PolynomialKernel, exponents, polynomial
 from skyloom.errors import InputError, NoOverlapError
@@ -106,11 +107,36 @@ class HotpantsBasis:
 
     def coefficients_from(self, basis: KernelBasis, coefficients: Float64Array) -> Float64Array:
         """Return coefficients (n, terms) of these functions for a kernel given by those of `orthonormal()`."""
-        images = self.images.reshape(len(self), -1)
-        norm = np.linalg.norm(images, axis=1)
-        planes = coefficients.T @ basis.images.reshape(len(basis), -1)
-        own = np.linalg.lstsq((images / norm[:, None]).T, planes.T, rcond=1e-14)[0] / norm[:, None]
+        if self.given is None:
+            own = self._from_hermite(basis.mix.T @ coefficients)
+        else:
+            images = self.images.reshape(len(self), -1)
+            norm = np.linalg.norm(images, axis=1)
+            planes = coefficients.T @ basis.images.reshape(len(basis), -1)
+            own = np.linalg.lstsq((images / norm[:, None]).T, planes.T, rcond=1e-14)[0] / norm[:, None]
         own[0] = coefficients[0]  # both B_0 are the same, and all other functions have the sum 0
+        return own
+
+    def _from_hermite(self, coefficients: Float64Array) -> Float64Array:
+        """Return coefficients of these functions, but for B_0, from those of the filters of `gaussian_basis`.
+
+        These are H_p(u / sigma) H_q(v / sigma) times the Gaussian of sum 1; the rows of `coefficients` are those of
+        p and q in the order of this basis.
+        """
+        g, p, q = np.array(self._powers()).T
+        own = np.zeros_like(coefficients)
+        axis = np.arange(-self.half, self.half + 1.0)
+        for k, (degree, sigma) in enumerate(zip(self.degrees, self.sigmas, strict=True)):
+            powers = np.zeros((degree + 1, degree + 1))  # H_p(u / sigma) = sum_i powers[p, i] u^i
+            for row in range(degree + 1):
+                powers[row, : row + 1] = herm2poly(np.eye(degree + 1)[row])[: row + 1]
+            powers /= sigma ** np.arange(degree + 1.0)
+            gauss = np.exp(-0.5 * (axis / sigma) ** 2)
+            moments = axis ** np.arange(degree + 1.0)[:, None] @ gauss
+            here, a, b = g == k, p[g == k], q[g == k]
+            monomial = (powers[np.ix_(a, a)] * powers[np.ix_(b, b)]).T @ coefficients[here] / moments[0] ** 2
+            # if both powers are even, the factors of B_n have the sum 1
+            own[here] = monomial * np.where((a % 2 == 0) & (b % 2 == 0), moments[a] * moments[b], 1.0)[:, None]
         return own
 
 

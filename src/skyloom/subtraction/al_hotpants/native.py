@@ -212,7 +212,7 @@ def _fit_way(
     window = field_window(shape, options)
     search = SearchImage(moved.data, good, float(upper - moved.pedestal), window)
     queues = find_stamps(search, region, positions, options)
-    fit = fit_region(moved.side(), still.side(), region, queues, basis=own, options=options)
+    fit = fit_region(moved, still, region, queues, basis=own, options=options)
     kernel = SpatialKernel(own, fit.coefficients, region.centre, region.scale)
     check_kernel(kernel, (region.bx0, region.bx1, region.by0, region.by1))
     coefficients = basis.coefficients_from(own, fit.coefficients)

@@ -162,13 +162,10 @@ def _region_part(
     rows, columns = slice(max(0, y0 - half), min(ny, y1 + half)), slice(max(0, x0 - half), min(nx, x1 + half))
     inside = (y0 - rows.start, y1 - rows.start), (x0 - columns.start, x1 - columns.start)
     here = slice(y0, y1), slice(x0, x1)
-    good = ~task.moved.bad(rows, columns)
-    centre = task.kernel.centre
-    kernel = PolynomialKernel(
-        task.kernel.planes, (centre[0] - columns.start, centre[1] - rows.start), task.kernel.scale
-    )
+    good = ~task.moved.bad((rows, columns))
+    kernel = task.kernel.moved(columns.start, rows.start)
     data = task.moved.data[rows, columns]
-    variance = task.moved.variance(rows, columns) if want_noise else None
+    variance = task.moved.variance((rows, columns)) if want_noise else None
     squared = None if options.convvar else variance
     smooth = convolve_varying(data, kernel, squared, good, part=inside, exact=False, threads=1)
     total = smooth.variance
@@ -181,7 +178,7 @@ def _region_part(
     diff = task.still.data[here] - matched
     diff *= np.float32(task.sign * task.factor)
     if total is not None:
-        total += task.still.variance(*here)
+        total += task.still.variance(here)
         total *= np.float32(task.factor**2)
     convolved = None
     if want_convolved:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from skyloom.subtraction.al_hotpants.options import HotpantsOptions
 from skyloom.subtraction.basis import Float64Array
 
 _SKY_SAMPLE = 10000  # pixels of a stamp from which its sky is found
-_MODE_SHARE = 0.1  # the mode is the middle of the shortest interval with this share of the pixels
-_QUARTILES = 1.35  # distance of the quartiles of a Gaussian, in standard deviations
 _LEAST_USABLE = 0.5  # share of a sub-stamp
 
 
@@ -160,29 +157,6 @@ def find_stamps(
     return stamps
 
 
-def sky_statistics(pixels: npt.NDArray[np.floating], clip: float) -> tuple[float, float]:
-    """Return the mode and the standard deviation of a stamp's sky.
-
-    After clipping at `clip` standard deviations about the median: the middle of the shortest interval that holds a
-    tenth of the pixels, and the distance of the quartiles divided by 1.35.
-    """
-    values = np.sort(pixels, axis=None)
-    for _ in range(5):
-        low, middle, high = (float(values[int(share * (len(values) - 1))]) for share in (0.25, 0.5, 0.75))
-        sigma = (high - low) / _QUARTILES
-        # float64: the limits must not be rounded to what the pixels are
-        inner = slice(*(bisect_left(values, np.float64(middle + side * clip * sigma)) for side in (-1, 1)))
-        kept = values[inner]
-        if len(kept) in (0, len(values)):
-            break
-        values = kept
-    share = max(2, int(_MODE_SHARE * len(values)))
-    if share >= len(values):
-        return float(middle), float(sigma)
-    start = int(np.argmin(values[share:] - values[:-share]))
-    return float(values[start] + values[start + share]) / 2, float(sigma)
-
-
 def _find_substamps(
     image: SearchImage,
     cell: tuple[int, int, int, int],
@@ -192,13 +166,13 @@ def _find_substamps(
 ) -> list[Substamp]:
     """Return the sub-stamps of one stamp, those at given positions first, then the brightest."""
     x0, x1, y0, y1 = cell
-    box = slice(y0, y1 + 1), slice(x0, x1 + 1)
-    data, good = image.data[box], image.good[box]
-    step = max(1, int(np.sqrt(data.size / _SKY_SAMPLE)))
-    sample = data[::step, ::step][good[::step, ::step]]
+    step = max(1, int(np.sqrt((x1 - x0 + 1) * (y1 - y0 + 1) / _SKY_SAMPLE)))
+    lattice = slice(y0, y1 + 1, step), slice(x0, x1 + 1, step)
+    sample = image.data[lattice][image.good[lattice]]
     if len(sample) < 100:
         return []
-    sky, sigma = sky_statistics(sample, options.ssig)
+    sample.sort()
+    sky, sigma = _kernels.sky_statistics(sample, options.ssig)
     floor = sky + threshold * sigma
     add = _Adding(image, cell, sky, floor, options)
     found: list[Substamp] = []

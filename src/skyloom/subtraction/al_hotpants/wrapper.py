@@ -170,14 +170,17 @@ def _bad_pixels(name: str, plane: npt.NDArray[Any], mask: Any) -> tuple[npt.NDAr
     They run from 10 deviations below the median to above all good ones.
     """
     check_range(f"the {name}", plane)
-    bad = ~np.isfinite(plane)
+    low, high = float(plane.min()), float(plane.max())
+    # NaN, if there is any, is also the least and the greatest
+    bad = np.zeros(plane.shape, bool) if np.isfinite(low) and np.isfinite(high) else ~np.isfinite(plane)
     if mask is not None:
         bad |= bad_plane(mask, plane.shape, f"the mask of the {name}")
-    if bad.all():
-        raise NoUsableDataError(f"All pixels of the {name} are masked or NaN; check its mask.")
-    good = plane[~bad] if bad.any() else plane
-    low, high = float(good.min()), float(good.max())
-    level, deviation = sampled_level(plane, ~bad)
+    if bad.any():
+        if bad.all():
+            raise NoUsableDataError(f"All pixels of the {name} are masked or NaN; check its mask.")
+        good = plane[~bad]
+        low, high = float(good.min()), float(good.max())
+    level, deviation = sampled_level(plane, bad)
     top = high + 0.01 * (high - low)
     limits = {"l": level - _SIGMAS_BELOW * deviation, "u": top, "uk": top}
     return bad, {name[0] + suffix: value for suffix, value in limits.items()}
