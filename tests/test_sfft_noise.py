@@ -1,5 +1,6 @@
 """Delta-function kernels: noise that resampling has correlated, the prior's unit, and the units of the images."""
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from skyloom.subtraction.sfft import run_sfft, solve
 from skyloom.subtraction.sfft.design import DeltaModel
 from skyloom.subtraction.sfft.fit import FitOptions, FitPlanes, fit_delta
 from skyloom.subtraction.sfft.solve import Penalties
+
+fit_delta_module = importlib.import_module("skyloom.subtraction.sfft.fit")
 
 TINY, HUGE = 2.0**-140, 2.0**130  # beyond single precision, of which the squares are within double
 
@@ -44,7 +47,8 @@ def test_noise_of_resampled_templates_does_not_roughen_the_kernel(pair, correlat
     assert rough[1] < 1.4 * rough[0]
 
 
-def test_prior_is_in_the_unit_of_the_full_variance():
+def test_prior_is_in_the_unit_of_the_full_variance(monkeypatch):
+    monkeypatch.setattr(fit_delta_module, "_CORRECTIONS", 1)
     rng = np.random.default_rng(4)
     shape, v_science, v_template = (60, 64), 4.0, 9.0
     template = rng.normal(0, 3, shape)
@@ -69,6 +73,25 @@ def test_prior_is_in_the_unit_of_the_full_variance():
     # the fits before the last are only brought near to the minimum: a part of the errors of a tap
     error = np.sqrt(full / np.sum(A[:, 4] ** 2))
     np.testing.assert_allclose(fit.unknowns[:9], best(full, noise)[:9], atol=0.1 * error)
+
+
+def test_noise_of_the_template_does_not_weaken_the_kernel():
+    rng = np.random.default_rng(8)
+    truth = rng.normal(0, 3, (120, 130))
+    science = 1.5 * np.roll(truth, 1, axis=1) + rng.normal(0, 1, truth.shape)
+    template = truth + rng.normal(0, 2, truth.shape)  # of its power, 4/13 are noise
+    usable = np.zeros(truth.shape, bool)
+    usable[2:-2, 2:-2] = True
+    options = FitOptions(DeltaModel((3, 3), 1, 0), Penalties(0, 0.0, 0.0), None, 1)
+
+    def largest(image, template_variance):
+        variances = (np.full(truth.shape, variance) for variance in (1.0, template_variance))
+        return fit_delta(FitPlanes(science, image, usable, *variances), options).kernel[0].max()
+
+    # four steps leave (4/13)^5 = 0.3 % of 1.5, one leaves 9 %; the noise of 15 000 pixels makes 0.7 %, of which three
+    assert largest(template, 4.0) == pytest.approx(1.5, rel=0.025)
+    # a template without the noise that its variance tells: steps that grow are not taken after the first
+    assert 1.5 < largest(truth, 20.0) < 1.5 * (1 + 20 / 9) * 1.1
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -385,13 +385,13 @@ def _difference(
     gain = convolved_noise_gain(fit.kernel.image_at((nx - 1) / 2, (ny - 1) / 2), moved.correlation)
     variance_moved, variance_still = smooth.variance * np.float32(gain), still.variance
     sigma = np.sqrt(np.maximum(variance_moved + variance_still, 0))  # what is not positive is refused below
-    kept = spread_mask(planes[convolved], moved, fit.kernel, smooth.lost, sigma=sigma, max_lost=max_lost)
+    kept = spread_mask(planes[convolved], moved, fit.kernel.core, smooth.lost, sigma=sigma, max_lost=max_lost)
     mask = combine_masks(kept, still.mask, convolved)
     usable = (mask & np.uint32(UNUSABLE)) == 0
     if not usable.any():
         raise NoUsableDataError(
             "No pixel of the difference is usable: the images overlap in too small a part, or the "
-            f"kernel (half width {fit.kernel.half} pixels) reaches a masked pixel everywhere."
+            f"kernel (half width {fit.kernel.core.half} pixels) reaches a masked pixel everywhere."
         )
     total = fit.kernel.sum_at(x, y)
     background = level - total * _pedestal(moved)  # so that matched = K * moved + background

@@ -118,12 +118,6 @@ class DeltaBasis:
     def __len__(self) -> int:
         return (2 * self.half + 1) ** 2
 
-    @property
-    def images(self) -> Float64Array:
-        """The functions as images, shape (n, 2 half + 1, 2 half + 1)."""
-        side = 2 * self.half + 1
-        return np.eye(side * side).reshape(-1, side, side)
-
 
 @dataclass(frozen=True)
 class ZeroSumDeltaBasis:

@@ -20,6 +20,10 @@ one symmetric 49 x 49 matrix for each cell of some 16 x 16 pixels, with the poly
 of A^T W A by the change of the polynomials over half a cell, about 1 %, in whatever direction of the kernel, also in
 those that the data hardly constrain: so a step with H leaves about 1 % of an error. For large kernels cells are four
 times as wide, which takes half as many steps again.
+
+The wings of a kernel, beyond its pixels, may be one more unknown w: an image h * R, of a function h of sum 1, that adds
+w h * R to the model, the same all over the field. H leaves its products with the other unknowns out: exact ones beside
+those of cells might make it indefinite, and conjugate gradients need a step or two to find them.
 """
 
 from __future__ import annotations
@@ -53,11 +57,14 @@ class DeltaModel:
         (ky, kx), odd.
     kernel_order, background_order : int
         Orders of the polynomials in X and Y.
+    wings : bool
+        Whether the kernel has wings.
     """
 
     kernel_shape: tuple[int, int]
     kernel_order: int
     background_order: int
+    wings: bool = False
 
     @property
     def taps(self) -> int:
@@ -66,13 +73,18 @@ class DeltaModel:
 
     @property
     def n_kernel(self) -> int:
-        """Number of unknowns of the kernel; they come first, term by term, each with all taps."""
+        """Number of unknowns of the kernel's pixels; they come first, term by term, each with all taps."""
         return len(exponents(self.kernel_order)) * self.taps
+
+    @property
+    def n_matching(self) -> int:
+        """Number of unknowns before those of the background: the light of the wings comes last of them."""
+        return self.n_kernel + self.wings
 
     @property
     def size(self) -> int:
         """Number of all unknowns."""
-        return self.n_kernel + len(exponents(self.background_order))
+        return self.n_matching + len(exponents(self.background_order))
 
     def kernel(self, unknowns: Float64Array) -> Float64Array:
         """Return the part of the kernel, shape (terms, ky, kx), as `skyloom.convolution.PolynomialKernel` has it."""
@@ -81,7 +93,7 @@ class DeltaModel:
 
     def background(self, unknowns: Float64Array) -> Float64Array:
         """Return the coefficients of the background's monomials, in the order of `exponents`."""
-        return unknowns[self.n_kernel :]
+        return unknowns[self.n_matching :]
 
 
 class Design:
@@ -92,10 +104,21 @@ class Design:
     template : ndarray, shape (ny, nx)
         R, its sky subtracted; 0 where unusable.
     model : DeltaModel
+    wings : ndarray, shape (ny, nx), optional
+        h * R, if the model has wings.
     """
 
-    def __init__(self, template: npt.NDArray[np.floating], model: DeltaModel) -> None:
+    def __init__(
+        self,
+        template: npt.NDArray[np.floating],
+        model: DeltaModel,
+        wings: npt.NDArray[np.floating] | None = None,
+    ) -> None:
+        assert model.wings == (wings is not None)
         self.model = model
+        self._wings: dict[type, Any] = {}
+        if wings is not None:
+            self._wings = {kind: wings.astype(kind) for kind in (np.float32, np.float64)}
         self.shape = template.shape
         ny, nx = template.shape
         self.centre = (nx - 1) / 2, (ny - 1) / 2
@@ -123,7 +146,10 @@ class Design:
         """Return A x, the model image, computed in float32 or float64."""
         model = self.model
         kernel = unknowns[: model.n_kernel].reshape(-1, model.taps)
-        return self._convolve(self._of(dtype), kernel, model.kernel_order, model.background(unknowns))
+        image = self._convolve(self._of(dtype), kernel, model.kernel_order, model.background(unknowns))
+        if model.wings:
+            image += dtype(unknowns[model.n_kernel]) * self._wings[dtype]
+        return image
 
     def background(self, unknowns: Float64Array) -> Any:
         """Return the background of the model image, in float32."""
@@ -142,12 +168,19 @@ class Design:
         model = self.model
         padded = self._of(image.dtype.type)
         kernel, flat, squares = self._moments(padded, image, weight, model.kernel_order, model.background_order)
-        return np.concatenate([kernel.ravel(), flat]), squares
+        wings = [self._sum_over_wings(image, weight)] if model.wings else []
+        return np.concatenate([kernel.ravel(), wings, flat]), squares
+
+    def _sum_over_wings(self, image: npt.NDArray[Any], weight: npt.NDArray[np.float32]) -> float:
+        """Return sum_p w (h * R) u."""
+        rows = [np.s_[first:last] for first, last in row_bands(self.shape[0])]
+        plane = self._wings[image.dtype.type]
+        return sum(float(np.vdot(plane[band], weight[band] * image[band])) for band in rows)
 
     def matrix(self, weight: npt.NDArray[np.float32]) -> Float64Array:
         """Return A^T W A, nearly: see the module's docstring. The parts of the background are exact."""
         model = self.model
-        n, nk, order = model.taps, model.n_kernel, model.kernel_order
+        n, nk, order = model.taps, model.n_matching, model.kernel_order
         gram = self._gram(weight)
         terms = {term: k for k, term in enumerate(exponents(2 * order))}
         full = np.empty((model.size, model.size))
@@ -165,11 +198,14 @@ class Design:
                 full[s * n : (s + 1) * n, nk + t] = cross[cross_terms[i + k, j + m]]
             for s, (i, j) in enumerate(exponents(model.background_order)):
                 full[nk + s, nk + t] = flat[flat_terms[i + k, j + m]]
-        full[nk:, :nk] = full[:nk, nk:].T
+        full[nk:, : model.n_kernel] = full[: model.n_kernel, nk:].T
+        if model.wings:
+            full[nk - 1] = full[:, nk - 1] = 0
+            full[nk - 1, nk - 1] = self._sum_over_wings(self._wings[np.float32], weight)
         return full
 
     def convolved_variance(self, unknowns: Float64Array, variance: npt.NDArray[np.floating]) -> Any:
-        """Return sum_a K(a; p)^2 V(p - a) for the variance V of the template's pixels, in float32."""
+        """Return sum_a K(a; p)^2 V(p - a), wings left out, for the variance V of the template's pixels, in float32."""
         model = self.model
         coefficients = unknowns[: model.n_kernel].reshape(-1, model.taps)
         terms = {term: k for k, term in enumerate(exponents(2 * model.kernel_order))}
@@ -179,23 +215,28 @@ class Design:
                 squared[terms[i + k, j + m]] += coefficients[s] * coefficients[t]
         return self._convolve(self._pad(variance, np.float32), squared, 2 * model.kernel_order)
 
+    def noise_moments(
+        self, weight: npt.NDArray[np.float32], variance: npt.NDArray[np.floating]
+    ) -> dict[tuple[int, int], Float64Array]:
+        """Return sum_p w(p) X^i Y^j V(p - a) for each (i, j), for all taps: see `noise_product`."""
+        order = 2 * self.model.kernel_order
+        ones = np.ones(self.shape, np.float32)
+        moments, _, _ = self._moments(self._pad(variance, np.float32), ones, weight, order, 0)
+        return dict(zip(exponents(order), moments, strict=True))
+
     def noise_product(
         self,
         unknowns: Float64Array,
-        weight: npt.NDArray[np.float32],
-        variance: npt.NDArray[np.floating],
+        moments: dict[tuple[int, int], Float64Array],
         correlation: Float64Array | None = None,
     ) -> Float64Array:
         """Return N x, where N is what the template's noise adds to the expectation of A^T W A.
 
         N_(a ij)(a' i'j') = rho(a' - a) sum_p w(p) X^(i+i') Y^(j+j') V(p - a), for pixels of variance V whose noise has
         the correlation rho: a stamp with its middle at lag 0, delta if not given. (If V is that of white noise which
-        resampling has smoothed by s, rho is s correlated with s, sum s^2 at lag 0.)
+        resampling has smoothed by s, rho is s correlated with s, sum s^2 at lag 0.) Wings hold next to no noise.
         """
         model = self.model
-        ones = np.ones(self.shape, np.float32)
-        moments, _, _ = self._moments(self._pad(variance, np.float32), ones, weight, 2 * model.kernel_order, 0)
-        terms = {term: k for k, term in enumerate(exponents(2 * model.kernel_order))}
         coefficients = unknowns[: model.n_kernel].reshape(-1, model.taps)
         if correlation is not None:
             planes = coefficients.reshape(-1, *model.kernel_shape)
@@ -206,7 +247,7 @@ class Design:
         rows = product[: model.n_kernel].reshape(-1, model.taps)
         for s, (i, j) in enumerate(exponents(model.kernel_order)):
             for t, (k, m) in enumerate(exponents(model.kernel_order)):
-                rows[s] += moments[terms[i + k, j + m]] * coefficients[t]
+                rows[s] += moments[i + k, j + m] * coefficients[t]
         return product
 
     def _convolve(

@@ -24,6 +24,7 @@ log = logging.getLogger("skyloom.subtraction.sfft")
 _BEFORE_WEIGHING = 3.0
 _WHILE_CLIPPING = 5.0  # of some ten of all unknowns' errors, taken together, that noise leaves
 _IN_THE_END = 3e-8
+_CORRECTIONS, _WORTH_ONE = 4, 1.0  # of the bias by the template's noise, at most; in errors of all unknowns together
 _AS_GOOD = 3e-4  # a choice of pixels that differs by this part is none
 _CUT, _SIGNIFICANT = 0.1, 5.0  # share of the sum in a kernel's outermost pixels, and deviations of it, to warn of
 
@@ -80,6 +81,8 @@ class FitPlanes:
         Of the pixels; positive where usable. Without a variance all weights are the same.
     unit : float
         Of the science image, for messages.
+    wings : ndarray of float64, shape (ny, nx), optional
+        The template convolved with the wings of kernels, see `Design`.
     """
 
     science: Float64Array
@@ -88,6 +91,7 @@ class FitPlanes:
     variance: Float64Array | None
     template_variance: Float64Array | None
     unit: float = 1.0
+    wings: Float64Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +155,9 @@ def _mean_sum(model: DeltaModel, *, edge: bool = False) -> Float64Array:
         pixels[1:-1, 1:-1] = 0
         pixels *= min(model.kernel_shape) > 1  # a row of pixels has no border
     means = [float(i % 2 == j % 2 == 0) / ((i + 1) * (j + 1)) for i, j in exponents(model.kernel_order)]
-    return np.concatenate([np.outer(means, pixels).ravel(), np.zeros(model.size - model.n_kernel)])
+    rest = np.zeros(model.size - model.n_kernel)
+    rest[: model.wings] = not edge
+    return np.concatenate([np.outer(means, pixels).ravel(), rest])
 
 
 def warn_of_edge(fit: DeltaFit, advice: str) -> None:
@@ -176,8 +182,8 @@ def fit_delta(planes: FitPlanes, options: FitOptions) -> DeltaFit:
     The weights are 1 / (V_S + sum_a K(a)^2 V_R): the first fit knows V_S only, its kernel gives the rest. Then pixels
     that the model does not describe are left out (see `clip.outliers`) and the fit is repeated, `max_iter` times at
     most. The template's noise, which adds to the expectation of A^T W A as a part N that is known, biases a kernel
-    towards 0; the last fit solves A^T W A x' = A^T W S + N x for the kernel x of the fit before, so that of a relative
-    bias N/A its square is left.
+    towards 0; the last fits solve A^T W A x' = A^T W S + N x for the kernel x of the fit before: n of them leave the
+    (n + 1)th power of a relative bias N/A. There are so many as change anything, 4 at most.
 
     Raises
     ------
@@ -205,7 +211,7 @@ def need_enough(used: BoolArray, model: DeltaModel) -> None:
 class _Fitter:
     def __init__(self, planes: FitPlanes, options: FitOptions) -> None:
         self.planes, self.options = planes, options
-        self.design = Design(planes.template, options.model)
+        self.design = Design(planes.template, options.model, planes.wings)
         self.expected: Float64Array | None = None
         if options.like_one_pixel:
             self.expected = np.zeros(options.model.size)
@@ -228,14 +234,27 @@ class _Fitter:
             self.fit(_WHILE_CLIPPING)
             if attempt + 1 == self.options.max_iter or not self.clip():
                 break
-        if self.planes.template_variance is not None:
-            like = self.solver.x if self.expected is None else self.expected
-            self.solver.correction = self.design.noise_product(
-                like, self.weight, self.planes.template_variance, self.options.noise_correlation
-            )
-        self.solver.refine(self.options.accuracy)
+        self.refine()
         used = self.weight > 0
         return DeltaFit(self.design, self.solver.x, self.solver.residual, used, self.n_iter, self.edge_error(used))
+
+    def refine(self) -> None:
+        """Bring the unknowns to the minimum, without the bias by the template's noise."""
+        if self.planes.template_variance is None:
+            self.solver.refine(self.options.accuracy)
+            return
+        moments = self.design.noise_moments(self.weight, self.planes.template_variance)
+        change = np.inf
+        pixel = float(np.sqrt(np.vdot(self.weight, self.solver.residual**2) / np.count_nonzero(self.weight)))
+        for attempt in range(_CORRECTIONS if self.expected is None else 1):
+            like = self.solver.x if self.expected is None else self.expected
+            correction = self.design.noise_product(like, moments, self.options.noise_correlation)
+            before, change = change, self.solver.distance(correction - self.solver.correction)
+            # changes that grow are those of images with less noise than their variances tell
+            if attempt and (change < _WORTH_ONE * pixel or change >= before):
+                break
+            self.solver.correction = correction
+            self.solver.refine(self.options.accuracy)
 
     def edge_error(self, used: BoolArray) -> float:
         """Return the deviation of the sum of the kernel's outermost pixels: from the inverse of the normal matrix."""

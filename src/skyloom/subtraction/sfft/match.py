@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 from scipy import ndimage
+from scipy.signal import oaconvolve
 
 from skyloom.convolution import exponents
 from skyloom.exposure import BoolArray
@@ -31,6 +32,8 @@ _FLUX_PENALTY = 1e3
 _SMOOTH = 7  # pixels, over which both images are averaged to compare their fluxes
 _TAP, _VARIATION = 0.3, 0.1
 _NEAR_A_PIXEL = 0.2  # deviations are smaller by this factor where the kernel is expected to be one pixel of 1
+_WINGS, _WING_SLOPE = 3, 5.0  # their reach, in half widths of the kernel; they fall like r^-5
+_WING_LIGHT = 0.03  # about so much of the sum they may hold
 _ACCURACY = 0.1  # of the statistical errors of all unknowns together
 
 
@@ -64,20 +67,22 @@ def match_sfft(
     """
     half = options.kernel_half_width or kernel_half(fwhm)
     side = 2 * half + 1
-    model = DeltaModel((side, side), options.spatial_order, options.background_order)
+    like_one_pixel = noise_correlation is not None
+    model = DeltaModel((side, side), options.spatial_order, options.background_order, wings=not like_one_pixel)
     usable = _usable(target, source, half)
     need_enough(usable, model)
     region, table = _pixels(usable, xy, fwhm, options, needed=_PIXELS_PER_UNKNOWN * model.size)
     # of the white noise, which all of it is for weights of wide kernels; the bias knows how it is correlated
     template_variance = np.where(source.usable, source.variance, 0.0).astype(np.float64) * correlation
+    seen = np.where(source.usable, source.data, 0).astype(np.float64)
     planes = FitPlanes(
         np.where(target.usable, target.data, 0).astype(np.float64),
-        np.where(source.usable, source.data, 0).astype(np.float64),
+        seen,
         usable if region is None else usable & region,
         np.where(usable, target.variance, 1.0),
         template_variance,
+        wings=oaconvolve(seen, wings(half), mode="same") if model.wings else None,
     )
-    like_one_pixel = noise_correlation is not None
     precision = _prior(model, planes, fwhm) / (_NEAR_A_PIXEL**2 if like_one_pixel else 1.0)
     penalties = Penalties(options.flux_order, _FLUX_PENALTY, options.ridge, precision)
     limits = options.sigma_clip, options.max_iterations
@@ -88,6 +93,19 @@ def match_sfft(
     fit = fit_delta(planes, choices)
     warn_of_edge(fit, "Give a larger kernel_half_width.")
     return _as_match(fit, planes, table, options, n_sources=len(xy), all_pixels=region is None, core=fwhm)
+
+
+def wings(half: int) -> Float64Array:
+    """Return how a kernel goes on beyond the square of its pixels: like r^-5 to three times its half width; the sum is 1.
+
+    A kernel between stars whose wings fall like r^-n has such wings, too, and they are wider than any square for which
+    free pixels could be paid. Cut off, a part of what they move from star to star is missing in the sum.
+    """
+    axis = np.arange(-_WINGS * half, _WINGS * half + 1.0)
+    radius = np.hypot(axis[:, None], axis[None, :])
+    outside = np.maximum(abs(axis[:, None]), abs(axis[None, :])) > half
+    light = np.where(outside & (radius <= axis[-1] + 0.5), np.maximum(radius, 1.0) ** -_WING_SLOPE, 0.0)
+    return np.asarray(light / light.sum())
 
 
 def _usable(target: Planes, source: Planes, half: int) -> BoolArray:
@@ -111,10 +129,11 @@ def _as_match(
     *, n_sources: int, all_pixels: bool, core: float,
 ) -> Match:  # fmt: skip
     """Return kernel and background, the stars with their chi^2 within `core` pixels, and the numbers of the fit."""
-    half = fit.design.model.kernel_shape[0] // 2
-    kernel = SpatialKernel(
-        DeltaBasis(half), fit.kernel.reshape(len(fit.kernel), -1).T, fit.design.centre, fit.design.scale
-    )
+    model = fit.design.model
+    half = model.kernel_shape[0] // 2
+    far = fit.unknowns[model.n_kernel] * wings(half) if model.wings else None
+    coefficients = fit.kernel.reshape(len(fit.kernel), -1).T
+    kernel = SpatialKernel(DeltaBasis(half), coefficients, fit.design.centre, fit.design.scale, far)
     chi2, share = _quality(fit, planes)
     table["chi2"] = _box_chi2(table, chi2, half=max(2, round(core)))
     sums = kernel.sum_at(*fit.design.centre)
@@ -131,6 +150,7 @@ def _as_match(
             "kernel_sum": float(sums),
             "kernel_sum_scatter": float(np.std(kernel.sum_at(table["x"], table["y"]))) if len(table) else 0.0,
             "kernel_edge": fit.edge,
+            "kernel_wings": float(fit.unknowns[model.n_kernel] / sums) if model.wings else 0.0,
             "spatial_order": options.spatial_order,
             "background_order": options.background_order,
             "kernel_half_width": half,
@@ -141,7 +161,7 @@ def _as_match(
 
 
 def _prior(model: DeltaModel, planes: FitPlanes, fwhm: float) -> Float64Array:
-    """Return the inverse variance of each coefficient of the kernel before there are data.
+    """Return the inverse variance of each coefficient of kernel and wings before there are data.
 
     The pixels of a matching kernel decline with the distance from its centre like the wings of stars, and change over
     the field by a small part. Without this, 225 free pixels of 6 terms each find much of the noise of a few stars,
@@ -155,9 +175,10 @@ def _prior(model: DeltaModel, planes: FitPlanes, fwhm: float) -> Float64Array:
     axis = np.arange(-half, half + 1.0)
     radius2 = axis[:, None] ** 2 + axis[None, :] ** 2
     width = _TAP * abs(ratio) * (1 + radius2 / (0.5 * fwhm) ** 2) ** -1.5
-    deviations = [width * (1.0 if i + j == 0 else _VARIATION) for i, j in exponents(model.kernel_order)]
+    of_pixels = [width * (1.0 if i + j == 0 else _VARIATION) for i, j in exponents(model.kernel_order)]
+    deviations = np.append(np.ravel(of_pixels), model.wings * [_WING_LIGHT * abs(ratio)])
     assert planes.variance is not None
-    return float(np.mean(planes.variance[planes.usable])) / np.maximum(np.ravel(deviations), 1e-12) ** 2
+    return float(np.mean(planes.variance[planes.usable])) / np.maximum(deviations, 1e-12) ** 2
 
 
 def _pixels(

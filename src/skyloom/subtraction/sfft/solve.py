@@ -49,8 +49,8 @@ class Penalties:
         ridge * h * (sum of the squares of the kernel's coefficients) is added. The background is left alone: its scale
         is another one, and it must not depend on the level of the sky.
     precision : ndarray, optional
-        Inverse variances of a Gaussian prior about 0 of the kernel's coefficients, in units of those of the data with
-        weight 1.
+        Inverse variances of a Gaussian prior about 0 of the coefficients of kernel and wings, in units of those of the
+        data with weight 1.
     """
 
     flux_order: int
@@ -70,7 +70,7 @@ class Penalties:
         diagonal = np.zeros(model.size)
         diagonal[:n] = self.ridge * unit
         if self.precision is not None:
-            diagonal[:n] += self.precision
+            diagonal[: model.n_matching] += self.precision
         terms = [t for t, (i, j) in enumerate(exponents(model.kernel_order)) if i + j > self.flux_order]
         return Penalty(diagonal, self.flux * unit, [slice(t * model.taps, (t + 1) * model.taps) for t in terms])
 
@@ -152,6 +152,10 @@ class Solver:
     def variance(self, row: Float64Array) -> float:
         """Return the variance of row @ x, nearly, in units of that of a pixel of weight 1."""
         return float(row @ self._preconditioner.solve(row))
+
+    def distance(self, change: Float64Array) -> float:
+        """Return how far a change of the right-hand side takes x, in units of the errors for pixels of variance 1."""
+        return float(np.sqrt(change @ self._preconditioner.solve(change)))
 
     def refine(self, tolerance: float) -> None:
         """Bring x to the minimum as `solve` does, in double precision."""
