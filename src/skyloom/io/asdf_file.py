@@ -71,7 +71,7 @@ def _fields(branch: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
         "mask": mask,
         "wcs": meta.get("wcs"),
         "exptime": float(exptime) if isinstance(exptime, int | float) and exptime > 0 else None,
-        "unit": str(getattr(branch["data"], "unit", "adu")),
+        "unit": str(getattr(branch["data"], "unit", "DN/s" if meta.get("telescope") == "ROMAN" else "adu")),
         "name": name,
     }
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from skyloom.errors import SkyloomError, WriteError
+from skyloom.errors import ReadError, SkyloomError, WriteError
+from skyloom.io.fits_file import path_of
 
 
 def check_not_input(
@@ -20,7 +21,12 @@ def check_not_input(
     def place(path: str | os.PathLike[str]) -> str:
         return os.path.realpath(os.path.expanduser(path))  # noqa: PTH111  # raises nothing for an unknown user
 
-    known = {place(path) for path in inputs if path is not None}
+    known = set()
+    for path in inputs:
+        if path is not None:
+            known.add(place(path))
+            with suppress(ReadError):  # of a name that no file has, reading tells
+                known.add(place(path_of(path)))
     for path in outputs:
         if path is not None and place(path) in known:
             raise WriteError(f"{path} is an input and would be replaced; choose another output.", path=str(path))

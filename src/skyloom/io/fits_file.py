@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skyloom.errors import ReadError, SkyloomWarning
+from skyloom.errors import InputError, ReadError, SkyloomWarning
 from skyloom.io.fits_layout import HduLayout, decompressed, scan, verify_checksums
-from skyloom.io.keywords import card, hdu_name
+from skyloom.io.keywords import as_number, card, hdu_name
 from skyloom.io.quiet import quiet_astropy
 from skyloom.io.tiles import check_tiles
 
@@ -142,7 +143,7 @@ class FitsFile:
                 data = hdu.data
                 if data is None:
                     raise ReadError(f"{label} has no data.", path=self.name)
-                return np.asarray(data).reshape(shape)
+                return linear_flux(np.asarray(data).reshape(shape), hdu.header)
         except ReadError:
             raise
         except Exception as error:
@@ -165,7 +166,40 @@ class FitsFile:
 
 
 def path_of(name: str | os.PathLike[str]) -> Path:
-    """Return the path of a file that is to be read, with the home folder of a user in the place of ``~``."""
+    """Return the path of a file that is to be read, with the home folder of a user in the place of ``~``.
+
+    An extension in brackets behind it, see `path_and_extension`, is left out.
+    """
+    return path_and_extension(name)[0]
+
+
+def path_and_extension(name: str | os.PathLike[str]) -> tuple[Path, str | None]:
+    """Return the path of a file, and the extension that stands in brackets behind it, as in ``image.fits[SCI,2]``.
+
+    A file whose own name ends like that is taken as it is.
+
+    Raises
+    ------
+    ReadError
+        No file can have such a name.
+    InputError
+        The brackets hold a part of an image.
+    """
+    path = _existing(name)
+    text = os.fspath(path)
+    front, bracket, inside = text.removesuffix("]").partition("[")
+    if path.exists() or not bracket or not text.endswith("]") or not (file := _existing(front)).exists():
+        return path, None
+    if not re.fullmatch(r"\s*\d+\s*|[^\[\]:*]*[^\[\]:*\d,\s][^\[\]:*]*", inside):
+        raise InputError(
+            f"[{inside}] behind {file.name} is no number or name of an extension. Parts of images cannot be chosen: "
+            "cut them out before.",
+            path=text,
+        )
+    return file, inside.strip()
+
+
+def _existing(name: str | os.PathLike[str]) -> Path:
     try:
         path = Path(name).expanduser()
         path.exists()
@@ -187,6 +221,19 @@ def open_regular(path: Path) -> Any:
         return path.open("rb")
     except OSError as error:
         raise ReadError(f"{path} cannot be opened: {error.strerror}.", path=str(path)) from error
+
+
+def linear_flux(values: npt.NDArray[Any], header: Any) -> npt.NDArray[Any]:
+    """Return fluxes of the asinh magnitudes that Pan-STARRS stores; of other images the values as they are.
+
+    With a = 2.5 / ln(10), flux = BOFFSET + 2 BSOFTEN sinh(value / a) (Waters et al. 2020).
+    """
+    softening, offset = as_number(header, "BSOFTEN"), as_number(header, "BOFFSET")
+    if softening is None or offset is None:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        flux = offset + 2 * softening * np.sinh(np.asarray(values, np.float64) * (math.log(10) / 2.5))
+        return flux.astype(np.float32)
 
 
 def memory_size() -> int:

@@ -21,6 +21,21 @@ from skyloom.io.quiet import quiet_astropy
 
 BLOCK = 2880
 CARD = 80
+_OTHERS = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"II*\0": "a TIFF (or raw camera) picture",
+    b"MM\0*": "a TIFF (or raw camera) picture",
+    b"XISF": "an XISF image of PixInsight",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "an array of NumPy",
+    b"#ASDF": "an ASDF file whose name does not end with .asdf",
+    b"\x1f\x9d": "compressed by compress (.Z)",
+    b"PK\3\4": "a zip archive",
+    b"(\xb5/\xfd": "compressed by zstd",
+    b"<": "a page of text, as servers send when something is wrong",
+}
+"""What other files begin with."""
 MAX_HEADER_BLOCKS = 20_000
 """Longest header that is believed: 720 000 cards."""
 
@@ -82,8 +97,11 @@ def scan(stream: BinaryIO, name: str) -> list[HduLayout]:
         stream.seek(position)
         head = stream.read(CARD)
         if not layouts and head[:9] not in (b"SIMPLE  =", b"SIMPLE  ="[: len(head)]):
+            kind = next((f", but {what}" for magic, what in _OTHERS.items() if head.startswith(magic)), "")
             raise ReadError(
-                f"{name} is not a FITS file: it begins with {head[:9]!r} instead of 'SIMPLE  ='.", path=name
+                f"{name} is not a FITS file{kind}: it begins with {head[:9]!r} instead of 'SIMPLE  ='. Convert it to "
+                "FITS first.",
+                path=name,
             )
         if layouts and head[:8] != b"XTENSION":
             _refuse_trailing_bytes(stream, position, size, name, layouts)

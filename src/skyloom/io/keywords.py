@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ GAIN = (
     ("CCDGAIN",),
     ("EPERADU",),
     ("E_GAIN",),
+    ("CELL.GAIN",),
+    ("CCD_GAIN",),
+    ("GAIN1",),
 )
 READ_NOISE = (
     ("RDNOISE",),
@@ -27,6 +31,9 @@ READ_NOISE = (
     ("ESO DET OUT1 RON",),
     ("ENOISE",),
     ("RON",),
+    ("CELL.READNOISE",),
+    ("RO_NOISE",),
+    ("READ_NOISE",),
 )
 SATURATION = (
     ("SATURATE",),
@@ -36,6 +43,10 @@ SATURATION = (
     ("SATLEVEL",),
     ("SATURAT",),
     ("MAXLIN",),
+    ("CELL.SATURATION",),
+    ("SATUR",),
+    ("SATLVL",),
+    ("SATURLEV",),
 )
 EXPTIME = (
     ("EXPTIME",),
@@ -47,11 +58,17 @@ EXPTIME = (
     ("EXP_TIME",),
     ("ITIME",),
 )
-ZEROPOINT = (("MAGZERO",), ("MAGZP",), ("PHOTZP",), ("ZEROPT",), ("ZEROPNT",), ("ZEROPOIN",), ("ZPT",))
+ZEROPOINT = (("MAGZERO",), ("MAGZP",), ("PHOTZP",), ("ZEROPT",), ("ZEROPNT",), ("ZEROPOIN",), ("ZPT",), ("MAGZPT",))
 
-ELECTRONS = {"electron", "electrons", "e", "e-"}
-COUNTS = {"adu", "dn", "count", "counts", "ct", "data_number"}
-PER_SECOND = ("/s", "/sec", "/second", ".s-1", " s-1", "*s**-1", " s**-1", " s^-1", " / s")
+ELECTRONS = {"electron", "electrons", "e", "e-", "photoelectron", "photoelectrons", "photo-electrons"}
+COUNTS = {"adu", "adus", "dn", "du", "count", "counts", "ct", "cts", "data_number"}
+PER_SECOND = ("/s", "/sec", "/second", ".s-1", " s-1", "*s**-1", " s**-1", " s^-1", " / s", " per second", " per sec")
+PER_PIXEL = ("/pix", "/pixel", " per pixel", " pix-1", " pixel-1")
+JANSKY = {"Jy": 1.0, "mJy": 1e-3, "uJy": 1e-6, "nJy": 1e-9}
+JANSKY |= dict.fromkeys(("nanomaggy", "nanomaggies", "nmgy"), 3.631e-6)
+"""Units of flux densities, in Jy."""
+AB_ZERO = 3631.0
+"""Jy of a source of AB magnitude 0."""
 
 
 def detector_values(headers: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
@@ -84,14 +101,24 @@ def detector_values(headers: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
         "read_noise": lookup(headers, READ_NOISE, root_mean_square, above=-1e-300),
         "saturation": lookup(headers, SATURATION, min, above=0),
         "exptime": exptime,
-        "zeropoint": lookup(headers, ZEROPOINT, mean, above=0),
+        "zeropoint": _zeropoint(headers, unit),
         "unit": (quantity or unit) + ("/s" if quantity and per_second else ""),
     }
+
+
+def _zeropoint(headers: tuple[Mapping[str, Any], ...], unit: str) -> float | None:
+    """Return the magnitude of 1 unit: as a header tells it, or the flux of magnitude 0 (LSST), or the unit itself."""
+    zeropoint = lookup(headers, ZEROPOINT, mean, above=0)
+    if zeropoint is None:
+        flux = AB_ZERO / JANSKY[unit] if unit in JANSKY else lookup(headers, (("FLUXMAG0",),), mean, above=0)
+        zeropoint = None if flux is None else 2.5 * math.log10(flux)
+    return zeropoint
 
 
 def split_unit(unit: str) -> tuple[str | None, bool]:
     """Return what a BUNIT counts ("electron", "adu" or None) and whether it is a rate."""
     text = unit.strip().lower()
+    text = next((text.removesuffix(one).strip() for one in PER_PIXEL if text.endswith(one)), text)
     for suffix in PER_SECOND:
         if text.endswith(suffix):
             text, rate = text[: -len(suffix)].strip(), True
@@ -141,11 +168,17 @@ def as_number(header: Mapping[str, Any], key: str) -> float | None:
     value = card(header, key)
     if isinstance(value, bool) or value is None:
         return None
+    if isinstance(value, str) and (found := _WITH_UNIT.fullmatch(value)):
+        value = found.group(1)
     try:
         number = float(value)
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
+
+
+_WITH_UNIT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s+[A-Za-z(\[][-A-Za-z/.()\[\] ]*")
+"""A number in a text, with its unit, as ``1.9 e-/ADU``."""
 
 
 def first(headers: tuple[Mapping[str, Any], ...], key: str) -> Any:
@@ -165,6 +198,12 @@ def hdu_name(hdu: Any) -> str:
     """Return EXTNAME (LSST before 2017: EXTTYPE) in upper case, or nothing."""
     name = str(card(hdu.header, "EXTNAME") or card(hdu.header, "EXTTYPE") or "").strip().upper()
     return "" if name == "COMPRESSED_IMAGE" else name
+
+
+def plane_name(hdu: Any) -> tuple[str, str]:
+    """Return the detector and the plane that an extension is named after: Euclid's ``1-1.SCI`` is SCI of 1-1."""
+    detector, _, plane = hdu_name(hdu).rpartition(".")
+    return detector, plane
 
 
 def hdu_version(hdu: Any) -> int:

@@ -28,9 +28,9 @@ class Profile:
         Name of the convention.
     recognised_by : dict
         Keyword: beginning of its value (upper case). All must fit. Empty for the generic profile.
-    image, error, variance, inverse_variance, quality : tuple of str
-        Extension names that hold the image, its standard deviation, variance, inverse variance, and quality plane.
-        Several variances are added up, if there is no error.
+    image, error, variance, inverse_variance, weight, quality : tuple of str
+        Extension names that hold the image, its standard deviation, variance, inverse variance, weight in an unknown
+        unit (0: no data), and quality plane. Several variances are added up, if there is no error.
     bad, saturated, cosmic_ray : int
         Bits of the quality plane. A pixel is `MaskBit.BAD` if it has any bit of `bad`; the others say why.
     codes : dict of int to MaskBit
@@ -47,6 +47,7 @@ class Profile:
     error: tuple[str, ...] = ()
     variance: tuple[str, ...] = ()
     inverse_variance: tuple[str, ...] = ()
+    weight: tuple[str, ...] = ()
     quality: tuple[str, ...] = ()
     bad: int = ALL_BITS
     saturated: int = 0
@@ -120,6 +121,16 @@ ZTF = Profile(
     siblings={"quality": ("_sciimg", "_mskimg")},
 )
 
+PS1 = Profile(
+    "ps1",
+    {"TELESCOP": "PS1"},
+    siblings={"quality": (".fits", ".mask.fits"), "variance": (".fits", ".wt.fits")},
+)
+"""Pan-STARRS. Bits are named by MSKNAM* cards in the header of the mask, see `ps1_bits`."""
+
+SWARP = Profile("swarp", {"SOFTNAME": "SWARP"}, siblings={"weight": (".fits", ".weight.fits")})
+"""Co-adds of SWarp: where the weight is 0, no exposure contributes."""
+
 LSST = Profile(
     "lsst",
     {"EXTTYPE": "IMAGE"},
@@ -136,10 +147,11 @@ GENERIC = Profile(
     error=("ERR", "ERROR", "ERRORS", "SIGMA", "RMS", "STDDEV", "UNCERT", "NOISE"),
     variance=("VAR", "VARIANCE", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT"),
     inverse_variance=("IVAR", "INVVAR"),
+    weight=("WHT", "WEIGHT", "WGT", "WEIGHTMAP", "WMAP"),
     quality=("DQ", "MASK", "MSK", "BPM", "BADPIX", "FLAGS", "FLAG", "DQM"),
 )
 
-PROFILES = (SKYLOOM, HST, JWST, DECAM, ZTF, LSST)
+PROFILES = (SKYLOOM, HST, JWST, DECAM, ZTF, PS1, LSST, SWARP)
 
 
 def profile_for(headers: tuple[Mapping[str, Any], ...]) -> Profile:
@@ -178,6 +190,8 @@ def mask_bits(quality: npt.NDArray[Any], profile: Profile, header: Mapping[str, 
     bad, saturated, cosmic_ray = profile.bad, profile.saturated, profile.cosmic_ray
     if profile is LSST:
         bad, saturated, cosmic_ray = lsst_bits(header)
+    elif profile is PS1:
+        bad, saturated, cosmic_ray = ps1_bits(header)
     unusable = (quality & bad) != 0
     mask[unusable] |= np.uint32(MaskBit.BAD)
     mask[unusable & ((quality & saturated) != 0)] |= np.uint32(MaskBit.SATURATED)
@@ -194,3 +208,23 @@ def lsst_bits(header: Mapping[str, Any]) -> tuple[int, int, int]:
 
     bad = bits("BAD", "SAT", "CR", "NO_DATA", "EDGE", "UNMASKEDNAN", "SENSOR_EDGE")
     return bad, bits("SAT"), bits("CR")
+
+
+def ps1_bits(header: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return the (bad, saturated, cosmic ray) bits that the MSKNAM* and MSKVAL* cards of a Pan-STARRS mask define.
+
+    Some bits do not make a pixel bad: those of suspect pixels and of stars' surroundings, and of what a convolution
+    has reached with little of its weight.
+    """
+    harmless = {"SUSPECT", "BURNTOOL", "STARCORE", "CONV.POOR", "MARK", "MARK.VALUE"}
+    bits: dict[str, int] = {}
+    for number in range(100):
+        name, value = (first((header,), f"{key}{number:02d}") for key in ("MSKNAM", "MSKVAL"))
+        if name is not None and isinstance(value, int) and 0 <= value <= ALL_BITS:
+            bits[str(name).strip().upper()] = value
+    if not bits:
+        return ALL_BITS, 0, 0
+    bad = 0
+    for name, value in bits.items():
+        bad |= 0 if name in harmless else value
+    return bad, bits.get("SAT", 0), bits.get("CR", 0)

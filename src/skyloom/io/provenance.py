@@ -32,7 +32,7 @@ class Input(NamedTuple):
         try:
             path = path_of(source)
             if path.is_file():  # a pipe would wait
-                return cls(path.name, file_digest(path))
+                return cls(Path(source).name, file_digest(path))
         except (OSError, ReadError):
             pass
         return cls(str(source), None)

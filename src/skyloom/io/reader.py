@@ -17,8 +17,8 @@ from skyloom.background import MAD_TO_SIGMA
 from skyloom.errors import InputError, NoUsableDataError, ReadError, SkyloomWarning
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.io.ccddata import ccddata_fields
-from skyloom.io.fits_file import FitsFile, describe, image_shape, path_of
-from skyloom.io.keywords import as_number, detector_values, hdu_name, hdu_version, unit_text
+from skyloom.io.fits_file import FitsFile, describe, image_shape, path_and_extension
+from skyloom.io.keywords import as_number, card, detector_values, hdu_name, hdu_version, plane_name, unit_text
 from skyloom.io.profiles import GENERIC, SKYLOOM, Profile, mask_bits, profile_for
 from skyloom.io.quiet import quiet_astropy
 from skyloom.io.wcs import wcs_from_asdf_extension, wcs_from_header
@@ -31,10 +31,8 @@ PILED_RANGE = 0.05
 """Part of the range from the sky to the highest value in which fewer pixels than at the plateau must lie."""
 PILED_ABOVE_SKY = 50.0
 """Deviations of the sky."""
-ROLES = ("error", "variance", "inverse_variance", "quality")
+ROLES = ("error", "variance", "inverse_variance", "weight", "quality")
 OTHER_PLANES = {
-    "WHT",
-    "WEIGHT",
     "WT",
     "CTX",
     "CON",
@@ -44,7 +42,6 @@ OTHER_PLANES = {
     "SAMP",
     "TIME",
     "AREA",
-    "WMAP",
     "HDRTAB",
 }
 """Extensions that are never the image itself, besides those of the roles."""
@@ -119,7 +116,10 @@ def read(
 def _fields_of(source: Any, ext: Any, verify: bool) -> dict[str, Any]:
     """Return the fields of the exposure that `source` becomes, by its type."""
     if isinstance(source, str | os.PathLike):
-        return _fields_of_path(path_of(source), ext, verify)
+        path, bracket = path_and_extension(source)
+        if bracket is not None and ext is not None:
+            raise InputError(f"{path.name} has the extension {bracket} in its name, and ext is {ext!r}; give one.")
+        return _fields_of_path(path, ext if bracket is None else bracket, verify)
     # whoever passes an astropy object has imported its module already
     fits = sys.modules.get("astropy.io.fits")
     if fits is not None and isinstance(source, fits.HDUList):
@@ -182,8 +182,15 @@ def _fields_of_file(file: FitsFile, ext: Any, path: Path | None) -> dict[str, An
     data = file.plane(index)
     planes = _companions(file, index, profile)
     if path is not None:
-        planes = {**_siblings(path, ext, profile, file), **planes}
+        planes = {**_siblings(path, ext, profile, file, data.shape), **planes}
     values = detector_values((hdulist[index].header, primary))
+    if pattern := str(card(header, "BAYERPAT") or "").strip():
+        warnings.warn(
+            f"{file.name} is a mosaic of colour filters (BAYERPAT is {pattern}): neighbouring pixels differ, and so "
+            "will its results. Split it into one image for each colour before.",
+            SkyloomWarning,
+            stacklevel=4,
+        )
     if values["saturation"] is None and "quality" not in planes:
         values["saturation"] = pile_up_level(data)
     if profile is SKYLOOM:
@@ -192,8 +199,8 @@ def _fields_of_file(file: FitsFile, ext: Any, path: Path | None) -> dict[str, An
     return {
         "data": data,
         "variance": _variance(planes, file.name),
-        "mask": planes.get("quality"),
-        "wcs": wcs if wcs is not None else wcs_from_header(header, hdulist, file.name),
+        "mask": _mask(planes),
+        "wcs": wcs if wcs is not None else wcs_from_header(header, hdulist, file.name, shape=data.shape),
         "header": header,
         "name": file.name,
         **values,
@@ -234,12 +241,12 @@ def _choose(file: FitsFile, profile: Profile) -> int:
     """Return the index of the only HDU that can be the image."""
     images = [i for i, hdu in enumerate(file.hdulist) if image_shape(hdu) is not None]
     for name in (*profile.image, *GENERIC.image):
-        named = [i for i in images if hdu_name(file.hdulist[i]) == name]
+        named = [i for i in images if plane_name(file.hdulist[i])[1] == name]
         if named:
             images = named
             break
     else:
-        images = [i for i in images if hdu_name(file.hdulist[i]) not in _plane_names(profile)]
+        images = [i for i in images if plane_name(file.hdulist[i])[1] not in _plane_names(profile)]
     if 0 in images or len(images) == 1:
         return images[0]
     if not images:
@@ -258,16 +265,20 @@ def _plane_names(profile: Profile) -> set[str]:
 def _companions(file: FitsFile, index: int, profile: Profile) -> dict[str, Any]:
     """Return the planes of the same file that belong to the image: role -> array."""
     chosen = file.hdulist[index]
-    if hdu_name(chosen) in _plane_names(profile):
+    detector, own = plane_name(chosen)
+    if own in _plane_names(profile):
         return {}
     planes: dict[str, Any] = {}
     for role in ROLES:
+        if role == "weight" and profile is SKYLOOM:
+            continue  # its mask knows
         names = (*getattr(profile, role), *getattr(GENERIC, role))
         found = [
             i
             for i, hdu in enumerate(file.hdulist)
             if i != index
-            and hdu_name(hdu) in names
+            and (found_name := plane_name(hdu))[0] == detector
+            and found_name[1] in names
             and hdu_version(hdu) == hdu_version(chosen)
             and image_shape(hdu) is not None
         ]
@@ -292,7 +303,7 @@ def _companions(file: FitsFile, index: int, profile: Profile) -> dict[str, Any]:
     return planes
 
 
-def _siblings(path: Path, ext: Any, profile: Profile, image: FitsFile) -> dict[str, Any]:
+def _siblings(path: Path, ext: Any, profile: Profile, image: FitsFile, shape: tuple[int, ...]) -> dict[str, Any]:
     """Return the planes that stand in files beside this one, if the convention has such and they are there."""
     planes: dict[str, Any] = {}
     for role, (here, there) in (profile.siblings or {}).items():
@@ -303,7 +314,12 @@ def _siblings(path: Path, ext: Any, profile: Profile, image: FitsFile) -> dict[s
         with FitsFile(sibling, sibling.name, image.verify) as file:
             index = _find(file, ext) if ext is not None else _choose(file, profile)
             planes[role] = file.plane(index)
-            if role == "quality":
+            if planes[role].shape != shape:
+                warnings.warn(
+                    f"{sibling.name} has another shape than {path.name} and is ignored.", SkyloomWarning, stacklevel=5
+                )
+                del planes[role]
+            elif role == "quality":
                 planes[role] = mask_bits(_integers(planes[role]), profile, file.hdulist[index].header)
     return planes
 
@@ -327,17 +343,30 @@ def _variance(planes: dict[str, Any], name: str) -> npt.NDArray[np.float64] | No
     return np.asarray(variance)
 
 
+def _mask(planes: dict[str, Any]) -> npt.NDArray[np.uint32] | None:
+    """Return the mask: bits of the quality plane, and no data where the weight is 0, if it is above 0 anywhere."""
+    mask: npt.NDArray[np.uint32] | None = planes.get("quality")
+    if "weight" in planes:
+        with np.errstate(invalid="ignore"):
+            empty = ~(planes["weight"] > 0)
+        if not empty.all():
+            mask = np.zeros(empty.shape, np.uint32) if mask is None else mask
+            mask = np.where(empty, mask | np.uint32(MaskBit.NO_DATA), mask)
+    return mask
+
+
 def _extra_mask(mask: Any, exposure: Exposure, verify: bool) -> npt.NDArray[np.uint32]:
     """Return the bits of the mask that the user gave, as array or file."""
     if isinstance(mask, str | os.PathLike):
-        path = path_of(mask)
+        path, bracket = path_and_extension(mask)
         profile = profile_for((exposure.header,))
         with FitsFile(path, path.name, verify) as file:
-            images = [i for i, hdu in enumerate(file.hdulist) if image_shape(hdu) == exposure.shape]
+            chosen = range(len(file.hdulist)) if bracket is None else [_find(file, bracket)]
+            images = [i for i in chosen if image_shape(file.hdulist[i]) == exposure.shape]
             if len(images) != 1:
                 raise ReadError(
                     f"The mask {path.name} has {len(images)} planes of the image's shape {exposure.shape}; "
-                    "exactly one is needed.",
+                    f"exactly one is needed. Choose it by {path.name}[EXTENSION].",
                     path=str(path),
                 )
             return mask_bits(_integers(file.plane(images[0])), profile, file.hdulist[images[0]].header)

@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 from skyloom.errors import SkyloomWarning
+from skyloom.io.iraf_wcs import as_tpv
 from skyloom.io.keywords import hdu_name
 from skyloom.io.quiet import quiet_astropy
 
@@ -17,7 +18,9 @@ logger = logging.getLogger("skyloom.io")
 _NUMBERS = re.compile(r"(CRVAL|CRPIX|CDELT)\d+$|(CD|PC)\d+_\d+$")
 
 
-def wcs_from_header(header: Any, hdulist: Any = None, name: str = "image") -> Any:
+def wcs_from_header(
+    header: Any, hdulist: Any = None, name: str = "image", *, shape: tuple[int, int] | None = None
+) -> Any:
     """Return the celestial WCS of a header, or None if it has none.
 
     Parameters
@@ -28,6 +31,8 @@ def wcs_from_header(header: Any, hdulist: Any = None, name: str = "image") -> An
         The file, for distortions that are tables in other extensions (HST, -TAB).
     name : str
         What warnings call the image.
+    shape : (int, int), optional
+        Of the image, (ny, nx): with it, TNX and ZPX distortions are understood, too.
 
     Returns
     -------
@@ -43,6 +48,8 @@ def wcs_from_header(header: Any, hdulist: Any = None, name: str = "image") -> An
             for key in filter(_NUMBERS.match, header):
                 if not isinstance(header[key], (int, float)):  # wcslib passes over it
                     raise ValueError(f"{key} is {header[key]!r}, no number")
+            if shape is not None:
+                header = as_tpv(header, shape)
             wcs = WCS(header, fobj=hdulist)
             if not wcs.has_celestial:
                 return None

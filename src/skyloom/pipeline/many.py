@@ -108,9 +108,13 @@ class Recipe:
 
     def check_not_same(self, science: PathLike) -> None:
         """Raise if the only template is the file of the science image."""
-        from skyloom.io.fits_file import path_of
+        from skyloom.io.fits_file import path_and_extension
 
-        if all(path_of(one).resolve() == path_of(science).resolve() for one in self.templates):
+        def place(name: PathLike) -> tuple[Path, str | None]:
+            path, extension = path_and_extension(name)
+            return path.resolve(), extension
+
+        if all(place(one) == place(science) for one in self.templates):
             raise NoUsableDataError(
                 f"The science image and the template are the same image, {science}: their difference would be 0. Give "
                 "another template.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import tempfile
@@ -209,7 +210,12 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def image_stem(path: str | Path) -> str:
-    """Return the file name without the endings of (compressed) FITS files."""
+    """Return the file name without the endings of (compressed) FITS files; ``a.fits[SCI,2]`` gives ``a_SCI_2``."""
+    from skyloom.io.fits_file import path_and_extension
+
+    file, extension = path_and_extension(path)
+    if extension is not None:
+        return "_".join([image_stem(file), *re.findall(r"\w+", extension)])
     name = Path(path).name
     for ending in (".gz", ".fz", ".bz2"):
         name = name.removesuffix(ending)

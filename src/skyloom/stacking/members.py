@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from skyloom.errors import InputError, SkyloomError, WcsError
 from skyloom.exposure import BoolArray, Exposure
-from skyloom.io.fits_file import path_of
+from skyloom.io.fits_file import path_and_extension, path_of
 from skyloom.io.keywords import EXPTIME, as_number, grows_with_time
 from skyloom.io.provenance import file_digest
 from skyloom.stacking.memory import Plane, Scratch
@@ -162,7 +162,8 @@ def check_repeats(sources: Sequence[Any]) -> None:
 
 def _size_and_options(path: Path, source: Any) -> tuple[int, str]:
     how = source.keywords if isinstance(source, partial) else {}
-    return path.stat().st_size, repr(sorted(how.items()))
+    extension = path_and_extension(file_of(source) or path)[1]
+    return path.stat().st_size, repr((extension, sorted(how.items())))
 
 
 def _ends(path: Path, _: Any) -> tuple[bytes, bytes]:
