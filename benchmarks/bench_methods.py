@@ -83,7 +83,7 @@ def on_grid(name, science, frames, changes=(), *, view=None, how="stars"):
     options = DifferenceOptions(align=how)
     grid, *others = (find_stars(image, options) for image in (science, *frames))
     alignments = [align(grid, frame, how) for frame in others]
-    template = with_variance(bring_onto_grid(science, frames, alignments))
+    template = with_variance(bring_onto_grid(science, frames, alignments)[0])
     return Pair(name, science, template, np.array(changes, float).reshape(-1, 2), view)
 
 

@@ -6,7 +6,8 @@ from astropy.wcs import WCS
 
 import skyloom
 from skyloom.errors import InputError, RegistrationError, SkyloomWarning, WcsError
-from skyloom.stacking import CoaddOptions
+from skyloom.stacking import CoaddOptions, read_coadd
+from skyloom.stacking.light import frame_lines
 
 SHAPE = (200, 220)
 SHIFTS = ((0.0, 0.0), (4.3, -2.6), (-3.7, 5.2))
@@ -14,16 +15,19 @@ SIGMA = 1.4
 PLAIN = CoaddOptions("mean", background="match")
 
 
-def frames():
-    """Return three exposures of 60 stars without a WCS, and the positions of the stars in the first."""
+def frames(lights=(1.0, 1.0, 1.0)):
+    """Return three exposures of 60 stars without a WCS, and the place and flux of the brightest star in the first.
+
+    Clouds may leave each with a part of the light of the stars.
+    """
     rng = np.random.default_rng(7)
     xy = rng.uniform(15, np.array(SHAPE[::-1]) - 15, (60, 2))
     flux = 10 ** rng.uniform(3.5, 5, 60)
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     images = []
-    for dx, dy in SHIFTS:
+    for (dx, dy), light in zip(SHIFTS, lights, strict=True):
         model = sum(
-            f * np.exp(-((x - a - dx) ** 2 + (y - b - dy) ** 2) / (2 * SIGMA**2)) / (2 * np.pi * SIGMA**2)
+            light * f * np.exp(-((x - a - dx) ** 2 + (y - b - dy) ** 2) / (2 * SIGMA**2)) / (2 * np.pi * SIGMA**2)
             for (a, b), f in zip(xy, flux, strict=True)
         )
         images.append(rng.normal(model + 100, np.sqrt(model + 100)))
@@ -106,6 +110,45 @@ def test_a_coadd_by_stars_goes_on_from_memory_as_from_its_file(tmp_path):
     assert both[0].scales == pytest.approx(both[1].scales, rel=1e-6)  # registered to planes in float32
     np.testing.assert_allclose(both[0].exposure.data, both[1].exposure.data, rtol=1e-4)
     assert skyloom.stacking.read_coadd(path).options.flux_scale == made.options.flux_scale  # as they were made
+
+
+def test_a_cloudy_exposure_is_told_and_its_noise_and_flux_are_right(tmp_path):
+    """Truth: noise of the sky, the flux of the brightest star, and light that is 0.2 of the others'."""
+    exposures, at, flux = frames((0.2, 1.0, 1.0))
+    with pytest.warns(SkyloomWarning, match=r"0\.fits has only 0\.2.*light.*It gives the flux scale"):
+        cloudy = skyloom.coadd(exposures)
+    with pytest.warns(SkyloomWarning, match=r"0\.fits has only 0\.2.*light.*bright sky\?$"):
+        clear = skyloom.coadd([*exposures[1:], exposures[0]], output=tmp_path / "deep.fits")
+    x, y = np.meshgrid(*(np.arange(n) for n in SHAPE[::-1]))
+    for made, light, corner, gains in ((cloudy, 0.2, (0, 0), 2 / 0.2), (clear, 1.0, SHIFTS[1], 2.0)):
+        image = made.exposure
+        assert brightest(image.data, np.add(at, corner))[2] == pytest.approx(light * flux, rel=0.03)
+        sky = image.usable & (image.data < np.median(image.data) + 3 * np.sqrt(image.variance))
+        sky &= (np.minimum(x, SHAPE[1] - x) > 20) & (np.minimum(y, SHAPE[0] - y) > 20)
+        spread = 1.4826 * np.median(np.abs(image.data - np.median(image.data[sky]))[sky] / np.sqrt(image.variance[sky]))
+        assert spread == pytest.approx(1, abs=0.08)  # the wings of 60 stars widen, the cut narrows it
+        assert image.gain == pytest.approx(gains, rel=0.06)  # two clear exposures, and the cloudy one's few electrons
+    (first, *others), rows = cloudy.frames, {row["name"]: row for row in clear.frames}
+    assert first["light"] == pytest.approx(0.2, rel=0.05)
+    assert first["weight_share"] == pytest.approx(0.04 / 2.04, rel=0.1)  # the same sky: the light squared
+    assert [row["light"] for row in others] == pytest.approx([1, 1], abs=0.03)
+    assert all(row["fwhm"] == pytest.approx(2.355 * SIGMA, rel=0.08) and row["n_stars"] > 20 for row in rows.values())
+    assert all(row["sky"] == pytest.approx(100, abs=5) for row in rows.values())
+    assert read_coadd(tmp_path / "deep.fits").frames == clear.frames
+    lines = frame_lines(clear.frames)
+    assert lines[0].split()[:3] == ["exposure", "flux", "scale"]
+    assert [line.split()[0] for line in lines[1:]] == ["1.fits", "2.fits", "0.fits"]
+
+
+def test_the_clearest_frame_gives_the_scale_of_a_template():
+    exposures, *_ = frames((0.2, 1.0, 1.0))
+    exposures = [one.replace(exptime=30.0) for one in exposures]
+    with pytest.warns(SkyloomWarning, match=r"0\.fits has only .* light of the better exposures"):
+        found = skyloom.difference(exposures[2], exposures[:2])
+    assert found.diagnostics["transparency"] == pytest.approx(1, abs=0.02)
+    assert [one.name for one in found.template_frames] == ["1.fits", "0.fits"]
+    assert [one.name for one in found.alignments] == ["0.fits", "1.fits"]
+    assert found.template_frames[1].scale == pytest.approx(5, rel=0.05)
 
 
 def test_shapes_may_be_arrays():

@@ -249,7 +249,8 @@ def test_bad_rows_and_columns_are_not_psf_like(blank, axis, sign):
     line[100] = 45.0 * sign
     table = find_candidates(add(blank, line if axis == 0 else line.T, star(blank, 140, 140, 9000.0)))
     inside = (np.minimum(table["x"], table["y"]) > 25) & (np.maximum(table["x"], table["y"]) < 175)
-    assert np.count_nonzero(inside) > 5
+    assert table["n_merged"].sum() > 6
+    assert (~table["real"]).sum() < 0.8 * table["n_merged"].sum()  # peaks near one another are one row
     kept = table[inside & table["real"]]
     assert [(round(row["x"]), round(row["y"])) for row in kept] == [(140, 140)]
 
@@ -261,13 +262,39 @@ def test_faint_trails_are_not_psf_like(blank, angle):
     across = y * np.cos(angle) - x * np.sin(angle)
     trail = 20.0 * np.exp(-(across**2) / (2 * 1.9**2))
     table = find_candidates(add(blank, trail, star(blank, 140, 60, 9000.0), star(blank, 100, 100, 9000.0)))
-    assert len(table) > 8
+    assert table["n_merged"].sum() > 8
+    assert (~table["real"]).sum() < 0.8 * table["n_merged"].sum()  # peaks near one another are one row
     places = {(round(row["x"]), round(row["y"])) for row in table[table["real"]]}
     expected = {(140, 60), (100, 100)}
     # at the border, where half of a trail is seen, and beyond a source, chance may decide
     inside = {(x, y) for x, y in places if 20 < x < 180 and 20 < y < 180}
     assert all(any(np.hypot(x - a, y - b) <= 1.5 for x, y in inside) for a, b in expected)
     assert len(inside) <= 3
+
+
+def test_a_bleed_trail_is_one_row(blank):
+    """What subtraction leaves beside a bleed trail is one entry; a star elsewhere is another."""
+    mask = np.zeros((200, 200), np.uint32)
+    mask[40:150, 100:102] = MaskBit.SATURATED
+    left = np.zeros((200, 200))
+    left[40:150, [99, 102]] = np.random.default_rng(4).normal(0, 400, (110, 2))
+    table = find_candidates(add(blank, left, star(blank, 40, 60, 9000.0), mask=mask))
+    trail = table[np.abs(table["x"] - 100.5) < 8]
+    assert trail["n_merged"].max() > 20  # of a trail that is some 30 FWHM long
+    assert not trail["real"].any()
+    assert len(trail) < 0.3 * trail["n_merged"].sum()
+    assert nearest(table, 40, 60)["real"]
+    assert nearest(table, 40, 60)["n_merged"] == 1
+
+
+def test_shapes_that_noise_does_not_leave_are_unknown(blank):
+    """A single hot pixel is sharper than any source: it has no width, and says so; it is flagged all the same."""
+    hot = np.zeros((200, 200))
+    hot[90, 80] = 3000.0
+    row = nearest(find_candidates(add(blank, hot)), 80, 90)
+    assert np.isnan(row["fwhm"])
+    assert np.isnan(row["ellipticity"])
+    assert row["flags"] & CandidateFlag.TOO_SHARP
 
 
 def test_source_on_a_faint_line_is_real(blank):

@@ -2,7 +2,9 @@
 
 With a WCS in every header the output grid covers all exposures; without (or with --align stars) the exposures are
 registered by their stars to the first one (or --reference), whose grid is the output. Written are SCI, ERR, DQ, WHT
-(weight), CTX (which exposures contribute), EXPTIME, INPUTS, COVAR (noise covariances) and PSF.
+(weight), CTX (which exposures contribute), EXPTIME, INPUTS, COVAR (noise covariances) and PSF. Printed is what each
+exposure brings: flux scale, light (beside the better ones: clouds), sky, FWHM and number of stars (where they are
+aligned by stars), outlying pixels, and its part of the weight.
 
 Exposures are read one by one; --memory bounds what the process takes. A co-add can be extended: --resume.
 """
@@ -22,7 +24,7 @@ def add_more(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
-    from skyloom.cli.inputs import add_reading_options
+    from skyloom.cli.inputs import add_json, add_reading_options
 
     parser.add_argument("exposures", metavar="EXPOSURE", nargs="+", help="FITS images")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="FITS file to write")
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image whose grid is the output grid (default: a new grid, or the first exposure)",
     )
     parser.add_argument("--resume", metavar="FILE", help="co-add to go on with; it is not changed")
+    add_json(parser)
     _add_options(parser)
     add_reading_options(parser)
 
@@ -77,8 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
     from skyloom.cli.inputs import reading_options
     from skyloom.cli.messages import progress_bar
     from skyloom.io import check_not_input, check_writable, read
+    from skyloom.io.json import to_json
     from skyloom.pipeline import coadd
     from skyloom.stacking import read_coadd
+    from skyloom.stacking.light import frame_lines
     from skyloom.stacking.result import options_for_more
 
     check_writable(arguments.output, overwrite=arguments.overwrite)
@@ -101,7 +106,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     added = result.n_exposures - (0 if earlier is None else earlier.n_exposures)
     left_out = len(exposures) - added
-    if not arguments.quiet:
+    if arguments.json:
+        told = {"output": arguments.output, "shape": result.shape, "left_out": left_out, "exposures": result.frames}
+        print(to_json(told))
+    elif not arguments.quiet:
+        print("\n".join(frame_lines(result.frames)))
         print(
             f"{added} exposure{'s' * (added != 1)} co-added to {result.shape[1]}x{result.shape[0]} pixels"
             + ("" if earlier is None else f", {result.n_exposures} in all")

@@ -176,6 +176,7 @@ def _run_one(arguments: argparse.Namespace, science: str, recipe: Recipe) -> int
     from skyloom.io.atomic import no_empty_folder
     from skyloom.io.json import to_json
     from skyloom.pipeline.products import Products, image_stem, remove_stale
+    from skyloom.stacking.light import frame_rows
 
     recipe.check_not_same(science)
     products = Products.in_folder(arguments.output, image_stem(science), report=recipe.batch.report)
@@ -198,7 +199,11 @@ def _run_one(arguments: argparse.Namespace, science: str, recipe: Recipe) -> int
             warnings="\n".join(warnings_shown()[len(of_template) :]),
             template_warnings="\n".join(of_template),
         )
-        print(to_json(outcome.to_dict()))
+        frames = {
+            name: frame_rows(getattr(result, name), result.science.unit)
+            for name in ("template_frames", "science_frames")
+        }
+        print(to_json(outcome.to_dict() | frames))
     elif not arguments.quiet:
         print_summary(result, candidates, products, f"{seconds:.1f} s, after {before:.1f} s for the template")
     return EXIT_OK if len(result.alignments) == len(recipe.templates) else EXIT_PARTIAL

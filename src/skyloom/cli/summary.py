@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from skyloom.detection.flags import found
+from skyloom.stacking.light import frame_lines, frame_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +57,10 @@ def print_summary(difference: Difference, candidates: Any, products: Products, s
     if difference.registration is not None:
         registration = difference.registration
         print(f"  registration   {registration.n_matched} stars, rms {registration.rms:.3f} pixel")
+    for what, frames in (("template", difference.template_frames), ("science", difference.science_frames)):
+        for line in frame_lines(frame_rows(frames, difference.science.unit), "frame") if frames else ():
+            print(f"  {what:<14} {line}")
+            what = ""  # noqa: PLW2901
     print(f"  method         {difference.method}: {difference.reason}")
     print(
         f"  matching       {numbers['convolved']} convolved, {numbers['n_stamps']} stamps, "

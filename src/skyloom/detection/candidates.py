@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from astropy.table import Column, Table
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 from skyloom.background import MAD_TO_SIGMA, estimate_background
 from skyloom.detection.bright import BrightSources, bright_sources
@@ -43,6 +46,9 @@ COMPACT = 5.0
 """Errors of the change by which the fainter epoch's flux must stand out for a source that both epochs have."""
 WELL_CALIBRATED = 1.03
 """A score no wider than that (and what chance adds) needs no larger errors."""
+LINE_STEP, BLEED_STEP = 8.0, 4.0
+"""Detections along one line or bleed trail are no farther apart than that, FWHM: faint lines have few peaks."""
+_MISSHAPEN = CandidateFlag.NOT_PSF_LIKE | CandidateFlag.TOO_SHARP | CandidateFlag.MASKED
 DIPOLE_REACH = 2.0
 """The two sides of a dipole are no farther apart than that, FWHM."""
 
@@ -121,6 +127,7 @@ def find_candidates(
     context = _context(difference, score, pixels, residual, fwhm=fwhm, threshold=threshold)
     rows = [row for source in sources if (row := _judge(source, context)) is not None]
     rows.sort(key=lambda row: (-abs(row["snr"]), row["y"], row["x"]))
+    rows = _merged(_merged(rows, "line", LINE_STEP * fwhm), "bleed", BLEED_STEP * fwhm)
     table = _table(rows, difference)
     table.meta = {
         "threshold": float(threshold),
@@ -199,7 +206,8 @@ def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
     if is_sharper(data, soft, source.model, core, _pixel_shapes(context, source.x, source.y)):
         flags |= CandidateFlag.TOO_SHARP
     line = line_flux(pixels.image[box], weight, source.model, fwhm)
-    if line != 0 and abs(flux.flux - line) < context.threshold * flux.error:
+    on_line = line != 0 and abs(flux.flux - line) < context.threshold * flux.error
+    if on_line:
         flags |= CandidateFlag.NOT_PSF_LIKE
     if line == 0 and shape.misfit > MISFIT:  # what lies on a line has its shape, too
         flags |= CandidateFlag.TRAILED if shape.trailed else CandidateFlag.NOT_PSF_LIKE
@@ -221,7 +229,27 @@ def _judge(source: Source, context: _Context) -> dict[str, Any] | None:
         "template_flux": science_flux - float(score.flux[source.iy, source.ix]),
         "kind": "moving" if flags & CandidateFlag.TRAILED else _kind(source, context, flux),
         "flags": int(flags),
+        "n_merged": 1,
+        "trail": "line" if on_line else "bleed" if flags & CandidateFlag.SATURATED and flags & _MISSHAPEN else "",
     }
+
+
+def _merged(rows: list[dict[str, Any]], kind: str, step: float) -> list[dict[str, Any]]:
+    """Return rows, the most significant first, with one for each trail of a kind: those a step or less apart."""
+    on_trail = [number for number, row in enumerate(rows) if row["trail"] == kind]
+    if len(on_trail) < 2:
+        return rows
+    pairs = cKDTree([(rows[k]["x"], rows[k]["y"]) for k in on_trail]).query_pairs(step, output_type="ndarray")
+    links = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(on_trail), len(on_trail)))
+    first: dict[int, int] = {}
+    gone = set()
+    for number, trail in zip(on_trail, connected_components(links, directed=False)[1].tolist(), strict=True):
+        if trail in first:
+            rows[first[trail]]["n_merged"] += 1
+            gone.add(number)
+        else:
+            first[trail] = number
+    return [row for number, row in enumerate(rows) if number not in gone]
 
 
 def _pixel_shapes(context: _Context, x: float, y: float) -> list[Array]:
@@ -286,10 +314,10 @@ def _flags(source: Source, context: _Context, *, flux: PsfFlux, shape: Shape, co
     if abs(flux.flux) < RESIDUAL_SIGMA * context.bright.fraction * _star_flux(context, x, y):
         found |= CandidateFlag.BRIGHT_RESIDUAL
     # 8 sigma of a chi-square of independent pixels: matching correlates them, which makes it scatter more
-    line = shape.ellipticity > ELONGATED and shape.elongation_snr > 5
+    line = not shape.ellipticity <= ELONGATED and shape.elongation_snr > 5  # a NaN is beyond 1
     if line or shape.chi2 > max(2.0, 1 + 8 * np.sqrt(2 / shape.dof)):
         found |= CandidateFlag.NOT_PSF_LIKE
-    if shape.width_snr < -5 and shape.fwhm < 0.7 * fwhm:
+    if shape.width_snr < -5 and not shape.fwhm >= 0.7 * fwhm:  # a NaN is below 0
         found |= CandidateFlag.TOO_SHARP
     if abs(flux.flux) < DOUBTFUL * context.threshold * flux.error:
         found |= CandidateFlag.UNCERTAIN
@@ -352,10 +380,11 @@ def _table(rows: list[dict[str, Any]], difference: DifferenceLike) -> Table:
         "snr": (None, "flux / flux_err"),
         "sign": (None, "1: brighter than in the template, -1: fainter"),
         "significance": (None, "Score at the peak pixel, standard deviations"),
-        "fwhm": ("pix", "Full width at half maximum"),
-        "ellipticity": (None, "Ellipticity beyond that of the PSF: 0 circle, 1 line"),
+        "fwhm": ("pix", "Full width at half maximum; NaN where noise leaves none"),
+        "ellipticity": (None, "Ellipticity beyond that of the PSF: 0 circle, 1 line; NaN beyond 1"),
         "chi2": (None, "Reduced chi-square of the PSF fit"),
         "coverage": (None, "Part of the PSF's weight on usable pixels"),
+        "n_merged": (None, "Detections along a bleed or other trail that this row stands for; 1: itself"),
         "science_flux": (unit, "PSF flux at this place in the science image"),
         "template_flux": (unit, "PSF flux at this place in the matched template"),
         "flags": (None, "Reasons to doubt, bits of CandidateFlag"),
@@ -363,7 +392,7 @@ def _table(rows: list[dict[str, Any]], difference: DifferenceLike) -> Table:
     table = Table(masked=False)
     table["id"] = Column(np.arange(1, len(rows) + 1), description="Number, by falling absolute snr")
     for name, (column_unit, description) in described.items():
-        dtype = np.int64 if name in ("sign", "flags") else np.float64
+        dtype = np.int64 if name in ("sign", "flags", "n_merged") else np.float64
         table[name] = Column([row[name] for row in rows], dtype=dtype, unit=column_unit, description=description)
     table["kind"] = Column(
         [row["kind"] for row in rows],

@@ -30,11 +30,12 @@ class Shape:
     dof : int
         Degrees of freedom of it.
     fwhm : float
-        Full width at half maximum, pixels.
+        Full width at half maximum, pixels; NaN where its square would be negative: noise, or sharper than any source.
     width_snr : float
         How significantly it is wider (> 0) or narrower (< 0) than the PSF.
     ellipticity : float
-        1 for a line, 0 for a circle; the PSF's own ellipticity is not in it.
+        1 for a line, 0 for a circle; the PSF's own ellipticity is not in it. NaN beyond 1, where the squared width in
+        one direction would be negative.
     elongation_snr : float
         How significant the ellipticity is.
     misfit : float
@@ -99,16 +100,17 @@ def measure_shape(
         return unknown
     # (s_xx + s_yy) / 2 = 2 total / F;  (s_xx - s_yy) / 2 = 2 plus / F;  s_xy = 2 cross / F
     variance = fwhm**2 / SIGMA_TO_FWHM2 + 2 * total / f
-    ellipticity = float(np.hypot(2 * plus / f, 2 * cross / f) / max(variance, 0.05))
+    ellipticity = float(np.hypot(2 * plus / f, 2 * cross / f) / variance) if variance > 0 else np.inf
     width_snr = float(np.sign(f) * total / np.sqrt(inverse[3, 3]))
-    width = float(np.sqrt(SIGMA_TO_FWHM2 * max(variance, 0.0)))
+    width = float(np.sqrt(SIGMA_TO_FWHM2 * variance)) if variance > 0 else np.nan
     elongation_snr = float(np.hypot(plus / np.sqrt(inverse[4, 4]), cross / np.sqrt(inverse[5, 5])))
     moments = np.array([total, plus, cross])
     misfit = float(moments @ np.linalg.solve(inverse[3:, 3:], moments))
     longer, errors = float(np.hypot(plus, cross)), np.sqrt(np.diag(inverse)[3:])
     across = np.sign(f) * total - longer
     trailed = elongation_snr > TRAILED and width_snr > 0 and across > -3 * np.hypot(errors[0], errors[1:].max())
-    return Shape(chi2, dof, width, width_snr, min(ellipticity, 1.0), elongation_snr, misfit, bool(trailed))
+    measured = ellipticity if ellipticity <= 1 else np.nan
+    return Shape(chi2, dof, width, width_snr, measured, elongation_snr, misfit, bool(trailed))
 
 
 def line_flux(data: Array, weight: Array, model: Array, radius: float) -> float:

@@ -13,9 +13,11 @@ import numpy.typing as npt
 from skyloom.errors import InputError, ShapeError, WcsError
 from skyloom.exposure import Exposure
 from skyloom.pipeline.template import Frame
+from skyloom.stacking.light import clearest
 
 if TYPE_CHECKING:
     from skyloom.registration import Registration, RegistrationOptions
+    from skyloom.stacking.result import Contribution
 
 Map = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
@@ -32,6 +34,8 @@ class Alignment:
         Coordinate maps between pixels, (N, 2) -> (N, 2).
     flux_ratio, flux_ratio_error : float
         Flux of a star on the grid's image over its flux in the frame, and its standard error; NaN if not measured.
+    fwhm : float
+        Of the frame's stars, in its pixels; NaN if not measured.
     registration : Registration or None
         The match of the stars, when stars were used.
     """
@@ -42,6 +46,20 @@ class Alignment:
     flux_ratio: float = float("nan")
     registration: Registration | None = None
     flux_ratio_error: float = float("nan")
+    fwhm: float = float("nan")
+
+
+@dataclass(frozen=True)
+class StarMap:
+    """A coordinate map that was found by stars, and what they tell: their FWHM (pixels), and how many they are."""
+
+    map: Map
+    fwhm: float
+    n_stars: int
+
+    def __call__(self, xy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the positions of `map`."""
+        return self.map(xy)
 
 
 def align(of_grid: Frame, of_frame: Frame, how: str, options: RegistrationOptions | None = None) -> Alignment:
@@ -66,9 +84,10 @@ def align(of_grid: Frame, of_frame: Frame, how: str, options: RegistrationOption
         from skyloom.registration import flux_ratio, image_fwhm, register
 
         result = register(of_grid.sources, of_frame.sources, options)
-        measured = flux_ratio(result, grid, frame, (image_fwhm(of_grid.sources), image_fwhm(of_frame.sources)))
+        fwhm = image_fwhm(of_frame.sources)
+        measured = flux_ratio(result, grid, frame, (image_fwhm(of_grid.sources), fwhm))
         ratio, error = (result.flux_ratio, float("nan")) if measured is None else (measured.value, measured.error)
-        return Alignment(frame.name, result.template_to_source, result.source_to_template, ratio, result, error)
+        return Alignment(frame.name, result.template_to_source, result.source_to_template, ratio, result, error, fwhm)
     if how == "wcs":
         from skyloom.resampling import wcs_map
 
@@ -102,25 +121,33 @@ def bring_onto_grid(
     interpolation: str = "auto",
     *,
     proper: bool = False,
-) -> Exposure:
-    """Resample one frame onto the grid, or co-add several there.
+) -> tuple[Exposure, tuple[Contribution, ...]]:
+    """Resample one frame onto the grid, or co-add several there; return it, and what each of several frames brings.
 
-    Several frames are scaled to the flux of the first before they are averaged with inverse variances, and pixels that
-    disagree with the others (cosmic rays) are left out. Where any of them is saturated the co-add counts as saturated:
-    what the others leave there has another PSF than the rest. A `proper` co-add (Zackay & Ofek 2017) knows its PSF.
+    Several frames are scaled to the flux of the `reference_frame` before they are averaged with inverse variances, and
+    pixels that disagree with the others (cosmic rays) are left out. Where any of them is saturated the co-add counts as
+    saturated: what the others leave there has another PSF than the rest. A `proper` co-add (Zackay & Ofek 2017) knows
+    its PSF.
     """
     if len(frames) == 1:
         if alignments[0].grid_to_frame is _identity:
-            return frames[0]
+            return frames[0], ()
         from skyloom.resampling import resample
 
-        return resample(frames[0], alignments[0].grid_to_frame, grid.shape, method=interpolation, wcs=grid.wcs)
+        return resample(frames[0], alignments[0].grid_to_frame, grid.shape, method=interpolation, wcs=grid.wcs), ()
     from skyloom.pipeline.stack import coadd_aligned
     from skyloom.stacking import CoaddOptions
 
     options = CoaddOptions(method="proper" if proper else "clipped", saturated="flag")
     result = coadd_aligned(grid, frames, alignments, options)
-    return result.exposure.replace(name=f"co-add of {len(frames)} frames", psf=result.psf if proper else None)
+    image = result.exposure.replace(name=f"co-add of {len(frames)} frames", psf=result.psf if proper else None)
+    return image, result.contributions
+
+
+def reference_frame(frames: Sequence[Exposure], alignments: Sequence[Alignment]) -> int:
+    """Return the number of the frame whose flux scale a co-add has: the first of those that no cloud has dimmed."""
+    ratios = [one.flux_ratio for one in alignments]
+    return clearest(ratios, [one.exptime for one in frames], frames[0].unit)
 
 
 def wcs_to_write(template: Exposure) -> Any:

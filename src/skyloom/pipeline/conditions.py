@@ -27,13 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom.io.keywords import EXPTIME, as_number, first, grows_with_time, lookup, mean
+from skyloom.stacking.light import DIM
 
 if TYPE_CHECKING:
     from skyloom.exposure import Exposure
     from skyloom.pipeline.outcome import Outcome
 
-DIM = 0.3
-"""Share of the light: 1.3 mag are lost."""
 SHALLOW = 2.5
 """Ratio of limits: 1 mag."""
 FEWEST = 3

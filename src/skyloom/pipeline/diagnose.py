@@ -60,8 +60,12 @@ def diagnose(
     psf: Psf,
     alignments: Sequence[Alignment],
     images: tuple[Exposure, Exposure],
+    *,
+    reference: int = 0,
 ) -> dict[str, Any]:
-    """Collect the diagnostics of a difference of `images`: the science image, and the template's first frame.
+    """Collect the diagnostics of a difference of `images`.
+
+    They are the science image, and the frame (of the number `reference`) that gives the template's flux scale.
 
     Returns
     -------
@@ -94,7 +98,7 @@ def diagnose(
     registrations = [one.registration for one in alignments if one.registration is not None]
     if registrations:
         numbers |= {"registration_rms": registrations[0].rms, "registration_n": registrations[0].n_matched}
-        numbers["flux_scale_error"] = alignments[0].flux_ratio_error
+        numbers["flux_scale_error"] = alignments[reference].flux_ratio_error
     return numbers
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from skyloom.errors import InputError, SkyloomWarning
 from skyloom.exposure import Exposure, FloatArray
-from skyloom.pipeline.align import Alignment, align, bring_onto_grid
+from skyloom.pipeline.align import Alignment, align, bring_onto_grid, reference_frame
 from skyloom.pipeline.frames import each_usable
 from skyloom.pipeline.methods import options_types, subtract_by
 from skyloom.pipeline.smooth import subtract_without_sky
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from skyloom.detection import Score
     from skyloom.psf import Psf
     from skyloom.registration import Registration, RegistrationOptions
+    from skyloom.stacking.result import Contribution
     from skyloom.subtraction import AlardLuptonOptions, SfftOptions, SpatialKernel, Subtraction, ZogyOptions
 
 logger = logging.getLogger("skyloom.pipeline")
@@ -151,6 +152,9 @@ class Difference:
         The method, and why it was taken.
     alignments : tuple of Alignment
         How each template frame was brought onto the science grid, without the frames that were left out.
+    science_frames, template_frames : tuple of Contribution
+        What each of several frames brings to the image or the template, the one that gives the flux scale first (the
+        clearest: see `skyloom.stacking.light`); empty for a single frame.
     diagnostics : dict
         Numbers that tell how well it went.
     parameters : dict
@@ -169,6 +173,8 @@ class Difference:
     method: str = "alard-lupton"
     reason: str = ""
     alignments: tuple[Alignment, ...] = ()
+    science_frames: tuple[Contribution, ...] = ()
+    template_frames: tuple[Contribution, ...] = ()
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -258,7 +264,8 @@ def difference(
     Parameters
     ----------
     science : path, HDU, array, CCDData, NDData or Exposure, or a list of such
-        The image in which to look for changes. Several frames are co-added on the grid of the first.
+        The image in which to look for changes. Several frames are co-added on the grid of the first, with the flux
+        scale and zero point of the clearest.
     template : like `science`, or a Template
         The image to subtract. Several frames are each registered and co-added on the science grid; one of them that
         has no usable pixel or no noise, or cannot be registered, is left out with a `SkyloomWarning`. For many science
@@ -296,11 +303,11 @@ def difference(
         frames: Sequence[Frame] = template.frames_for(options)
     else:
         frames = prepare_frames(template, options, "Template frame", clock.stage)
-    ours, grid, sources = _science(sciences, options, clock, proper=proper)
+    ours, grid, taken, sources = _science(sciences, options, clock, proper=proper)
     science = grid.exposure
     with clock.stage(_ALIGNING):
         theirs = _aligned(grid, frames, options)
-        aligned = theirs.onto(science, proper=proper)
+        aligned, brought = theirs.onto(science, proper=proper)
     with clock.stage("modelling the PSF"):
         psf = science.psf if isinstance(science.psf, Psf) else estimate_psf(science, sources)
     with clock.stage("choosing the method"):
@@ -308,14 +315,15 @@ def difference(
     if method == "zogy" and not proper:  # frames were averaged before it was known
         with clock.stage(_ALIGNING):
             if len(ours.frames) > 1:
-                science = ours.onto(science, proper=True)
+                science, taken = ours.onto(science, proper=True)
                 psf = cast(Psf, science.psf)
             if len(theirs.frames) > 1:
-                aligned = theirs.onto(science, proper=True)
+                aligned, brought = theirs.onto(science, proper=True)
     with clock.stage("subtracting and scoring"):
         subtract = subtract_without_sky if options.smooth_background else subtract_by
         result, scored, psf = subtract(options.options_of(method), science, aligned, psf=psf, sources=sources)
-    numbers = diagnose(result, scored, psf, theirs.alignments, (science, theirs.frames[0]))
+    clear = theirs.reference
+    numbers = diagnose(result, scored, psf, theirs.alignments, (science, theirs.frames[clear]), reference=clear)
     if "warning" in numbers:
         warnings.warn(numbers["warning"], SkyloomWarning, stacklevel=2)
     if numbers["zeropoint"] != science.zeropoint:
@@ -333,6 +341,8 @@ def difference(
         method=method,
         reason=reason,
         alignments=tuple(theirs.alignments),
+        science_frames=taken,
+        template_frames=brought,
         diagnostics={"method": method, **numbers, "timings": clock.seconds},
         parameters=flat_parameters(options),
     )
@@ -346,25 +356,35 @@ class _Stack:
     alignments: Sequence[Alignment]
     interpolation: str
 
-    def onto(self, grid: Exposure, *, proper: bool) -> Exposure:
-        """Return them as one image."""
+    @property
+    def reference(self) -> int:
+        """Number of the frame whose flux scale the image that they make has."""
+        return reference_frame(self.frames, self.alignments)
+
+    def onto(self, grid: Exposure, *, proper: bool) -> tuple[Exposure, tuple[Contribution, ...]]:
+        """Return them as one image, and what each of several brings."""
         return bring_onto_grid(grid, self.frames, self.alignments, self.interpolation, proper=proper)
 
 
 def _science(
     frames: Sequence[Frame], options: DifferenceOptions, clock: _Clock, *, proper: bool
-) -> tuple[_Stack, Frame, Any]:
-    """Return the frames on the grid of the first, the image that they make, and its sources for the matching."""
+) -> tuple[_Stack, Frame, tuple[Contribution, ...], Any]:
+    """Return the frames on the grid of the first, the image that they make, of what, and its sources to match."""
     from skyloom.registration import detect_sources
 
     grid = frames[0]
     with clock.stage(_ALIGNING) if len(frames) > 1 else nullcontext():
         stack = _aligned(grid, frames, options)
-        science = stack.onto(grid.exposure, proper=proper)
+        science, taken = stack.onto(grid.exposure, proper=proper)
     with clock.stage("finding sources"):
         grid = grid if science is grid.exposure else find_stars(science, options)
         known = grid.sources is not None and options.detection_threshold == options.stars.threshold
-        return stack, grid, grid.sources if known else detect_sources(science, threshold=options.detection_threshold)
+        return (
+            stack,
+            grid,
+            taken,
+            grid.sources if known else detect_sources(science, threshold=options.detection_threshold),
+        )
 
 
 def _aligned(grid: Frame, frames: Sequence[Frame], options: DifferenceOptions) -> _Stack:

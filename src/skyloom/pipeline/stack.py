@@ -20,7 +20,8 @@ from skyloom.errors import (
     WcsError,
 )
 from skyloom.exposure import Exposure
-from skyloom.pipeline.align import Alignment, Map
+from skyloom.pipeline.align import Alignment, Map, StarMap, reference_frame
+from skyloom.stacking.light import dim_frames
 
 if TYPE_CHECKING:
     from skyloom.stacking import Coadd, CoaddOptions
@@ -50,7 +51,8 @@ def coadd(
     Parameters
     ----------
     exposures : sequence of Exposure, of what `skyloom.read` takes, or of callables that return an Exposure
-        The images, all in the same unit. The first one gives the flux scale.
+        The images, all in the same unit. The first one gives the flux scale and zero point, so that it should be a
+        clear one; a `SkyloomWarning` tells if it, or another, got much less light than the others.
     options : CoaddOptions, optional
         How to co-add. With `resume`, by default the options of that co-add.
     align : {'auto', 'wcs', 'stars'}
@@ -72,29 +74,34 @@ def coadd(
     Returns
     -------
     Coadd
-        An exposure that cannot be registered or does not overlap is left out with a `SkyloomWarning`.
+        An exposure that cannot be registered or does not overlap is left out with a `SkyloomWarning`. `Coadd.frames`
+        tells what each exposure brings.
 
     Raises
     ------
     InputError, WcsError, RegistrationError, NoOverlapError
         Nothing can be co-added.
     """
+    from skyloom.stacking import Coadd, read_coadd
     from skyloom.stacking import coadd as coadd_placed
     from skyloom.stacking.members import as_list
 
     if align not in ALIGN:
         raise InputError(f"align is {align!r}; it must be 'auto', 'wcs' or 'stars'.", align=align)
     exposures = as_list(exposures)  # it may have to be gone through twice
-    into: dict[str, Any] = {"output": output, "resume": resume, "progress": progress}
-    if maps is not None:
-        return coadd_placed(exposures, options, wcs=wcs, shape=shape, maps=maps, **into)
-    if align != "stars":
+    earlier = resume if isinstance(resume, Coadd) or resume is None else read_coadd(resume)
+    into: dict[str, Any] = {"output": output, "resume": earlier, "progress": progress}
+    result: Coadd | None = None
+    if maps is not None or align != "stars":
         try:
-            return coadd_placed(exposures, options, wcs=wcs, shape=shape, **into)
+            result = coadd_placed(exposures, options, wcs=wcs, shape=shape, maps=maps, **into)
         except WcsError as error:
-            if align == "wcs" or not error.details.get("no_wcs"):
+            if maps is not None or align == "wcs" or not error.details.get("no_wcs"):
                 raise
-    return _by_stars(exposures, options, _image_of(wcs), shape, into)
+    if result is None:
+        result = _by_stars(exposures, options, _image_of(wcs), shape, into)
+    _warn_of_clouds(result, 0 if earlier is None else earlier.n_exposures)
+    return result
 
 
 def _image_of(grid: Any) -> Exposure | None:
@@ -116,13 +123,11 @@ def _by_stars(
     shape: tuple[int, int] | None,
     into: dict[str, Any],
 ) -> Coadd:
-    from skyloom.stacking import Coadd, read_coadd
     from skyloom.stacking import coadd as coadd_placed
     from skyloom.stacking.members import check_repeats
     from skyloom.stacking.result import options_for_more
 
-    resume = into["resume"]
-    earlier = resume if isinstance(resume, Coadd) or resume is None else read_coadd(resume)
+    earlier = into["resume"]
     if options is None:
         options = options_for_more(earlier)
     check_repeats(exposures)
@@ -133,7 +138,7 @@ def _by_stars(
         options = replace(options, flux_scale=tuple(scales.tolist()))
     if earlier is None:
         into = into | {"wcs": grid.wcs, "shape": grid.shape if shape is None else shape}
-    return coadd_placed(members, options, maps=maps, **(into | {"resume": earlier}))
+    return coadd_placed(members, options, maps=maps, **into)
 
 
 def register_all(
@@ -196,7 +201,8 @@ def register_all(
             warnings.warn(f"{name} is left out: {group.errors[number]}", SkyloomWarning, stacklevel=4)
             continue
         found.append(source)
-        maps.append(_identity if one is None else one.source_to_template)
+        placed = (_identity, len(tables[number])) if one is None else (one.source_to_template, one.n_matched)
+        maps.append(StarMap(placed[0], image_fwhm(tables[number]), placed[1]))
         if one is None:
             ratios.append(1.0)
             continue
@@ -232,10 +238,25 @@ def _identity(xy: Any) -> Any:
 def coadd_aligned(
     grid: Exposure, frames: Sequence[Exposure], alignments: Sequence[Alignment], options: CoaddOptions
 ) -> Coadd:
-    """Co-add frames on the grid of an image, scaled to the flux of the first frame where the ratios were measured."""
+    """Co-add frames on the grid of an image, scaled to the flux of the clearest where the ratios were measured."""
     from skyloom.stacking import coadd as coadd_placed
 
+    clear = reference_frame(frames, alignments)  # it gives scale, zero point and exposure time, and so comes first
+    order = [clear, *(k for k in range(len(frames)) if k != clear)]
+    frames, alignments = [frames[k] for k in order], [alignments[k] for k in order]
     ratios = np.array([one.flux_ratio for one in alignments])
     if np.isfinite(ratios).all():
         options = replace(options, flux_scale=tuple((ratios / ratios[0]).tolist()))
-    return coadd_placed(frames, options, wcs=grid.wcs, shape=grid.shape, maps=[one.frame_to_grid for one in alignments])
+    maps = [
+        StarMap(one.frame_to_grid, one.fwhm, one.registration.n_matched if one.registration else 0)
+        for one in alignments
+    ]
+    result = coadd_placed(frames, options, wcs=grid.wcs, shape=grid.shape, maps=maps)
+    _warn_of_clouds(result)
+    return result
+
+
+def _warn_of_clouds(result: Coadd, start: int = 0) -> None:
+    """Warn of exposures with much less light than the others; those before `start` were told."""
+    for text in dim_frames(result.frames, start):
+        warnings.warn(text, SkyloomWarning, stacklevel=4)

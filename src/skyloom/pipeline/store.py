@@ -97,6 +97,7 @@ def write_difference(
 
     from skyloom.io import Provenance, write_exposure
     from skyloom.psf.hdu import psf_to_hdu
+    from skyloom.stacking.files import contributions_hdu
     from skyloom.subtraction.zogy import DifferencePsf
 
     science = result.science
@@ -125,6 +126,9 @@ def write_difference(
     scored = {name: getattr(result.score, plane) for name, plane in _SCORE.items()}
     planes |= {name: plane for name, plane in scored.items() if plane is not None}
     tables = [fits.BinTableHDU(result.stamps, name="STAMPS")]
+    for name, frames in (("SCIFRAMES", result.science_frames), ("TPLFRAMES", result.template_frames)):
+        if frames:
+            tables.append(contributions_hdu(frames, name))
     if result.kernel is not None and subtraction.decorrelation is None:
         tables.append(_kernel_hdu(result.kernel.polynomial))
     proper = isinstance(result.psf, DifferencePsf)

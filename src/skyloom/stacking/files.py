@@ -29,6 +29,9 @@ _COLUMNS = {
     "weight": "WEIGHT",
     "gain": "GAIN",
     "correlation": "CORR",
+    "level": "LEVEL",
+    "fwhm": "FWHM",
+    "n_stars": "NSTARS",
 }
 
 
@@ -108,20 +111,25 @@ def _images(coadd: Coadd) -> list[Any]:
 
 def _tables(coadd: Coadd) -> list[Any]:
     """Return the small extensions: INPUTS, COVAR, PSF."""
-    from astropy.io import fits
-    from astropy.table import Table
-
     from skyloom.psf.hdu import psf_to_hdu
 
-    columns = {column: [getattr(one, key) for one in coadd.contributions] for key, column in _COLUMNS.items()}
-    columns["NAME"] = [one.name.encode("unicode_escape").decode("ascii") for one in coadd.contributions]
-    hdus = [fits.BinTableHDU(Table(columns), name="INPUTS")]
+    hdus = [contributions_hdu(coadd.contributions, "INPUTS")]
     if coadd.covariance is not None:
         hdus.append(coadd.covariance.to_hdu())
     psf = coadd.psf
     if psf is not None:
         hdus.append(psf_to_hdu(psf))
     return hdus
+
+
+def contributions_hdu(contributions: Sequence[Contribution], name: str) -> Any:
+    """Return the table of what exposures bring."""
+    from astropy.io import fits
+    from astropy.table import Table
+
+    columns = {column: [getattr(one, key) for one in contributions] for key, column in _COLUMNS.items()}
+    columns["NAME"] = [one.name.encode("unicode_escape").decode("ascii") for one in contributions]
+    return fits.BinTableHDU(Table(columns), name=name)
 
 
 class _FitsPlane(Plane):
@@ -196,7 +204,7 @@ def read_coadd(path: str | os.PathLike[str], *, verify: bool = True) -> Coadd:
             ("VAR" if name == "ERR" else name): _plane(place, file.hdulist[index[name]], name)
             for name in ("SCI", "ERR", "DQ", "WHT", "CTX", "EXPTIME")
         }
-        contributions = _contributions(file.hdulist[index["INPUTS"]].data)
+        contributions = read_contributions(file.hdulist[index["INPUTS"]].data)
         covariance = CovarianceMap.from_hdu(file.hdulist[index["COVAR"]]) if "COVAR" in index else None
         psf = psf_from_hdu(file.hdulist[index["PSF"]]) if "PSF" in index else None
         primary, science = file.hdulist[0].header, file.hdulist[index["SCI"]].header
@@ -234,11 +242,13 @@ def _plane(path: Path, hdu: Any, name: str) -> Plane:
     return Plane(_unpacked(np.array(values), name))
 
 
-def _contributions(table: Any) -> tuple[Contribution, ...]:
-    plain: dict[str, Any] = {"name": lambda v: str(v).encode("ascii").decode("unicode_escape"), "n_rejected": int}
-    plain["sky"] = lambda v: tuple(float(x) for x in v)
+def read_contributions(table: Any) -> tuple[Contribution, ...]:
+    """Return what the table of `contributions_hdu` says."""
+    plain: dict[str, Any] = {"name": lambda v: str(v).encode("ascii").decode("unicode_escape")}
+    plain |= {"n_rejected": int, "n_stars": int, "sky": lambda v: tuple(float(x) for x in v)}
+    known = {key: column for key, column in _COLUMNS.items() if column in table.names}  # older files have fewer
     return tuple(
-        Contribution(**{key: plain.get(key, float)(row[column]) for key, column in _COLUMNS.items()}) for row in table
+        Contribution(**{key: plain.get(key, float)(row[column]) for key, column in known.items()}) for row in table
     )
 
 

@@ -45,6 +45,8 @@ class Member:
         An Exposure, a callable that returns one, or whatever `skyloom.read` takes.
     name, unit, shape, dtype, wcs, exptime, zeropoint, gain, correlation
         Those of the exposure.
+    level : float
+        Median of its usable pixels.
     stride : int
         Every so manieth pixel along x and y is a sample.
     samples : Plane of float, shape (ny / stride, nx / stride)
@@ -65,6 +67,7 @@ class Member:
     zeropoint: float | None
     gain: float | None
     correlation: float
+    level: float
     stride: int
     samples: Plane
     step: int
@@ -93,6 +96,7 @@ class Member:
             zeropoint=exposure.zeropoint,
             gain=exposure.gain,
             correlation=exposure.correlation,
+            level=_middle(values),
             stride=stride,
             samples=samples,
             step=step,
@@ -111,6 +115,11 @@ class Member:
         if exposure.shape != self.shape or exposure.data.dtype != self.dtype:
             raise InputError(f"{self.name} was changed while it was being co-added; start again.", name=self.name)
         return exposure
+
+
+def _middle(values: npt.NDArray[np.floating]) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else float("nan")
 
 
 def load(source: Any) -> Exposure:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from skyloom.errors import NoUsableDataError, TooFewSourcesError
 from skyloom.exposure import Exposure
 from skyloom.resampling.correlation import CovarianceMap
+from skyloom.stacking.light import frame_rows
 from skyloom.stacking.memory import Plane, Window
 from skyloom.stacking.options import CoaddOptions
 
@@ -46,6 +47,12 @@ class Contribution:
         Electrons of the exposure per unit of the co-add; 0 if unknown.
     correlation : float
         Noise correlation of the exposure.
+    level : float
+        Of its sky, in its own unit; NaN if unknown.
+    fwhm : float
+        Of its stars, pixels; NaN if they were not looked at.
+    n_stars : int
+        Stars that it was placed by; 0 if by none.
     """
 
     name: str
@@ -57,6 +64,9 @@ class Contribution:
     weight: float
     gain: float
     correlation: float
+    level: float = float("nan")
+    fwhm: float = float("nan")
+    n_stars: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +183,11 @@ class Coadd:
     def wcs(self) -> Any:
         """WCS of the output grid; None if it was given as maps without one."""
         return self.fields["wcs"]
+
+    @property
+    def frames(self) -> list[dict[str, Any]]:
+        """What each exposure brings, for tables and JSON: see `skyloom.stacking.light.frame_rows`."""
+        return frame_rows(self.contributions, str(self.fields["unit"]))
 
     def contributors(self, x: int, y: int) -> list[str]:
         """Return the names of the exposures that contribute to one pixel."""
