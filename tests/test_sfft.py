@@ -571,6 +571,37 @@ def test_native_subtraction(exposures, pixels):
     assert set(result.stamps.colnames) == {"x", "y", "snr", "chi2", "used"}
 
 
+def test_flux_ratio_that_varies_is_found(exposures):
+    pair = exposures
+    options = SfftOptions(spatial_order=1, background_order=1, kernel_half_width=5, convolve="template")
+    sky = np.float32(300)
+    transparency = np.linspace(0.92, 1.08, 320, dtype=np.float32)[None, :]
+    clouded = pair.science.replace(data=sky + transparency * (pair.science.data - sky))
+    for science, expected, room in ((pair.science, 1.0, 1e-4), (clouded, 1.08 / 0.92, 0.03)):
+        kernel = subtract(science, pair.template, options).kernel
+        # 60 stars, of which some ten are bright, tell the slope to 1 %
+        assert kernel.sum_at(319, 160) / kernel.sum_at(0, 160) == pytest.approx(expected, abs=room)
+
+
+def test_wings_hold_what_lies_beyond_the_pixels_of_a_kernel():
+    pair = simulate_pair(2, 320, n_stars=80, n_galaxies=0, n_transients=0, beta=2.5)
+    # the bright stars tell the sum to 0.2 %; cut off at its pixels, the kernel would have a sum 2 % too low
+    result = subtract(pair.science, pair.template, SfftOptions(spatial_order=1, convolve="template"))
+    assert result.statistics["kernel_sum"] == pytest.approx(1 / pair.flux_ratio, rel=7e-3)
+    assert result.statistics["kernel_wings"] > 0.01
+    kernel = result.kernel
+    assert kernel.half > kernel.core.half == result.statistics["kernel_half_width"]
+    assert kernel.image_at(200, 200).sum() == pytest.approx(kernel.sum_at(200, 200))
+    image = np.zeros((121, 121), np.float32)
+    image[60, 60] = 1
+    far = kernel.convolve(image).data
+    border = 60 - kernel.half
+    expected = np.zeros(image.shape)
+    expected[border:-border, border:-border] = kernel.polynomial.planes[0]  # the place of the point: near X = Y = -0.7
+    ring = np.hypot(*np.indices(image.shape) - 60) > 1.5 * kernel.core.half
+    np.testing.assert_allclose(far[ring], expected[ring], atol=1e-7)
+
+
 def test_native_score_is_calibrated(exposures):
     pair = exposures
     result = subtract(pair.science, pair.template, SfftOptions(spatial_order=1, convolve="template"))

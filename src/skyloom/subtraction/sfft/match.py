@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from astropy.table import Table
-from scipy import ndimage
+from scipy import ndimage, stats
 from scipy.signal import oaconvolve
 
-from skyloom.convolution import exponents
+from skyloom.background import MAD_TO_SIGMA
+from skyloom.convolution import exponents, monomials
 from skyloom.exposure import BoolArray
 from skyloom.filters import convolve_full
 from skyloom.subtraction.basis import DeltaBasis
@@ -28,6 +30,8 @@ _CROWDED = 0.4  # of the field within boxes around sources
 _BOX = 3.0  # half the size of a box, in FWHM
 _PIXELS_PER_UNKNOWN = 10
 _CELLS, _PER_CELL = 8, 5
+_MOST_SOURCES, _LEAST_SNR, _SPARE_SOURCES, _CLIP_SOURCES = 500, 30.0, 10, 4.0
+_CHANCE = 1e-4  # that a ratio of fluxes which does not vary is taken to do so
 _FLUX_PENALTY = 1e3
 _SMOOTH = 7  # pixels, over which both images are averaged to compare their fluxes
 _TAP, _VARIATION = 0.3, 0.1
@@ -84,19 +88,58 @@ def match_sfft(
         wings=oaconvolve(seen, wings(half), mode="same") if model.wings else None,
     )
     precision = _prior(model, planes, fwhm) / (_NEAR_A_PIXEL**2 if like_one_pixel else 1.0)
-    penalties = Penalties(options.flux_order, _FLUX_PENALTY, options.ridge, precision)
+    flux_order = 0 if options.flux_order == "auto" else options.flux_order
+    penalties = Penalties(flux_order, _FLUX_PENALTY, options.ridge, precision)
     limits = options.sigma_clip, options.max_iterations
     known = _resampled(correlation) if noise_correlation is None else noise_correlation
     choices = FitOptions(
         model, penalties, *limits, accuracy=_ACCURACY, noise_correlation=known, like_one_pixel=like_one_pixel
     )
     fit = fit_delta(planes, choices)
+    if options.flux_order == "auto" and not like_one_pixel and _ratio_varies(fit, planes, xy, max(2, round(fwhm))):
+        free = dataclasses.replace(penalties, flux_order=options.spatial_order)
+        fit = fit_delta(planes, dataclasses.replace(choices, penalties=free))
     warn_of_edge(fit, "Give a larger kernel_half_width.")
     return _as_match(fit, planes, table, options, n_sources=len(xy), all_pixels=region is None, core=fwhm)
 
 
+def _ratio_varies(fit: DeltaFit, planes: FitPlanes, xy: Float64Array, half: int) -> bool:
+    """Return whether what a constant ratio of fluxes leaves of sources follows their places: an F test.
+
+    Of the light m that was subtracted, delta = sum w D m / sum w m^2 is left within `half` pixels of each source. A
+    polynomial of the kernel's order, beside a constant, is fitted to the deltas, whose scatter is measured.
+    """
+    order = fit.design.model.kernel_order
+    light = planes.science - fit.residual - fit.design.background(fit.unknowns)
+    assert planes.variance is not None
+    weight = fit.used / planes.variance
+    column, row = np.rint(xy[:_MOST_SOURCES]).astype(int).T
+    left, known = (
+        ndimage.uniform_filter(plane, 2 * half + 1, mode="constant")[row, column] * (2 * half + 1) ** 2
+        for plane in (weight * light * fit.residual, weight * light**2)
+    )
+    good = (known > _LEAST_SNR**2) & fit.used[row, column]
+    delta, error2 = left[good] / known[good], 1 / known[good]
+    terms = monomials(column[good], row[good], order, fit.design.centre, fit.design.scale)
+    kept = np.ones(delta.size, bool)
+    for _ in range(2):
+        spare = int(kept.sum()) - len(terms)
+        if order == 0 or spare < _SPARE_SOURCES:
+            return False
+        scatter = MAD_TO_SIGMA * float(np.median(np.abs(delta[kept] - np.median(delta[kept]))))
+        root = 1 / np.sqrt(error2 + scatter**2)
+        best, *_ = np.linalg.lstsq((terms * root).T[kept], (delta * root)[kept], rcond=None)
+        residual = (delta - best @ terms) * root
+        at_most = _CLIP_SOURCES * MAD_TO_SIGMA * np.median(np.abs(residual[kept]))
+        squares = float((residual[kept] ** 2).sum())
+        mean = np.average(delta[kept], weights=root[kept] ** 2)
+        gain = float((((delta - mean) * root)[kept] ** 2).sum()) - squares
+        kept &= np.abs(residual) <= at_most
+    return bool(stats.f.sf(gain / (len(terms) - 1) / max(squares / spare, 1e-300), len(terms) - 1, spare) < _CHANCE)
+
+
 def wings(half: int) -> Float64Array:
-    """Return how a kernel goes on beyond the square of its pixels: like r^-5 to three times its half width; the sum is 1.
+    """Return how a kernel goes on beyond its pixels: like r^-5 to three times their half width; the sum is 1.
 
     A kernel between stars whose wings fall like r^-n has such wings, too, and they are wider than any square for which
     free pixels could be paid. Cut off, a part of what they move from star to star is missing in the sum.

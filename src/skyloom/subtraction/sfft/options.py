@@ -22,8 +22,10 @@ class SfftOptions:
         'auto' takes all if boxes around all sources would cover more than 40 % of the field.
     spatial_order, background_order : int
         Orders of the polynomials with which kernel and background vary over the field, 0 to 4.
-    flux_order : int
-        Order with which the kernel's sum (the flux ratio of the two images) varies, at most `spatial_order`.
+    flux_order : 'auto' or int
+        Order with which the kernel's sum (the flux ratio of the two images) varies, at most `spatial_order`; 'auto' is
+        0, or `spatial_order` where what a constant sum leaves of sources follows their places: vignetting or clouds in
+        one image only.
     kernel_half_width : int, optional
         Pixels from the kernel's centre to its edge; 1.5 FWHM of the wider stars, 3 to 15, if not given.
     ridge : float
@@ -50,7 +52,7 @@ class SfftOptions:
     pixels: Literal["auto", "boxes", "all"] = "auto"
     spatial_order: int = 2
     background_order: int = 2
-    flux_order: int = 0
+    flux_order: Literal["auto"] | int = "auto"
     kernel_half_width: int | None = None
     ridge: float = 1e-6
     sigma_clip: float | None = 3.0
@@ -68,7 +70,7 @@ class SfftOptions:
             ("background_order", MAX_ORDER),
             ("flux_order", self.spatial_order),
         ):
-            if getattr(self, what) not in range(most + 1):
+            if getattr(self, what) not in range(most + 1) and (what, getattr(self, what)) != ("flux_order", "auto"):
                 raise InputError(f"{what} is {getattr(self, what)!r}; it must be a whole number from 0 to {most}.")
         for what, low in (
             ("kernel_half_width", 1),
