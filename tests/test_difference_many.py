@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,24 @@ def night(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def made(night, tmp_path_factory):
+    """The folder with the products of two of the images, their outcomes, and what was told of them."""
+    folder, told = tmp_path_factory.mktemp("made"), []
+    batch = BatchOptions(report=False, jobs=1)
+    found = difference_many(
+        names(night, "s0", "s1"), night / "template.fits", folder, QUICK, batch, on_frame=told.append
+    )
+    return folder, found, told
+
+
+@pytest.fixture(scope="module")
+def result(night):
+    """What the first of them gives by itself."""
+    with serial_blas():  # whose sums depend on the number of its threads
+        return difference(night / "s0.fits", night / "template.fits", options=QUICK)
+
+
 def names(folder, *stems):
     return [str(folder / f"{stem}.fits") for stem in stems]
 
@@ -68,25 +87,21 @@ def planes(path):
         return [(hdu.name, None if hdu.data is None else hdu.data.tobytes()) for hdu in hdus]
 
 
-def test_all_ways_make_the_same_products(night, tmp_path):
+def test_all_ways_make_the_same_products(night, made, result, tmp_path):
     """One by one, all in this process, and in two processes: the same files, with the same provenance."""
     sciences = names(night, "s0", "s1")
-    template = str(night / "template.fits")
     told = []
-    for jobs in (1, 2):
-        batch = BatchOptions(report=False, jobs=jobs)
-        found = difference_many(sciences, template, tmp_path / f"{jobs}", QUICK, batch, on_frame=told.append)
+    batch = BatchOptions(report=False, jobs=2)
+    both = difference_many(sciences, str(night / "template.fits"), tmp_path, QUICK, batch, on_frame=told.append)
+    for found, said in (made[1:], (both, told)):
         assert [one.science for one in found] == sciences
         assert {one.status for one in found} == {"done"}
         assert all(one.n_candidates > 0 and one.n_templates == 1 and one.seconds > 0 for one in found)
-    assert [one.science for one in told] == 2 * sciences  # in their order, though they end in any
-    with serial_blas():  # whose sums depend on the number of its threads
-        result = difference(sciences[0], template, options=QUICK)
+        assert [one.science for one in said] == sciences  # in their order, though they end in any
     for kind in KINDS:
         for stem in ("s0", "s1"):
-            files = [tmp_path / str(jobs) / f"{stem}.{kind}" for jobs in (1, 2)]
-            assert planes(files[0]) == planes(files[1])
-    with fits.open(tmp_path / "1" / "s0.difference.fits") as hdus:
+            assert planes(made[0] / f"{stem}.{kind}") == planes(tmp_path / f"{stem}.{kind}")
+    with fits.open(made[0] / "s0.difference.fits") as hdus:
         usable = hdus["DQ"].data == 0
         np.testing.assert_array_equal(hdus["SCI"].data[usable], result.image[usable])
         assert (hdus[0].header["SLIN1"], hdus[0].header["SLIN2"]) == ("s0.fits", "template.fits")
@@ -112,16 +127,16 @@ def test_one_that_fails_does_not_stop_the_others(night, tmp_path, capsys):
     assert main(["difference", *bad, *QUICK_CLI]) == EXIT_FAILED
 
 
-def test_resume_makes_what_is_missing_or_otherwise(night, tmp_path):
+def test_resume_makes_what_is_missing_or_otherwise(night, made, tmp_path):
     template, out = tmp_path / "template.fits", tmp_path / "out"
     template.write_bytes((night / "template.fits").read_bytes())
+    shutil.copytree(made[0], out)
     sciences = names(night, "s0", "s1")
 
     def status(options=QUICK, **batch):
         found = difference_many(sciences, template, out, options, BatchOptions(report=False, resume=True, **batch))
         return [one.status for one in found], found
 
-    assert status()[0] == ["done", "done"]
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     again, found = status()
     assert again == ["kept", "kept"]
@@ -140,10 +155,10 @@ def test_resume_makes_what_is_missing_or_otherwise(night, tmp_path):
     assert status(threshold=6.0, reading={"gain": 2.0})[0] == ["done"]
 
 
-def test_what_exists_is_not_replaced(night, tmp_path):
+def test_what_exists_is_not_replaced(night, made, tmp_path):
     sciences, template = names(night, "s0"), night / "template.fits"
-    batch = BatchOptions(report=False)
-    first = difference_many(sciences, template, tmp_path, QUICK, batch)
+    batch, first = BatchOptions(report=False), made[1]
+    shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
     with pytest.raises(WriteError, match="--resume"):
         difference_many(sciences, template, tmp_path, QUICK, batch)
     again = difference_many(sciences, template, tmp_path, QUICK, BatchOptions(report=False, overwrite=True))
@@ -249,11 +264,13 @@ def test_provenance_tells_what_made_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("stems", [("s0",), ("s0", "s1")])
-def test_a_full_disk_leaves_no_folder(stems, night, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_leaves_no_folder(stems, night, result, *, tmp_path, monkeypatch, capsys):
     def full(*_args, **_options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("skyloom.detection.write_regions", full)
+    # what is to be written need not be made anew
+    monkeypatch.setattr("skyloom.pipeline.many.difference", lambda *_args, **_options: result)
     command = ["difference", *names(night, *stems), "--template", str(night / "template.fits"), *QUICK_CLI]
     assert main([*command, "-o", str(tmp_path / "new" / "out")]) == EXIT_FAILED
     assert os.strerror(errno.ENOSPC) in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class Model:
     vary_sum: bool
     n_constant: int = 0
 
-    @property
+    @cached_property
     def background_index(self) -> list[int]:
         """Rows of the stamps' sums that belong to the background."""
         return [

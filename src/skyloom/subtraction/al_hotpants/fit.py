@@ -27,6 +27,7 @@ log = logging.getLogger("skyloom.subtraction")
 
 _CLIP_FRACTION = 0.02  # of the signal: the cores of bright stars are kept for the merit to judge
 _PIXEL_CLIP = 6.0  # standard deviations; brighter deviations are cosmic rays and variable stars
+_BRIGHT = 9.0  # deviations: fainter pixels tell nothing of what scales with the signal
 _MAX_SYSTEMATIC = 0.003  # as in `skyloom.subtraction.fit`
 _SHARED_NOISE = 0.5
 _ROUNDS = 25  # of replacing sub-stamps
@@ -225,8 +226,9 @@ class _Fit:
 
     def find_systematic(self) -> None:
         """Find what the residuals of bright stars scatter beyond their noise, and pixels that do not fit."""
-        used = self.good & self.alive[:, None]
-        eps = systematic_fraction(self.residual[used], self.total_variance(0.0)[used], self.signal[used])
+        variance = self.total_variance(0.0)
+        bright = self.good & self.alive[:, None] & (self.signal > _BRIGHT * np.sqrt(variance))
+        eps = systematic_fraction(self.residual[bright], variance[bright], self.signal[bright])
         self.eps = min(eps, _MAX_SYSTEMATIC)
 
     def clip_pixels(self) -> None:

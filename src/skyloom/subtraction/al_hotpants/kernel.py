@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
-from numpy.polynomial.hermite import herm2poly
 
 from skyloom.convolution import PolynomialKernel, exponents, polynomial
 from skyloom.errors import InputError, NoOverlapError
@@ -127,10 +126,7 @@ class HotpantsBasis:
         own = np.zeros_like(coefficients)
         axis = np.arange(-self.half, self.half + 1.0)
         for k, (degree, sigma) in enumerate(zip(self.degrees, self.sigmas, strict=True)):
-            powers = np.zeros((degree + 1, degree + 1))  # H_p(u / sigma) = sum_i powers[p, i] u^i
-            for row in range(degree + 1):
-                powers[row, : row + 1] = herm2poly(np.eye(degree + 1)[row])[: row + 1]
-            powers /= sigma ** np.arange(degree + 1.0)
+            powers = _hermite_powers(degree) / sigma ** np.arange(degree + 1.0)  # of u in H_p(u / sigma), row by row
             gauss = np.exp(-0.5 * (axis / sigma) ** 2)
             moments = axis ** np.arange(degree + 1.0)[:, None] @ gauss
             here, a, b = g == k, p[g == k], q[g == k]
@@ -138,6 +134,17 @@ class HotpantsBasis:
             # if both powers are even, the factors of B_n have the sum 1
             own[here] = monomial * np.where((a % 2 == 0) & (b % 2 == 0), moments[a] * moments[b], 1.0)[:, None]
         return own
+
+
+def _hermite_powers(degree: int) -> Float64Array:
+    """Return the coefficients [p, i] of t^i in H_p(t), from H_(p+1) = 2 t H_p - 2 p H_(p-1)."""
+    powers = np.eye(degree + 1)
+    for p in range(degree):
+        powers[p + 1, 1:] = 2 * powers[p, :-1]
+        powers[p + 1, 0] = 0
+        if p:
+            powers[p + 1] -= 2 * p * powers[p - 1]
+    return powers
 
 
 @dataclass(frozen=True, eq=False)
