@@ -61,39 +61,46 @@ SKYLOOM_INLINE void take_roots(bool is_double, double* __restrict e) {
   }
 }
 
-// w e of a pair of planes of errors at a time. What is not known there leaves the weights of the data as they are.
+// w e of each plane of errors. What is not known there leaves the weights of the data as they are.
 SKYLOOM_INLINE void load_errors(const Input& input, int64_t j, int64_t i0, int n, const double* __restrict w,
                                 double* __restrict values) {
   const int n_errors = int(input.errors.size()), n_linears = input.linears();
-  for (int s = 0; s < n_linears; s += 2) {
-    double* __restrict pairs = values + (s / 2 + 1) * 2 * kBatch;
-    alignas(64) double e[2][kBatch];
-    for (int side = 0; side < 2; ++side) {
-      std::fill_n(e[side], kBatch, 0.0);
-      const int which = s + side;
-      if (which >= n_linears) continue;
-      const bool root = which >= n_errors;
-      const Plane& plane = root ? input.roots[size_t(which - n_errors)] : input.errors[size_t(which)];
-      if (plane.data == nullptr) continue;
-      read_row_body(plane, j, i0, n, e[side]);
-      if (root) take_roots(plane.is_double, e[side]);
-      const double scale = root ? input.root_scale : input.error_scale;
-      for (int k = 0; k < kBatch; ++k) {
-        const double part = e[side][k] * scale * w[k];
-        const double known = std::fabs(part) <= kKnown ? part : kUnknown;
-        e[side][k] = w[k] > 0 ? known : 0.0;
-      }
-    }
+  for (int s = 0; s < n_linears; ++s) {
+    double* __restrict e = values + (2 + s) * kBatch;
+    std::fill_n(e, kBatch, 0.0);
+    const bool root = s >= n_errors;
+    const Plane& plane = root ? input.roots[size_t(s - n_errors)] : input.errors[size_t(s)];
+    if (plane.data == nullptr) continue;
+    read_row_body(plane, j, i0, n, e);
+    if (root) take_roots(plane.is_double, e);
+    const double scale = root ? input.root_scale : input.error_scale;
     for (int k = 0; k < kBatch; ++k) {
-      pairs[2 * k] = e[0][k];
-      pairs[2 * k + 1] = e[1][k];
+      const double part = e[k] * scale * w[k];
+      const double known = std::fabs(part) <= kKnown ? part : kUnknown;
+      e[k] = w[k] > 0 ? known : 0.0;
+    }
+  }
+}
+
+// w^2 v of each square plane. A bad value in one plane takes the weight of all.
+SKYLOOM_INLINE void load_squares(const Input& input, int64_t j, int64_t i0, int n, double* __restrict w,
+                                 double* __restrict values) {
+  for (const Plane& square : input.squares) {
+    double* __restrict v = values;
+    values += kBatch;
+    std::fill_n(v, kBatch, 0.0);
+    if (square.data == nullptr) continue;
+    read_row_body(square, j, i0, n, v);
+    for (int k = 0; k < kBatch; ++k) {
+      v[k] *= input.square_scale * w[k] * w[k];
+      w[k] = std::fabs(v[k]) <= huge ? w[k] : 0.0;
     }
   }
 }
 
 SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, int n, double* __restrict values,
                                      int32_t* __restrict usable) {
-  alignas(64) double d[kBatch], w[kBatch];
+  double *__restrict d = values, *__restrict w = values + kBatch, *squares = values + SumPlanes(input).linear * kBatch;
   if (n < kBatch) {
     std::fill_n(d, kBatch, 0.0);
     std::fill_n(w, kBatch, 0.0);
@@ -101,49 +108,24 @@ SKYLOOM_INLINE void load_values_body(const Input& input, int64_t j, int64_t i0, 
   read_row_body(input.data, j, i0, n, d);
   read_weights(input, j, i0, n, w);
   for (int k = 0; k < kBatch; ++k) {
-    w[k] *= input.weight_scale;
-    d[k] = (d[k] - input.data_offset) * input.data_scale;
-    d[k] *= w[k];
-    const bool good = std::fabs(d[k]) <= huge && w[k] > 0 && w[k] <= huge;
-    w[k] = good ? w[k] : 0.0;
-    d[k] = good ? d[k] : 0.0;
+    const double weight = w[k] * input.weight_scale;
+    const double part = (d[k] - input.data_offset) * input.data_scale * weight;
+    const bool good = std::fabs(part) <= huge && weight > 0 && weight <= huge;
+    w[k] = good ? weight : 0.0;
+    d[k] = good ? part : 0.0;
   }
-  // w^2 v of a pair of planes at a time. A bad value in one plane takes the weight of all.
-  const int n_squares = int(input.squares.size()), linear = Pairs(input).linear;
-  for (int s = 0; s < n_squares; s += 2) {
-    double* __restrict pairs = values + (s / 2 + linear) * 2 * kBatch;
-    alignas(64) double v[2][kBatch];
-    for (int side = 0; side < 2; ++side) {
-      std::fill_n(v[side], kBatch, 0.0);
-      if (s + side >= n_squares || input.squares[size_t(s + side)].data == nullptr) continue;
-      read_row_body(input.squares[size_t(s + side)], j, i0, n, v[side]);
-      for (int k = 0; k < kBatch; ++k) {
-        v[side][k] *= input.square_scale * w[k] * w[k];
-        w[k] = std::fabs(v[side][k]) <= huge ? w[k] : 0.0;
-      }
-    }
-    for (int k = 0; k < kBatch; ++k) {
-      pairs[2 * k] = v[0][k];
-      pairs[2 * k + 1] = v[1][k];
-    }
-  }
+  load_squares(input, j, i0, n, w, squares);
   int32_t unusable = 0;
   for (int k = 0; k < kBatch; ++k) {
     const bool good = w[k] > 0;
-    values[2 * k] = good ? d[k] : 0.0;
-    values[2 * k + 1] = w[k];
+    d[k] = good ? d[k] : 0.0;
     usable[k] = good;
     unusable += !good;
   }
   load_errors(input, j, i0, n, w, values);
   if (unusable == 0) return;
-  for (int s = 0; s < n_squares; s += 2) {
-    double* __restrict pairs = values + (s / 2 + linear) * 2 * kBatch;
-    for (int k = 0; k < kBatch; ++k) {
-      pairs[2 * k] = w[k] > 0 ? pairs[2 * k] : 0.0;
-      pairs[2 * k + 1] = w[k] > 0 ? pairs[2 * k + 1] : 0.0;
-    }
-  }
+  for (size_t s = 0; s < input.squares.size(); ++s, squares += kBatch)
+    for (int k = 0; k < kBatch; ++k) squares[k] = w[k] > 0 ? squares[k] : 0.0;
 }
 
 SKYLOOM_DISPATCH(void, load_values,
@@ -227,8 +209,8 @@ SKYLOOM_INLINE void merge_own_weight(const Plane& plane, const Plane& weight, in
 SKYLOOM_INLINE void read_variances(const double* __restrict sums, int n, const double* __restrict per_weight,
                                    double* __restrict variance) {
   for (int k = 0; k < n; ++k) {
-    const double mean = sums[2 * k] * per_weight[k], square = mean * mean;
-    variance[k] = std::fabs(sums[2 * k]) <= kKnownSum && square <= huge ? square : -1.0;
+    const double mean = sums[k] * per_weight[k], square = mean * mean;
+    variance[k] = std::fabs(sums[k]) <= kKnownSum && square <= huge ? square : -1.0;
   }
   for (int k = n; k < kBatch; ++k) variance[k] = -1.0;
 }
@@ -238,10 +220,7 @@ SKYLOOM_INLINE void merge_roots(const Tile& tile, const Output& out, const doubl
                                 const Piece& data) {
   Piece common, own;
   alignas(64) double variance[kBatch], referred[kBatch], per_weight[kBatch];
-  const auto plane_sums = [&](int which) {
-    const int s = int(out.errors.size()) + which;
-    return sums + (s / 2 + 1) * tile.plane + s % 2;
-  };
+  const auto plane_sums = [&](int which) { return sums + (2 + int(out.errors.size()) + which) * tile.plane; };
   for (int k = 0; k < kBatch; ++k) per_weight[k] = 1.0 / data.weight[k];
   if (out.reference >= 0) read_variances(plane_sums(out.reference), n, per_weight, referred);
   for (int k = 0; k < kBatch; ++k) {  // u, 0 where there is none
@@ -283,8 +262,7 @@ SKYLOOM_INLINE void merge_errors(const Tile& tile, const Output& out, const doub
     const Mean& to = out.errors[size_t(s)];
     if (to.mean.data == nullptr) continue;
     Piece p = data;
-    const double* __restrict parts = sums + (s / 2 + 1) * tile.plane + s % 2;
-    for (int k = 0; k < n; ++k) p.sum[k] = parts[2 * k];
+    std::copy_n(sums + (2 + s) * tile.plane, n, p.sum);
     if (to.weight.data != nullptr) {
       std::fill_n(p.before, kBatch, 0.0);
       if (!kFresh) read_row_body(to.weight, j, i0, n, p.before);
@@ -329,7 +307,7 @@ SKYLOOM_INLINE void merge_bits(const Tile& tile, const Output& out, int64_t y, i
 // Make a row of a tile ready for the next one, with the margins beside it, while it is in the cache.
 SKYLOOM_INLINE void clear_row(const Tile& tile, int64_t y) {
   const int64_t margin = (tile.stride - tile.nx) / 2, first = y * tile.stride - margin;
-  for (int p = 0; p < tile.pairs; ++p) std::fill_n(tile.sums + p * tile.plane + 2 * first, 2 * tile.stride, 0.0);
+  for (int p = 0; p < tile.planes.all; ++p) std::fill_n(tile.sums + p * tile.plane + first, tile.stride, 0.0);
   if (tile.dq != nullptr) std::fill_n(tile.dq + first, tile.stride, 0u);
   if (tile.positive != nullptr) std::fill_n(tile.positive + first, tile.stride, uint8_t(0));
 }
@@ -344,12 +322,11 @@ SKYLOOM_INLINE void merge_planes(const Tile& tile, const Output& out) {
     for (int64_t x = 0; x < tile.nx; x += kBatch) {
       const int n = int(tile.nx - x < kBatch ? tile.nx - x : kBatch);
       const int64_t j = tile.y0 + y, i0 = tile.x0 + x;
-      const double* __restrict sums = tile.sums + (y * tile.stride + x) * 2;
+      const double *__restrict sums = tile.sums + y * tile.stride + x, *__restrict weights = sums + tile.plane;
       if (!kFresh) read_row_body(out.weight, j, i0, n, p.before);
       for (int k = 0; k < n; ++k) {
-        const double weight = sums[2 * k + 1];
-        p.sum[k] = sums[2 * k];
-        p.weight[k] = std::fabs(weight) > least ? weight : 0.0;
+        p.sum[k] = sums[k];
+        p.weight[k] = std::fabs(weights[k]) > least ? weights[k] : 0.0;
       }
       add_weights(p, most);
       merge_bits<kFresh>(tile, out, y, x, n, p);
@@ -360,8 +337,7 @@ SKYLOOM_INLINE void merge_planes(const Tile& tile, const Output& out) {
       for (int s = 0; s < int(out.squares.size()); ++s) {
         const Plane &square = out.squares[size_t(s)], &weight = out.square_weights[size_t(s)];
         if (square.data == nullptr) continue;
-        const double* __restrict squares = sums + (s / 2 + tile.linear) * tile.plane + s % 2;
-        for (int k = 0; k < n; ++k) p.sum[k] = squares[2 * k];
+        std::copy_n(sums + (tile.planes.linear + s) * tile.plane, n, p.sum);
         if (weight.data == nullptr) {
           merge_plane<2, kFresh>(square, j, i0, n, p, out.fill_squares, out.fill_square_value);
         } else {
@@ -386,13 +362,12 @@ SKYLOOM_INLINE void merge_tile_body(const Tile& tile, bool reached, const Output
 
 SKYLOOM_DISPATCH(void, merge_tile, (const Tile& tile, bool reached, const Output& out), (tile, reached, out))
 
-TileMemory::TileMemory(int64_t nx, int64_t ny, Pairs pairs, bool with_dq, int margin, bool with_positive)
-    : margin_((margin + 3) / 4 * 4) {
+TileMemory::TileMemory(int64_t nx, int64_t ny, SumPlanes planes, bool with_dq, int margin, bool with_positive)
+    : margin_((margin + 3) / 4 * 4), tile_{0, 0, 0, 0, 0, planes, 0, nullptr, nullptr, nullptr} {
   const size_t cells = size_t(nx + 2 * margin_) * size_t(ny + 2 * margin_);
-  sums_.resize(cells * 2 * size_t(pairs.all) + 8);
+  sums_.resize(cells * size_t(planes.all) + 24);  // to align them, and for what lies beyond the margin
   if (with_dq) dq_.resize(cells);
   if (with_positive) positive_.resize(cells + 16);
-  tile_ = {0, 0, 0, 0, 0, pairs.linear, pairs.all, 0, nullptr, nullptr, nullptr};
 }
 
 Tile& TileMemory::reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny) {
@@ -402,9 +377,9 @@ Tile& TileMemory::reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny) {
   tile_.ny = ny;
   tile_.stride = nx + 2 * margin_;
   const int64_t cells = tile_.stride * (ny + 2 * margin_), first = margin_ * tile_.stride + margin_;
-  tile_.plane = 2 * cells;
-  const auto address = reinterpret_cast<uintptr_t>(sums_.data());
-  tile_.sums = sums_.data() + (64 - address % 64) % 64 / sizeof(double) + 2 * first;
+  tile_.plane = cells;
+  const size_t place = reinterpret_cast<uintptr_t>(sums_.data()) / sizeof(double) + size_t(first);
+  tile_.sums = sums_.data() + (8 - place % 8) % 8 + first;
   if (!dq_.empty()) tile_.dq = dq_.data() + first;
   if (!positive_.empty()) tile_.positive = positive_.data() + first;
   return tile_;

@@ -76,32 +76,32 @@ struct Output {
 
 constexpr int kMargin = 4;  // cells that a drop of the vectorised paths can stick out of a tile
 
-// Sums over the drops that reach one tile, in planes of pairs: with shares a, the first holds {sum(a w d), sum(a w)} of
-// each cell, those up to `linear` {sum(a w e), sum(a w e)} of two planes of errors each, the others {sum(a^2 w^2 v),
-// sum(a^2 w^2 v)} of two square planes each. A margin around the tile takes the cells of drops that stick out, so that
-// nothing needs clipping.
+// The planes of sums: two for data and weights, one for each plane of errors, roots and squares.
+struct SumPlanes {
+  int linear, all;  // those in proportion to shares; and with those in proportion to their squares
+  explicit SumPlanes(const Input& input) : linear(2 + input.linears()), all(linear + int(input.squares.size())) {}
+};
+
+// Sums over the drops that reach one tile, in planes: with shares a, the first two hold sum(a w d) and sum(a w) of each
+// cell, those up to `linear` sum(a w e) of one plane of errors each, the others sum(a^2 w^2 v) of one square plane each. A
+// margin around the tile takes the cells of drops that stick out, so that nothing needs clipping. Up to 8 cells beyond
+// that, 0 may be added to them.
 struct Tile {
   int64_t x0, y0, nx, ny;
   int64_t stride;       // cells in a row, with margins
-  int linear, pairs;    // planes of pairs in proportion to shares; all of them
-  int64_t plane;        // numbers in one of them
-  double* sums;         // cell (y0, x0) of the first; its rows begin at cache lines if nx is a multiple of 4
+  SumPlanes planes;
+  int64_t plane;        // cells in one of them
+  double* sums;         // cell (y0, x0) of the first; its rows begin at cache lines if nx is a multiple of 8
   uint32_t* dq;         // null if not wanted
   uint8_t* positive;    // 1 where a part of the sum of weights is above 0; complete only where the sum is below 0.
                         // Null if no share is negative, or no context is wanted
-};
-
-struct Pairs {
-  int linear, all;
-  explicit Pairs(const Input& input)
-      : linear(1 + (input.linears() + 1) / 2), all(linear + int((input.squares.size() + 1) / 2)) {}
 };
 
 // Memory of a tile, used for one tile after another. A tile that is not merged must be without sums, bits and marks: it is
 // not cleared before its next use.
 class TileMemory {
  public:
-  TileMemory(int64_t nx, int64_t ny, Pairs pairs, bool with_dq, int margin = kMargin, bool with_positive = false);
+  TileMemory(int64_t nx, int64_t ny, SumPlanes planes, bool with_dq, int margin = kMargin, bool with_positive = false);
   Tile& reset(int64_t x0, int64_t y0, int64_t nx, int64_t ny);
 
  private:
@@ -112,8 +112,20 @@ class TileMemory {
   Tile tile_;
 };
 
-// Values of one batch in pairs as in a tile, kBatch pairs after kBatch pairs. usable: 1 where the weight is above 0; where
-// it is not, the pixel counts for nothing and its values are 0.
+// What the drops of a batch add to the planes of a tile, kBatch numbers after kBatch. 8 numbers before them and 16 behind
+// them are readable, and 0.
+class Values {
+ public:
+  explicit Values(SumPlanes planes) : memory_(size_t(8 + planes.all * kBatch + 16)) {}
+  double* data() { return memory_.data() + 8; }
+  const double* data() const { return memory_.data() + 8; }
+
+ private:
+  std::vector<double> memory_;
+};
+
+// Read the values of one batch. usable: 1 where the weight is above 0; where it is not, the pixel counts for nothing and its
+// values are 0.
 void load_batch(const Input& input, int64_t j, int64_t i0, int n, double* values, int32_t* usable,
                 uint32_t* dq);
 

@@ -12,7 +12,7 @@ namespace skyloom::drizzle {
 constexpr int kMaxRunTaps = 8;
 
 // Add drops of `taps` x `taps` cells, one for each bit that is set, to the sums of a tile. goes_on: bit k tells that drop k - 1 is another
-// one of them, and begins one cell before. values: pairs as in a tile, kBatch after kBatch.
+// one of them, and begins one cell before. values: see Values.
 void scatter_runs(int taps, const Shares& x, const Shares& y, const int32_t* cell, const double* values, uint64_t drops,
                   uint64_t goes_on, const Tile& tile);
 

@@ -1,75 +1,105 @@
 #include "drizzle_scatter.hpp"
 
 #include <bit>
+#include <cstring>
 
 #include "vectors.hpp"
 
 namespace skyloom::drizzle {
 namespace {
 
-template <int kPower, class Vector>
-SKYLOOM_INLINE Vector power(const Vector& share) {
-  return kPower == 2 ? share * share : share;
-}
-
-SKYLOOM_INLINE Octet twice_each(const Quad& v) {
-  return shuffle<0, 0, 1, 1, 2, 2, 3, 3>(v, v);
-}
+// A register for the n shares of a row of cells.
+template <int N>
+using Row = std::conditional_t<N == 2, Pair, std::conditional_t<N <= 4, Quad, Octet>>;
 
 // Drops here and there, N x N cells each.
-template <int N, int kPower>
-SKYLOOM_INLINE void scatter_pairs(const double (*__restrict share)[kBatch], const int32_t* __restrict cells,
-                                  const double* __restrict values, uint64_t drops, double* sums, int64_t row) {
+template <int N>
+SKYLOOM_INLINE void scatter_drops(const double (*__restrict share)[kBatch], const Load& load, uint64_t drops, const Tile& tile) {
+  const int64_t step = tile.stride, next = tile.plane;
+  const SumPlanes planes = tile.planes;
   for (; drops != 0; drops &= drops - 1) {
     const int k = std::countr_zero(drops);
-    double* cell = sums + int64_t(cells[k]) * 2;
-    for (int j = N; j < N + 2; ++j) __builtin_prefetch(cell + j * row + N);  // for the next rows, as most maps go
-    const Pair value = load_vector<Pair>(values + 2 * k);
-    const Quad twice = {value[0], value[1], value[0], value[1]};
-    for (int j = 0; j < N; ++j, cell += row) {
-      int i = 0;
-      for (; i + 1 < N; i += 2) {  // two cells side by side are four numbers
-        const double s = power<kPower>(share[j * N + i][k]), t = power<kPower>(share[j * N + i + 1][k]);
-        add_to(cell + 2 * i, twice * Quad{s, s, t, t});
-      }
-      for (; i < N; ++i) {
-        const double s = power<kPower>(share[j * N + i][k]);
-        add_to(cell + 2 * i, value * Pair{s, s});
-      }
-    }
+    Row<N> rows[N];
+#pragma GCC unroll 5
+    for (int j = 0; j < N; ++j)
+      rows[j] = make_vector<Row<N>>([&](int i) { return i < N ? share[j * N + i][k] : 0.0; });
+    double* plane = tile.sums + load.cell[k];
+    const double* value = load.values + k;
+    const auto add = [&] {
+      double* cell = plane;
+#pragma GCC unroll 5
+      for (int j = 0; j < N; ++j, cell += step) add_to(cell, rows[j] * *value);
+      for (int j = 0; j < 2; ++j, cell += step) __builtin_prefetch(cell);  // for the next rows, as most maps go
+      plane += next;
+      value += kBatch;
+    };
+    for (int p = 0; p < planes.linear; ++p) add();
+#pragma GCC unroll 5
+    for (int j = 0; j < N; ++j) rows[j] *= rows[j];
+    for (int p = planes.linear; p < planes.all; ++p) add();
   }
 }
 
-// One row of the 2 x 2 cells of drops side by side: each cell takes from the drop that begins in it and from the one before.
-// ahead: what is fetched for the next rows of drops, as most maps go.
-template <int kPower>
-SKYLOOM_INLINE void add_run(const double* __restrict near, const double* __restrict far,
-                            const double* __restrict values, int n, double* sums, int64_t ahead) {
-  const auto alone = [&](const double* share, int k) {
-    const double s = power<kPower>(share[k]);
-    return load_vector<Pair>(values + 2 * k) * Pair{s, s};
-  };
-  add_to(sums, alone(near, 0));
-  int k = 1;
-  for (; k + 4 <= n; k += 4) {
-    __builtin_prefetch(sums + ahead + 2 * k);
-    add_to(sums + 2 * k, twice_each(power<kPower>(load_vector<Quad>(near + k))) * load_vector<Octet>(values + 2 * k) +
-                             twice_each(power<kPower>(load_vector<Quad>(far + k - 1))) * load_vector<Octet>(values + 2 * k - 2));
+// No bits before a run, all within it, none behind it.
+struct Inside {
+  static constexpr int kStart = 8, kEnd = kStart + kBatch + 16;
+  int64_t bits[kEnd + 16];
+  constexpr Inside() : bits{} {
+    for (int i = kStart; i < kEnd; ++i) bits[i] = -1;
   }
-  __builtin_prefetch(sums + ahead + 2 * n);
-  for (; k < n; ++k) add_to(sums + 2 * k, alone(near, k) + alone(far, k - 1));
-  add_to(sums + 2 * n, alone(far, n - 1));
+};
+constexpr Inside kInside;
+
+// Numbers where bits are set, and 0 elsewhere.
+template <class Vector, class Bits>
+SKYLOOM_INLINE Vector masked(const double* numbers, const Bits& bits) {
+  const Vector all = load_vector<Vector>(numbers);
+  return (Vector)((Bits)all & bits);
 }
 
-template <int kPower>
-SKYLOOM_INLINE void scatter_runs(const double (*__restrict share)[kBatch], const int32_t* __restrict cells,
-                                 const double* __restrict values, uint64_t drops, uint64_t goes_on, double* sums,
-                                 int64_t row) {
+// A run of n drops side by side, from drop k on, 2 x 2 cells each: each cell takes from the drop that begins in it and from
+// the one before.
+template <class Vector>
+SKYLOOM_INLINE void add_run(const double (*__restrict share)[kBatch], const double* __restrict values, int k, int n,
+                            double* sums, int64_t row, int64_t plane, SumPlanes planes) {
+  typedef decltype(Vector{} < Vector{}) Bits;
+  constexpr int kLanes = sizeof(Vector) / sizeof(double);
+  const int64_t *starts = kInside.bits + kInside.kStart, *ends = kInside.bits + kInside.kEnd - n;
+  for (int m = 0; m <= n; m += kLanes, k += kLanes, sums += kLanes) {
+    Bits begins, started, follows;
+    std::memcpy(&begins, ends + m, sizeof begins);
+    std::memcpy(&started, starts + m - 1, sizeof started);
+    std::memcpy(&follows, ends + m - 1, sizeof follows);
+    follows &= started;
+    Vector near = masked<Vector>(share[0] + k, begins), far = masked<Vector>(share[1] + k - 1, follows);
+    Vector near_above = masked<Vector>(share[2] + k, begins), far_above = masked<Vector>(share[3] + k - 1, follows);
+    double* cell = sums;
+    const double* value = values + k;
+    const auto add = [&] {
+      __builtin_prefetch(cell + 2 * row);  // for the next rows, as most maps go
+      const Vector own = load_vector<Vector>(value), before = load_vector<Vector>(value - 1);
+      add_to(cell, own * near + before * far);
+      add_to(cell + row, own * near_above + before * far_above);
+      cell += plane;
+      value += kBatch;
+    };
+    for (int p = 0; p < planes.linear; ++p) add();
+    near *= near;
+    far *= far;
+    near_above *= near_above;
+    far_above *= far_above;
+    for (int p = planes.linear; p < planes.all; ++p) add();
+  }
+}
+
+template <class Vector>
+SKYLOOM_INLINE void scatter_runs(const double (*share)[kBatch], const Load& load, uint64_t drops, uint64_t goes_on,
+                                 const Tile& tile) {
+  const int64_t row = tile.stride, plane = tile.plane;
+  const SumPlanes planes = tile.planes;
   for (uint64_t starts = drops & ~goes_on; starts != 0; starts &= starts - 1) {
     const int k = std::countr_zero(starts), n = 1 + std::countr_one(k < kBatch - 1 ? goes_on >> (k + 1) : 0);
-    double* cell = sums + int64_t(cells[k]) * 2;
-    add_run<kPower>(share[0] + k, share[1] + k, values + 2 * k, n, cell, 2 * row);
-    add_run<kPower>(share[2] + k, share[3] + k, values + 2 * k, n, cell + row, 2 * row);
+    add_run<Vector>(share, load.values, k, n, tile.sums + load.cell[k], row, plane, planes);
   }
 }
 
@@ -81,38 +111,22 @@ SKYLOOM_INLINE uint64_t beside_previous(const int32_t* __restrict cells) {
   return half[0] | uint64_t(half[1]) << 32;
 }
 
-template <int N>
-SKYLOOM_INLINE void scatter_planes(const double (*share)[kBatch], const Load& load, uint64_t drops, Tile& tile) {
-  const int64_t row = 2 * tile.stride;
-  scatter_pairs<N, 1>(share, load.cell, load.values, drops, tile.sums, row);
-  for (int p = 1; p < tile.linear; ++p)
-    scatter_pairs<N, 1>(share, load.cell, load.values + p * 2 * kBatch, drops, tile.sums + p * tile.plane, row);
-  for (int p = tile.linear; p < tile.pairs; ++p)
-    scatter_pairs<N, 2>(share, load.cell, load.values + p * 2 * kBatch, drops, tile.sums + p * tile.plane, row);
-}
-
+template <int kFloats>
 SKYLOOM_INLINE void scatter_sums_body(int n, const double (*share)[kBatch], const Load& load, uint64_t drops, Tile& tile) {
   constexpr int kFewRuns = 16;
   // Neighbours write to the same cells, and a read has to wait if it meets parts of fresh writes: every other drop first,
   // then those between them. Runs of neighbours are added up before they are written.
   constexpr uint64_t kEven = 0x5555555555555555;
   if (n == 2) {
-    const int64_t row = 2 * tile.stride;
     const uint64_t goes_on = drops & (drops << 1) & beside_previous(load.cell);
-    if (std::popcount(drops & ~goes_on) <= kFewRuns) {
-      scatter_runs<1>(share, load.cell, load.values, drops, goes_on, tile.sums, row);
-      for (int p = 1; p < tile.linear; ++p)
-        scatter_runs<1>(share, load.cell, load.values + p * 2 * kBatch, drops, goes_on, tile.sums + p * tile.plane, row);
-      for (int p = tile.linear; p < tile.pairs; ++p)
-        scatter_runs<2>(share, load.cell, load.values + p * 2 * kBatch, drops, goes_on, tile.sums + p * tile.plane, row);
-      return;
-    }
+    if (std::popcount(drops & ~goes_on) <= kFewRuns)
+      return scatter_runs<VectorOf<kFloats>>(share, load, drops, goes_on, tile);
   }
   for (const uint64_t half : {drops & kEven, drops & ~kEven}) switch (n) {
-      case 2: scatter_planes<2>(share, load, half, tile); break;
-      case 3: scatter_planes<3>(share, load, half, tile); break;
-      case 4: scatter_planes<4>(share, load, half, tile); break;
-      default: scatter_planes<5>(share, load, half, tile); break;
+      case 2: scatter_drops<2>(share, load, half, tile); break;
+      case 3: scatter_drops<3>(share, load, half, tile); break;
+      case 4: scatter_drops<4>(share, load, half, tile); break;
+      default: scatter_drops<5>(share, load, half, tile); break;
     }
 }
 
@@ -124,9 +138,9 @@ SKYLOOM_INLINE uint64_t flagged_body(const uint32_t* __restrict dq) {
 }
 
 SKYLOOM_DISPATCH(uint64_t, flagged, (const uint32_t* dq), (dq))
-SKYLOOM_DISPATCH(void, scatter_sums,
-                 (int n, const double (*share)[kBatch], const Load& load, uint64_t drops, Tile& tile),
-                 (n, share, load, drops, tile))
+SKYLOOM_DISPATCH_LANES(void, scatter_sums,
+                       (int n, const double (*share)[kBatch], const Load& load, uint64_t drops, Tile& tile),
+                       (n, share, load, drops, tile))
 
 }  // namespace
 

@@ -12,7 +12,7 @@ namespace skyloom::drizzle {
 struct Load {
   alignas(64) int32_t cell[kBatch];   // the first cell of each drop, in the tile
   uint32_t dq[kBatch];
-  double* values;                     // pairs as in a tile, kBatch after kBatch
+  double* values;                     // see Values
 };
 
 // Add drops, one for each bit that is set, n x n cells each. share[j * n + i][k] is that of drop k in cell (i, j).

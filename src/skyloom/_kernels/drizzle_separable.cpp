@@ -23,35 +23,38 @@ struct Batch {
   alignas(64) int32_t usable[kBatch];  // 1 if the pixel has a weight
   alignas(64) int32_t flags[kBatch];   // bits: see Sorting
   uint32_t dq[kBatch];
-  std::vector<double> values;          // pairs, as in a tile
+  Values values;
+  explicit Batch(SumPlanes planes) : values(planes) {}
 };
 
-// Add one drop to kWide x rows cells of a plane of pairs. kSquared: in proportion to the squares of its shares.
-template <int kWide, bool kSquared>
-SKYLOOM_INLINE void add_drop(const Batch& b, int k, const double* value, int rows, double* cell, int64_t row) {
-  const double first = value[0], second = value[1];
-  const auto share = [&](int i) { return kSquared ? b.x.share[i][k] * b.x.share[i][k] : b.x.share[i][k]; };
-  if constexpr (kWide == 1) {
-    const double y = b.y.share[0][k];
-    add_to(cell, Pair{first, second} * (share(0) * (kSquared ? y * y : y)));
-  } else {
-    Octet octs[kWide / 4 + 1];
-    Quad quad;
-    for (int o = 0; o < kWide / 4; ++o) {
-      const double s = share(4 * o), t = share(4 * o + 1), u = share(4 * o + 2), v = share(4 * o + 3);
-      octs[o] = Octet{s, s, t, t, u, u, v, v} * Octet{first, second, first, second, first, second, first, second};
-    }
-    if constexpr (kWide % 4 == 2) {
-      const double s = share(kWide - 2), t = share(kWide - 1);
-      quad = Quad{s, s, t, t} * Quad{first, second, first, second};
-    }
-    for (int j = 0; j < rows; ++j, cell += row) {
-      const double y = b.y.share[j][k], s = kSquared ? y * y : y;
-      for (int o = 0; o < kWide / 4; ++o) add_to(cell + 8 * o, octs[o] * s);
-      if constexpr (kWide % 4 == 2) add_to(cell + 2 * (kWide - 2), quad * s);
+// The registers that hold the shares of a drop along x.
+template <int kWide>
+struct Row {
+  static constexpr int kOctets = kWide / 8, kRest = kWide % 8;
+  typedef std::conditional_t<kRest == 4, Quad, Pair> Rest;
+  Octet octets[kOctets + 1];
+  Rest rest;
+
+  SKYLOOM_INLINE Row(const Batch& b, int k) {
+#pragma GCC unroll 2
+    for (int o = 0; o < kOctets; ++o) octets[o] = make_vector<Octet>([&](int i) { return b.x.share[8 * o + i][k]; });
+    if (kRest > 0) rest = make_vector<Rest>([&](int i) { return i < kRest ? b.x.share[8 * kOctets + i][k] : 0.0; });
+  }
+  SKYLOOM_INLINE void square() {
+#pragma GCC unroll 2
+    for (int o = 0; o < kOctets; ++o) octets[o] *= octets[o];
+    if (kRest > 0) rest *= rest;
+  }
+  SKYLOOM_INLINE void add(double* cell, double factor) const {
+#pragma GCC unroll 2
+    for (int o = 0; o < kOctets; ++o) add_to(cell + 8 * o, octets[o] * factor);
+    if constexpr (kRest == 1) {
+      *(cell + 8 * kOctets) += rest[0] * factor;
+    } else if constexpr (kRest > 0) {
+      add_to(cell + 8 * kOctets, rest * factor);
     }
   }
-}
+};
 
 // Neighbours write to the same cells, and a load has to wait if it meets parts of a fresh store: first every eighth
 // drop, then those next to them.
@@ -63,13 +66,17 @@ SKYLOOM_INLINE void scatter_drops(const Batch& b, uint64_t drops, int taps, cons
   for (int first = 0; first < kApart; ++first)
     for (uint64_t rest = drops & (kEveryEighth << first); rest != 0; rest &= rest - 1) {
       const int k = std::countr_zero(rest);
-      const double* value = b.values.data() + 2 * k;
-      double* cell = tile.sums + 2 * int64_t(b.cell[k]);
-      add_drop<kWide, false>(b, k, value, taps, cell, 2 * tile.stride);
-      for (int pair = 1; pair < tile.linear; ++pair)
-        add_drop<kWide, false>(b, k, value + 2 * kBatch * pair, taps, cell + tile.plane * pair, 2 * tile.stride);
-      for (int pair = tile.linear; pair < tile.pairs; ++pair)
-        add_drop<kWide, true>(b, k, value + 2 * kBatch * pair, taps, cell + tile.plane * pair, 2 * tile.stride);
+      const double* value = b.values.data() + k;
+      double* plane = tile.sums + b.cell[k];
+      Row<kWide> row(b, k);
+      for (int p = 0; p < tile.planes.all; ++p, plane += tile.plane, value += kBatch) {
+        if (p == tile.planes.linear) row.square();
+        double* cell = plane;
+        for (int j = 0; j < taps; ++j, cell += tile.stride) {
+          const double y = b.y.share[j][k];
+          row.add(cell, *value * (p < tile.planes.linear ? y : y * y));
+        }
+      }
     }
 }
 
@@ -77,7 +84,7 @@ SKYLOOM_INLINE void scatter_sums_body(const Batch& b, uint64_t drops, int taps, 
   switch ((taps + 1) / 2) {
     case 1: return taps == 1 ? scatter_drops<1>(b, drops, taps, tile) : scatter_drops<2>(b, drops, taps, tile);
     case 2: return scatter_drops<4>(b, drops, taps, tile);
-    case 3: return scatter_drops<6>(b, drops, taps, tile);
+    case 3:
     case 4: return scatter_drops<8>(b, drops, taps, tile);
     case 5:
     case 6: return scatter_drops<12>(b, drops, taps, tile);
@@ -92,7 +99,7 @@ void scatter_bits(const Batch& b, uint64_t drops, int taps, double least, const 
   for (; drops != 0; drops &= drops - 1) {
     const int k = std::countr_zero(drops);
     if (b.dq[k] == 0) continue;
-    const double weight = b.values[size_t(2 * k + 1)];
+    const double weight = b.values.data()[kBatch + k];
     for (int j = 0; j < taps; ++j)
       for (int i = 0; i < taps; ++i)
         if (std::fabs(b.x.share[i][k] * b.y.share[j][k] * weight) > least)
@@ -241,13 +248,13 @@ double largest_share(const double* share, int64_t step, int64_t first, int64_t t
 }
 
 // The smallest weight of n cells of a row, or 0 if none is below.
-SKYLOOM_INLINE void least_of_row_body(const double* __restrict sums, int64_t n, double& out) {
+SKYLOOM_INLINE void least_of_row_body(const double* __restrict weights, int64_t n, double& out) {
   double least = 0;
-  for (int64_t i = 0; i < n; ++i) least = sums[2 * i + 1] < least ? sums[2 * i + 1] : least;
+  for (int64_t i = 0; i < n; ++i) least = weights[i] < least ? weights[i] : least;
   out = least;
 }
 
-SKYLOOM_DISPATCH(void, least_of_row, (const double* sums, int64_t n, double& out), (sums, n, out))
+SKYLOOM_DISPATCH(void, least_of_row, (const double* weights, int64_t n, double& out), (weights, n, out))
 
 // The cells of a tile where more is taken than given: in each of its rows those in [first, last] or some of them.
 struct Negative {
@@ -258,14 +265,14 @@ struct Negative {
     last.assign(size_t(t.ny), -1);
     bool any = false;
     for (int64_t y = 0; y < t.ny; ++y) {
-      const double* weight = t.sums + 2 * y * t.stride + 1;
+      const double* weight = t.sums + t.plane + y * t.stride;
       double least;
-      least_of_row(weight - 1, t.nx, least);
+      least_of_row(weight, t.nx, least);
       if (!(least < 0)) continue;
       any = true;
       int32_t from = 0, to = int32_t(t.nx) - 1;
-      while (!(weight[2 * from] < 0)) ++from;
-      while (!(weight[2 * to] < 0)) --to;
+      while (!(weight[from] < 0)) ++from;
+      while (!(weight[to] < 0)) --to;
       first[size_t(y)] = from;
       last[size_t(y)] = to;
     }
@@ -287,12 +294,11 @@ class SeparableWorker {
                   TileSize size, int32_t* row_hits)
       : kernel_(kernel), footprint_(footprint), input_(input), output_(output), size_(size), row_hits_(row_hits),
         wide_(kernel.taps > kMaxTaps), signed_(kernel.shape == Shape::lanczos2 || kernel.shape == Shape::lanczos3),
-        memory_(size.nx, size.ny, Pairs(input), input.dq.data != nullptr,
+        memory_(size.nx, size.ny, SumPlanes(input), input.dq.data != nullptr,
                 wide_ ? 0 : int(kernel.taps), signed_ && output.context.data != nullptr),
-        batch_(std::make_unique<Batch>()), least_(output.least_weight()) {
+        batch_(std::make_unique<Batch>(SumPlanes(input))), least_(output.least_weight()) {
     std::memset(&batch_->x, 0, sizeof(Shares));
     std::memset(&batch_->y, 0, sizeof(Shares));
-    batch_->values.resize(size_t(2 * kBatch * Pairs(input).all));
     if (wide_) wide_x_.resize(size_t(kernel.taps)), wide_y_.resize(size_t(kernel.taps));
     if (kernel.shape == Shape::point)
       for (Shares* s : {&batch_->x, &batch_->y}) std::fill_n(s->share[0], kBatch, 1.0);
@@ -359,7 +365,7 @@ class SeparableWorker {
   bool hits_frame(const double* share_x, const double* share_y, int64_t step, int k) const {
     const double x = largest_share(share_x, step, int64_t(batch_->x.first[k]), kernel_.taps, output_.nx);
     const double y = largest_share(share_y, step, int64_t(batch_->y.first[k]), kernel_.taps, output_.ny);
-    return x * y * batch_->values[size_t(2 * k + 1)] > least_;
+    return x * y * batch_->values.data()[kBatch + k] > least_;
   }
 
   void scatter(const Sorting& s) {
@@ -389,15 +395,14 @@ class SeparableWorker {
     find_wide_shares(kernel_, b.centres.y[k], b.y.first[k], wide_y_.data());
     const int64_t x0 = std::max(first_x, t.x0), x1 = std::min(first_x + kernel_.taps, t.x0 + t.nx);
     const int64_t y0 = std::max(first_y, t.y0), y1 = std::min(first_y + kernel_.taps, t.y0 + t.ny);
-    const double* value = b.values.data() + 2 * k;
+    const double* value = b.values.data() + k;
     for (int64_t y = y0; y < y1; ++y)
       for (int64_t x = x0; x < x1; ++x) {
         const double s = wide_x_[size_t(x - first_x)] * wide_y_[size_t(y - first_y)];
         const int64_t cell = (y - t.y0) * t.stride + (x - t.x0);
-        for (int pair = 0; pair < t.pairs; ++pair)
-          for (int side = 0; side < 2; ++side)
-            t.sums[pair * t.plane + 2 * cell + side] += value[2 * kBatch * pair + side] * (pair < t.linear ? s : s * s);
-        if (t.dq != nullptr && std::fabs(s * value[1]) > least_) t.dq[cell] |= b.dq[k];
+        for (int p = 0; p < t.planes.all; ++p)
+          t.sums[p * t.plane + cell] += value[p * kBatch] * (p < t.planes.linear ? s : s * s);
+        if (t.dq != nullptr && std::fabs(s * value[kBatch]) > least_) t.dq[cell] |= b.dq[k];
         if (t.positive != nullptr && s > 0) t.positive[cell] = 1;
       }
     return hits_frame(wide_x_.data(), wide_y_.data(), 1, k);

@@ -56,13 +56,8 @@ void scatter_wide(const Drops& d, const Placement& p, int k, const Load& b, Tile
       const double s = (below[size_t(i) + 1] - below[size_t(i)]) * scale;
       if (!(s > noise)) continue;
       const int64_t cell = (y - tile.y0) * tile.stride + (x0 - tile.x0) + i;
-      for (int pair = 0; pair < tile.pairs; ++pair) {
-        double* sum = tile.sums + pair * tile.plane + 2 * cell;
-        const double* value = b.values + 2 * (pair * kBatch + k);
-        const double factor = pair < tile.linear ? s : s * s;
-        sum[0] += value[0] * factor;
-        sum[1] += value[1] * factor;
-      }
+      for (int plane = 0; plane < tile.planes.all; ++plane)
+        tile.sums[plane * tile.plane + cell] += b.values[plane * kBatch + k] * (plane < tile.planes.linear ? s : s * s);
       if (tile.dq != nullptr) tile.dq[cell] |= b.dq[k];
     }
   }
@@ -178,18 +173,17 @@ class SquareWorker {
   void count_cells_of(int k, const Cells& cells);
   void enqueue(int span, const Drops& d, int k);
   void flush(int span);
-  double* values_of(int queue) { return values_.data() + size_t(queue) * size_t(2 * kBatch * pairs_.all); }
 
   const Footprint& footprint_;
   const Input& input_;
   const Output& output_;
   const TileSize size_;
   std::vector<int32_t> row_hits_;
-  const Pairs pairs_;
   TileMemory memory_;
   Tile* tile_ = nullptr;
   std::vector<RowWindow> windows_;                  // one for each slot of walk_tile
-  std::vector<double> values_, below_;
+  std::vector<Values> values_;                      // of the batch at hand, and of those that wait
+  std::vector<double> below_;
   Load now_;                                        // the batch at hand
   std::unique_ptr<Queue> waiting_[kMaxSpan + 1];    // by span
   Corners relative_;
@@ -204,13 +198,13 @@ class SquareWorker {
 
 SquareWorker::SquareWorker(const Footprint& footprint, const Input& input, const Output& output, TileSize size)
     : footprint_(footprint), input_(input), output_(output), size_(size), row_hits_(size_t(footprint.rows())),
-      pairs_(input), memory_(size.nx, size.ny, pairs_, input.dq.data != nullptr),
-      windows_(kGroup, RowWindow(footprint.map, footprint.half)), values_(size_t(2 * kBatch * pairs_.all) * kMaxSpan) {
-  now_.values = values_of(0);
+      memory_(size.nx, size.ny, SumPlanes(input), input.dq.data != nullptr),
+      windows_(kGroup, RowWindow(footprint.map, footprint.half)), values_(kMaxSpan, Values(SumPlanes(input))) {
+  now_.values = values_[0].data();
   std::fill_n(now_.dq, kBatch, 0u);
   for (int n = 2; n <= kMaxSpan; ++n) {
     waiting_[n] = std::make_unique<Queue>();
-    waiting_[n]->values = values_of(n - 1);
+    waiting_[n]->values = values_[size_t(n - 1)].data();
     const double x[4] = {0, 1, 1, 0}, y[4] = {0, 0, 1, 1};  // an empty place in a queue is a drop like others
     for (int v = 0; v < 4; ++v) {
       std::fill_n(waiting_[n]->corners.x[v], kBatch, x[v]);
@@ -259,8 +253,7 @@ void SquareWorker::enqueue(int span, const Drops& d, int k) {
   }
   to.cell[m] = now_.cell[k];
   to.dq[m] = now_.dq[k];
-  for (int p = 0; p < pairs_.all; ++p)
-    std::memcpy(to.values + 2 * (p * kBatch + m), now_.values + 2 * (p * kBatch + k), 2 * sizeof(double));
+  for (int p = 0; p < tile_->planes.all; ++p) to.values[p * kBatch + m] = now_.values[p * kBatch + k];
   if (to.count == kBatch) flush(span);
 }
 

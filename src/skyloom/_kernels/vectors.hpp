@@ -36,6 +36,18 @@ SKYLOOM_INLINE Vector load_vector(const double* p) {
   return v;
 }
 
+// The vector of value(0), value(1), ... Written element by element, it would go through memory.
+template <class Vector, class Value>
+SKYLOOM_INLINE Vector make_vector(Value value) {
+  if constexpr (sizeof(Vector) == sizeof(Pair)) {
+    return Vector{value(0), value(1)};
+  } else if constexpr (sizeof(Vector) == sizeof(Quad)) {
+    return Vector{value(0), value(1), value(2), value(3)};
+  } else {
+    return Vector{value(0), value(1), value(2), value(3), value(4), value(5), value(6), value(7)};
+  }
+}
+
 template <class Vector>
 SKYLOOM_INLINE void add_to(double* sum, const Vector& part) {
   const Vector total = load_vector<Vector>(sum) + part;

@@ -62,14 +62,13 @@ class DrizzleGeometry:
     def tile_edge(self) -> int:
         """Edge of the tiles in which the output is worked on.
 
-        It depends on the problem only. The sums of a tile (16 bytes for each pair of planes and cell) take at most
+        It depends on the problem only. The sums of a tile (8 bytes for each plane of sums and cell) take at most
         3.5 % of the memory of the output planes (4 bytes a cell, for images of some 300 x 300 and more), and are not
         much larger than a cache.
         """
-        cells, planes = self.frame[0] * self.frame[1], 3 + self.n_squares + self.n_errors
-        pairs = 1 + (self.n_errors + 1) // 2 + (self.n_squares + 1) // 2
-        edge = math.isqrt(int(0.035 * cells * 4 * planes / (16 * pairs)))
-        return max(64, min(edge // 16 * 16, 384 if pairs == 1 else 256))
+        cells, sums = self.frame[0] * self.frame[1], 2 + self.n_squares + self.n_errors
+        edge = math.isqrt(int(0.035 * cells * 4 * (sums + 1) / (8 * sums)))
+        return max(64, min(edge // 16 * 16, 384 if sums == 2 else 256))
 
 
 def find_footprint(kernel: str, geometry: DrizzleGeometry) -> _kernels.DrizzleFootprint:
