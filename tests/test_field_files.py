@@ -473,3 +473,32 @@ def test_templates_of_any_parity_and_quarter_turns(how, pair):
         assert distance.min() < 0.5
     usable = (result.mask & np.uint32(UNUSABLE)) == 0
     assert usable.mean() > 0.8
+
+
+# --- messages ------------------------------------------------------------------------------------
+
+
+def test_arrays_are_named_by_what_they_are(data):
+    few = np.ones((5, 5))
+    with pytest.raises(skyloom.errors.SkyloomError, match=r"^science has no noise"):
+        skyloom.difference(few, data)
+    with pytest.raises(skyloom.errors.SkyloomError, match="data of template are of type"):
+        skyloom.difference(data, few.astype(str))
+    with pytest.raises(InputError, match="data of exposure 2 have the shape"):
+        skyloom.coadd([data, np.ones((3, 5, 5))])
+    with pytest.raises(skyloom.errors.SkyloomError, match="pixels of source have the value 1"):
+        skyloom.register(few, data)
+    other = simulate.simulate_pair(6, SIZE, n_stars=60, n_galaxies=0, n_transients=0, vary=0.0).science.data
+    with pytest.raises(skyloom.errors.RegistrationError, match="exposure 2 because: No transform"):
+        skyloom.coadd([data, other])
+
+
+@pytest.mark.parametrize(("word", "meant"), [("diff", "difference"), ("co-add", "coadd"), ("zz", None)])
+def test_unknown_commands(word, meant, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([word, "a.fits"])
+    assert ended.value.code == EXIT_FAILED
+    told = capsys.readouterr().err
+    assert f"there is no command {word}" in told
+    assert ("do you mean" in told) == (meant is not None)
+    assert meant is None or f"do you mean {meant}?" in told

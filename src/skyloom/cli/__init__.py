@@ -10,6 +10,7 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,6 +31,12 @@ class _Parser(argparse.ArgumentParser):
     """argparse ends with status 2 on a wrong option; here 2 means 'partial', so a wrong option ends with 1."""
 
     def error(self, message: str) -> NoReturn:
+        if found := re.match(r"argument COMMAND: invalid choice: '(.*?)'", message):
+            word = found.group(1)
+            near = [one for one in _COMMANDS if word and one.startswith(word)]
+            near = near or difflib.get_close_matches(word, _COMMANDS, n=1, cutoff=0.5)
+            meant = f"; do you mean {near[0]}?" if near else "."
+            message = f"there is no command {word}{meant} There are {', '.join(_COMMANDS)}."
         self.print_usage(sys.stderr)
         self.exit(EXIT_FAILED, f"{self.prog}: {message}\n")
 

@@ -1,7 +1,7 @@
 """List what changed, from a difference that `skyloom difference` wrote, with another threshold.
 
-Writes NAME.candidates.ecsv, .fits (with cutouts) and .reg (DS9 regions). Where a page of the difference lies in the
-folder, it is made anew, so that it shows these candidates.
+Writes NAME.candidates.ecsv, .fits (with cutouts), .reg (DS9 regions) and NAME.report.html, the page that shows these
+candidates.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("difference", metavar="DIFFERENCE", help="NAME.difference.fits of 'skyloom difference'")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="folder for the results (default: beside the input)")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    parser.add_argument("--no-report", action="store_true", help="make no HTML page, unless one would show others")
     add_threshold(parser, "significance of the faintest candidate")
 
 
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     stem = image_stem(source).removesuffix(".difference")
     folder = source.parent if arguments.output is None else Path(arguments.output)
     page = Products.in_folder(folder, stem, difference=False)
-    products = page if page.report and page.report.exists() else replace(page, report=None)
+    stale = page.report is not None and page.report.exists()  # a page of other candidates must not stay
+    products = replace(page, report=None) if arguments.no_report and not stale else page
     taken = [path for _, path in products.written() if path.exists()]
     if taken and not arguments.overwrite:
         raise WriteError(f"{taken[0]} exists already; choose another folder (-o FOLDER), or --overwrite to replace it.")
@@ -52,5 +54,5 @@ def run(arguments: argparse.Namespace) -> int:
         real = int(candidates["real"].sum())
         print(f"{found(real, len(candidates) - real)}: {products.table}")
         if products.report is not None:
-            print(f"The page shows them, too: {products.report}")
+            print(f"The page that shows them: {products.report}")
     return EXIT_OK

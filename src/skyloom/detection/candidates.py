@@ -408,7 +408,20 @@ def _table(rows: list[dict[str, Any]], difference: DifferenceLike) -> Table:
     table["rank"] = Column(rank, description="1: the most significant one without flags; flagged ones come last")
     _add_sky(table, getattr(difference, "wcs", None) or science.wcs)
     _add_magnitudes(table, science.zeropoint)
+    for name, form in _FORMATS.items():
+        if name in table.colnames:
+            table[name].info.format = form
     return table
+
+
+_FORMATS = {
+    **dict.fromkeys(("x", "y", "snr", "significance", "fwhm", "ellipticity", "chi2", "coverage"), ".3f"),
+    **dict.fromkeys(("flux", "science_flux", "template_flux"), ".7g"),
+    **dict.fromkeys(("flux_err", "pos_err"), ".4g"),
+    **dict.fromkeys(("ra", "dec"), ".7f"),
+    **dict.fromkeys(("mag", "mag_err"), ".4f"),
+}
+"""How columns are shown; files hold all digits."""
 
 
 def _add_sky(table: Table, wcs: Any) -> None:

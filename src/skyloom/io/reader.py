@@ -8,7 +8,7 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,10 @@ def read(
     NoUsableDataError
         No pixel of the image can be used.
     """
+    if isinstance(source, NamedArray):
+        source, name = source.array, source.name
+    else:
+        name = "array"
     given = {"gain": gain, "read_noise": read_noise, "saturation": saturation, "exptime": exptime}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if mask is False:
@@ -101,7 +105,7 @@ def read(
     if isinstance(source, Exposure):
         exposure = source.replace(**changes) if changes else source
     else:
-        fields = _fields_of(source, ext, verify) | changes
+        fields = _fields_of(source, ext, verify, name) | changes
         exposure = Exposure(**fields | {"data": np.ma.getdata(fields["data"]) if mask is False else fields["data"]})
     if mask is not None and mask is not False:
         exposure = exposure.replace(mask=exposure.mask | _extra_mask(mask, exposure, verify))
@@ -113,7 +117,19 @@ def read(
     return exposure
 
 
-def _fields_of(source: Any, ext: Any, verify: bool) -> dict[str, Any]:
+class NamedArray(NamedTuple):
+    """An array, and what messages call it."""
+
+    array: Any
+    name: str
+
+
+def named(source: Any, name: str) -> Any:
+    """Return an array with a name, for `read`; anything else has one, and is returned as it is."""
+    return NamedArray(source, name) if isinstance(source, np.ndarray) else source
+
+
+def _fields_of(source: Any, ext: Any, verify: bool, name: str) -> dict[str, Any]:
     """Return the fields of the exposure that `source` becomes, by its type."""
     if isinstance(source, str | os.PathLike):
         path, bracket = path_and_extension(source)
@@ -138,10 +154,10 @@ def _fields_of(source: Any, ext: Any, verify: bool) -> dict[str, Any]:
             f"A {type(source).__name__} is no image; give a path, an array, an HDU, or a CCDData.",
             type=type(source).__name__,
         )
-    return _fields_of_array(source)
+    return _fields_of_array(source, name)
 
 
-def _fields_of_array(source: Any) -> dict[str, Any]:
+def _fields_of_array(source: Any, name: str) -> dict[str, Any]:
     """Read a plain, masked or Quantity array."""
     unit = getattr(source, "unit", None)
     try:
@@ -149,7 +165,7 @@ def _fields_of_array(source: Any) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InputError(f"A {type(source).__name__} cannot be read as an image: {error}.") from error
     level = pile_up_level(np.ma.getdata(data))
-    return {"data": data, "unit": unit_text(unit), "name": "array", "saturation": level}
+    return {"data": data, "unit": unit_text(unit), "name": name, "saturation": level}
 
 
 def _fields_of_path(path: Path, ext: Any, verify: bool) -> dict[str, Any]:

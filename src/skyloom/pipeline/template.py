@@ -119,10 +119,13 @@ def prepare_frames(
 ) -> list[Frame]:
     """Return the usable ones of some images as frames; `what` they are is for the warnings about others."""
     from skyloom import io
+    from skyloom.io.reader import named
     from skyloom.noise import with_variance
 
+    role, found = what.split(maxsplit=1)[0].lower(), as_list(images)
+    called = [named(one, role if len(found) == 1 else f"{role} {k}") for k, one in enumerate(found, 1)]
     with stage("reading"):
-        exposures = each_usable(as_list(images), read or io.read, what)
+        exposures = each_usable(called, read or io.read, what)
     with stage("measuring noise"):
         exposures = each_usable(exposures, with_variance, what)
     with stage("finding sources"):

@@ -151,8 +151,10 @@ def register_group(
         }
         stars, rounds = _JointFit(tables, found, errors, options, frame, lists).run()
     if len(errors) == len(images) - (chosen is not None) and errors:
+        first = tables[min(errors)]
+        name = "the first" if first is None else str(first.meta.get("name", "the first"))
         raise RegistrationError(
-            f"None of the {len(images)} images can be registered to the reference. The first says: "
+            f"None of the {len(images)} images can be registered to the reference; {name} because: "
             f"{errors[min(errors)]}",
             images=len(images),
         )

@@ -116,8 +116,8 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
         `options` are no RegistrationOptions, or a table lacks a column.
     """
     options = checked_options(options)
-    source, source_table = find_sources(source, options)
-    template, template_table = find_sources(template, options)
+    source, source_table = find_sources(source, options, "source")
+    template, template_table = find_sources(template, options, "template")
     source_stars = star_list(source_table, options.source_shape, "source image")
     template_stars = star_list(template_table, options.template_shape, "template")
     wcs = (_wcs(source, source_table), _wcs(template, template_table))
@@ -147,16 +147,17 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
     return result
 
 
-def find_sources(image: Any, options: RegistrationOptions) -> tuple[Exposure | None, Table]:
-    """Return the exposure (None for a table) and its table of sources."""
+def find_sources(image: Any, options: RegistrationOptions, role: str = "image") -> tuple[Exposure | None, Table]:
+    """Return the exposure (None for a table) and its table of sources; messages call an array by its role."""
     if callable(image):
         image = image()
     if isinstance(image, Table):
         return None, image
     if not isinstance(image, Exposure):
         from skyloom.io import read
+        from skyloom.io.reader import named
 
-        image = read(image)
+        image = read(named(image, role))
     return image, detect_sources(image, threshold=options.threshold, positions=options.positions)
 
 

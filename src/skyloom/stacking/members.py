@@ -201,7 +201,9 @@ def as_list(sources: Any) -> list[Any]:
     alone = isinstance(sources, str | os.PathLike | Exposure) or getattr(sources, "ndim", 0) == 2  # a cube is a list
     if alone or not isinstance(sources, Iterable):
         raise InputError(f"exposures is a {type(sources).__name__}; a list of exposures or files is needed.")
-    sources = list(sources)
+    from skyloom.io.reader import named
+
+    sources = [named(one, f"exposure {number}") for number, one in enumerate(sources, 1)]
     if not sources:
         raise InputError("There are no exposures to co-add; at least one is needed.")
     return sources
