@@ -30,6 +30,8 @@ Float64Array = npt.NDArray[np.float64]
 MAX_ORDER = 4
 """Highest order of the polynomial of a varying kernel."""
 
+_ORDERS = {(n + 1) * (n + 2) // 2: n for n in range(MAX_ORDER + 1)}
+"""The order of a polynomial with so many terms."""
 _CHUNK = 16  # the kernels work on as many columns at once
 _BLOCK = 2 * _CHUNK  # columns for which a kernel is expanded about their middle
 _DIRECT_TAPS = 1000  # kernels with more taps than this are quicker by FFT
@@ -58,8 +60,7 @@ class PolynomialKernel:
 
     def __post_init__(self) -> None:
         shape = self.planes.shape
-        orders = [n for n in range(MAX_ORDER + 1) if (n + 1) * (n + 2) // 2 == shape[0]]
-        if len(shape) != 3 or not orders or shape[1] % 2 == 0 or shape[2] % 2 == 0:
+        if len(shape) != 3 or shape[0] not in _ORDERS or shape[1] % 2 == 0 or shape[2] % 2 == 0:
             raise ShapeError(
                 f"The planes of a varying kernel have the shape {shape}; (terms, odd, odd) is needed, with "
                 f"1, 3, 6, 10 or 15 terms for the orders 0 to {MAX_ORDER}.",
@@ -69,7 +70,7 @@ class PolynomialKernel:
     @property
     def order(self) -> int:
         """Order n of the polynomial."""
-        return next(n for n in range(MAX_ORDER + 1) if (n + 1) * (n + 2) // 2 == len(self.planes))
+        return _ORDERS[len(self.planes)]
 
     def moved(self, x: int, y: int) -> PolynomialKernel:
         """Return the kernel of a part of the image: pixel (x, y) is the part's first."""
@@ -130,7 +131,7 @@ def polynomial(
     coefficients: Float64Array, x: Any, y: Any, centre: tuple[float, float], scale: tuple[float, float]
 ) -> Any:
     """Return sum_ij c_ij X^i Y^j, the coefficients in the order of `exponents`; x and y are numbers or broadcast."""
-    order = next(n for n in range(MAX_ORDER + 1) if len(exponents(n)) == len(coefficients))
+    order = _ORDERS[len(coefficients)]
     X = (np.asarray(x, np.float64) - centre[0]) / scale[0]
     Y = (np.asarray(y, np.float64) - centre[1]) / scale[1]
     c = dict(zip(exponents(order), coefficients, strict=True))
