@@ -2,22 +2,32 @@
 
     python benchmarks/bench_difference_scenes.py [--method sfft] [--seeds 3] [--size 1024] [--scenes equal-depth ...]
 
-Columns, means over the seeds: standard deviation (robust) of difference / error on the sky, and (plain) within 3 pixels
-of stars above 2e4 ADU; of the score on the sky; peaks above 5 and below -5 sigma per 10^6 pixels that are no transient;
-weighted mean error of the fluxes of transients above S/N 15, with its own uncertainty, and their pull; completeness at
-5 sigma for transients of (true, science sky) S/N 5-7, 7-10, 10-20; the convolved image and the kernel's order; CPU
-seconds of all after the simulation. The first row are the bars; the second is the best that any of seven runs of
-HOTPANTS 5.1.11, ZOGY and SFFT through stdpipe 0.4.1 had on such pairs.
+Columns, means over the seeds and below them their uncertainties: standard deviation (robust) of difference / error on
+the sky, and (plain) within 3 pixels of stars above 2e4 ADU; of the score on the sky; peaks above 5 and below -5 sigma
+per 10^6 pixels that are no transient; of fluxes at the true positions of transients,
+
+- bias: mean error of those above S/N 15, weighted by (S/N)^2, in per cent;
+- quiet: the same of the images without noise, through the kernel, weights and PSF that were found with it. What noise
+  does to fluxes cancels, so that this tells the bias much better;
+- of PSF: that of the transients' light alone, without noise or subtraction, with the PSF and weights that were found;
+- pull: standard deviation of error / its estimate, over all transients and NOISES new noises of the two images, again
+  through the same kernel; and once more of the one noise that everything was found with (differences without a kernel
+  and scenes that are changed after the simulation have only this one, and "bias");
+
+completeness at 5 sigma for transients of (true, science sky) S/N 5-7, 7-10, 10-20; the convolved image and the kernel's
+order; CPU seconds of difference and score. The first row are the bars; the second is the best that any of seven runs
+of HOTPANTS 5.1.11, ZOGY and SFFT through stdpipe 0.4.1 had on such pairs.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import sys
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,11 +37,11 @@ import numpy as np
 from scipy import ndimage
 
 from bench_difference_truth import isolated, robust_std
-from simulate import SCIENCE, TEMPLATE, simulate_pair
+from simulate import SCIENCE, TEMPLATE, _add, _observe, simulate_pair
 from skyloom.detection import forced_photometry
 from skyloom.pipeline.difference import DifferenceOptions, difference
 
-MARGIN = 30
+MARGIN, NOISES = 30, 4
 SHALLOW = replace(TEMPLATE, gain=1.5, read_noise=6.0)
 SCENES = {
     "reference": {},
@@ -60,9 +70,12 @@ SCENES = {
     "mosaic-edges": {"change": "edges"},
 }
 """What differs from the simulator's defaults."""
-BARS = ["0.98-1.02", "<= 1.05", "0.98-1.02", "<= 2", "<= 2", "< 0.5", "", "0.97-1.05", "0.60", "1.00", "1.00"]
-BEST = ["0.956", "1.011", "0.980", "0", "0", "0.0", "", "1.02", "0.60", "1.00", "1.00"]
-NAMES = ["Z sky", "Z star", "S sky", "false +", "false -", "bias %", "+-", "pull", "5-7", "7-10", "10-20"]
+BARS = ["0.98-1.02", "<= 1.05", "0.98-1.02", "<= 2", "<= 2", "< 0.5", "< 0.5", "", "0.97-1.05", "0.97-1.05"]
+BEST = ["0.956", "1.011", "0.980", "0", "0", "0.0", "", "", "", "1.02"]
+NAMES = ["Z sky", "Z star", "S sky", "false +", "false -", "bias %", "quiet %", "of PSF %", "pull", "pull (1)"]
+BINS = ((5, 7), (7, 10), (10, 20))
+BRIGHT = 15
+"""S/N of transients that tell the bias of fluxes."""
 
 
 def photons(exposure, light, rng):
@@ -137,6 +150,7 @@ def make(seed, size, crop=None, cosmic_rays=0.0, change=None, **changes):
     if change is not None:
         Y, X = np.mgrid[:size, :size] / (size - 1) * 2 - 1
         pair = CHANGES[change](pair, X, Y, np.random.default_rng(seed + 5000))
+        pair = replace(pair, science_model=None)  # the models do not know of it
     if crop is not None:
         ny, nx = (min(side, size) for side in crop)
         cut = [
@@ -149,7 +163,8 @@ def make(seed, size, crop=None, cosmic_rays=0.0, change=None, **changes):
             name: table[(table["x"] < nx - 1) & (table["y"] < ny - 1)]
             for name, table in (("stars", pair.stars), ("galaxies", pair.galaxies), ("transients", pair.transients))
         }
-        pair = replace(pair, science=cut[0], template=cut[1], **kept)
+        models = {name: getattr(pair, name)[:ny, :nx] for name in ("science_model", "template_model")}
+        pair = replace(pair, science=cut[0], template=cut[1], **kept, **models)
     if cosmic_rays:
         rng = np.random.default_rng(seed)
         data = pair.science.data.copy()
@@ -187,9 +202,21 @@ def regions(pair):
     return inner & ~busy, inner & near
 
 
-def judge(pair, hit, options):
-    """Subtract a pair and return the columns."""
-    result = difference(pair.science, pair.template, options=options)
+@dataclass(frozen=True)
+class Verdict:
+    """Numbers of one pair: the first five columns, a row per transient, and how many were found.
+
+    The rows of `fluxes`: truth, its error, and the measured flux of the image, of the image without noise, of the
+    transients alone, and of each of NOISES new noises.
+    """
+
+    planes: list[float]
+    fluxes: np.ndarray
+    found: list[tuple[int, int]]
+
+
+def judge(pair, hit, result):
+    """Compare a difference with the truth."""
     sky, near = regions(pair)
     usable = result.score.valid & (result.variance > 0)
     if hit.any():  # on and around cosmic rays there is signal
@@ -205,28 +232,88 @@ def judge(pair, hit, options):
         y, x = np.nonzero(peaks)
         known = (np.hypot(x[:, None] - truth["x"], y[:, None] - truth["y"]) < 4).any(axis=1)
         false.append(1e6 * (~known).sum() / (inner & usable).sum())
-    forced = forced_photometry(result, np.column_stack([truth["x"], truth["y"]]))
-    good = isolated(truth, 20.0) & np.isfinite(np.asarray(forced["flux"], float))
-    expected = np.where(good, truth["flux"] / forced["flux_err"], 0)
-    errors = np.where(good, (forced["flux"] - truth["flux"]) / forced["flux_err"], 0)
-    bright = expected > 15
-    weight = expected[bright] ** 2
-    bias = np.sum(weight * (forced["flux"] / truth["flux"] - 1)[bright]) / weight.sum()
     inside = isolated(truth, 8.0) & (truth["x"] > MARGIN) & (truth["y"] > MARGIN)
     inside &= (truth["x"] < z.shape[1] - MARGIN) & (truth["y"] < z.shape[0] - MARGIN)
     found = np.array(
         [score[max(0, round(y) - 2) : round(y) + 3, max(0, round(x) - 2) : round(x) + 3].max(initial=0) > 5
          for x, y in truth.iterrows("x", "y")]
     )  # fmt: skip
-    counts = [
-        (found[inside & (truth["snr"] >= low) & (truth["snr"] < high)].sum(),
-         (inside & (truth["snr"] >= low) & (truth["snr"] < high)).sum())
-        for low, high in ((5, 7), (7, 10), (10, 20))
-    ]  # fmt: skip
+    of_bin = [inside & (truth["snr"] >= low) & (truth["snr"] < high) for low, high in BINS]
     at_stars = np.std(z[near & usable]) if (near & usable).any() else np.nan
-    fluxes = [100 * bias, 100 / np.sqrt(weight.sum()), robust_std(errors[good])]
-    numbers = [robust_std(z[sky & usable]), at_stars, robust_std(score[sky & usable]), *false, *fluxes]
-    return numbers, counts, result
+    planes = [robust_std(z[sky & usable]), at_stars, robust_std(score[sky & usable]), *false]
+    return Verdict(planes, fluxes(pair, result), [((found & one).sum(), one.sum()) for one in of_bin])
+
+
+def fluxes(pair, result):
+    """Measure the transients in several noises, see `Verdict`."""
+    truth = pair.transients
+    xy = np.column_stack([truth["x"], truth["y"]])
+    forced = forced_photometry(result, xy)
+    columns = [truth["flux"], forced["flux_err"], forced["flux"]]
+    if result.kernel is None or pair.science_model is None:
+        columns += [np.full(len(truth), np.nan)] * (2 + NOISES)
+        return _isolated(truth, columns)
+    science, template = (np.asarray(model, np.float32) for model in (pair.science_model, pair.template_model))
+    light = np.zeros(science.shape)
+    for x, y, flux in truth.iterrows("x", "y", "flux"):
+        _add(light, x, y, flux, psf=pair.science_psf, field_position=(x, y), half=30)
+    rng = np.random.default_rng(7)
+    pairs = [(science, template), (light.astype(np.float32), None)]
+    pairs += [
+        [_observe(np.asarray(model, float), epoch, rng, pair.science.saturation).data for model, epoch in images]
+        for images in NOISES * [((science, pair.science_psf.epoch), (template, pair.template_psf.epoch))]
+    ]
+    for images in pairs:
+        again = replace(result, image=np.where(result.subtraction.usable, again_subtracted(result, *images), 0))
+        columns.append(forced_photometry(again, xy)["flux"])
+    return _isolated(truth, columns)
+
+
+def _isolated(truth, columns):
+    """Return the rows of transients without neighbours that were measured."""
+    rows = np.array(columns, float).T
+    return rows[isolated(truth, 20.0) & np.isfinite(rows[:, :3]).all(axis=1)]
+
+
+def again_subtracted(result, science, template):
+    """Return the difference of other images by the kernel and background that were found; of light without them."""
+    kernel = result.kernel
+    y, x = np.ogrid[: science.shape[0], : science.shape[1]]
+    moved, still = (template, science) if result.subtraction.convolved == "template" else (science, template)
+    if moved is not None:
+        level = np.float32(np.median(moved))
+        moved = kernel.convolve(moved - level).data + level * kernel.sum_at(x, y)
+    if result.subtraction.convolved == "template":
+        return still if moved is None else still - moved - result.subtraction.background
+    difference = moved / kernel.sum_at(x, y)
+    return difference if still is None else difference - still / kernel.sum_at(x, y) - result.subtraction.background
+
+
+def mean_error(values):
+    """Return the mean and its uncertainty."""
+    return np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+
+
+def summary(verdicts):
+    """Return the columns: means and uncertainties."""
+    planes = [mean_error(column) for column in np.array([one.planes for one in verdicts]).T]
+    for index in (3, 4):  # counts: those of Poisson, if that is more
+        planes[index] = planes[index][0], np.sqrt(max(planes[index][0], 0.5) / len(verdicts))
+    rows = np.concatenate([one.fluxes for one in verdicts])
+    truth, error = rows[:, 0], rows[:, 1]
+    bright = truth > BRIGHT * error
+    weight = (truth / error)[bright] ** 2
+    biases = []
+    for index in (2, 3, 4):
+        relative = (rows[:, index] / truth - 1)[bright]
+        bias = np.average(relative, weights=weight) if weight.sum() > 0 else np.nan
+        known = weight**-0.5 if index == 2 else relative - bias
+        biases.append((100 * bias, 100 * np.sqrt((weight**2 * known**2).sum()) / weight.sum()))
+    pulls = []
+    for those in (rows[:, 5:], rows[:, 2:3]):
+        pull = (those - truth[:, None]) / error[:, None]
+        pulls.append((np.sqrt(np.mean(pull**2)), 1 / np.sqrt(2 * pull.size)))
+    return [*planes, *biases, *pulls], np.sum([one.found for one in verdicts], axis=0)
 
 
 def main():
@@ -234,30 +321,37 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--keep", help="folder for the verdicts, pickled")
     parser.add_argument("--method", default="alard-lupton", choices=["alard-lupton", "sfft", "zogy", "auto"])
     parser.add_argument("--scenes", nargs="+", default=list(SCENES), choices=list(SCENES))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     options = DifferenceOptions(align="none", method=arguments.method)
-    print(f"{'':20}" + "".join(f"{name:>10}" for name in NAMES) + "   way, order; CPU s")
+    print(
+        f"{'':20}"
+        + "".join(f"{name:>10}" for name in NAMES)
+        + "   "
+        + "   ".join(f"{low}-{high}" for low, high in BINS)
+    )
     for name, row in (("bars", BARS), ("best peer", BEST)):
-        print(f"{name:20}" + "".join(f"{value:>10}" for value in row))
+        print(f"{name:20}" + "".join(f"{value:>10}" for value in row) + "   0.60   1.00   1.00")
     for scene in arguments.scenes:
-        rows, counts, ways, seconds = [], [], [], []
+        verdicts, ways, seconds = [], [], []
         for seed in range(arguments.first, arguments.first + arguments.seeds):
             pair, hit = make(seed, arguments.size, **SCENES[scene])
             start = time.process_time()
-            numbers, count, result = judge(pair, hit, options)
-            rows.append(numbers)
-            counts.append(count)
-            ways.append(f"{result.subtraction.convolved[0]}{result.diagnostics['spatial_order']}")
+            result = difference(pair.science, pair.template, options=options)
             seconds.append(time.process_time() - start)
-        mean = np.mean(rows, axis=0)
-        weights = np.array([row[6] for row in rows]) ** -2.0
-        mean[5], mean[6] = np.average([row[5] for row in rows], weights=weights), weights.sum() ** -0.5
-        found = np.sum(counts, axis=0)
-        cells = [f"{value:10.3f}" for value in mean] + [f"{a:6d}/{b:<3d}" for a, b in found]
-        print(f"{scene:20}" + "".join(cells) + f"   {' '.join(ways)}; {np.median(seconds):.2f}", flush=True)
+            verdicts.append(judge(pair, hit, result))
+            ways.append(f"{result.subtraction.convolved[0]}{result.diagnostics.get('spatial_order', '')}")
+            if arguments.keep:
+                Path(arguments.keep).mkdir(exist_ok=True)
+                (Path(arguments.keep) / f"{scene}-{seed}.pickle").write_bytes(pickle.dumps(verdicts[-1]))
+        columns, found = summary(verdicts)
+        shares = "".join(f"{a:6d}/{b:<3d}" for a, b in found)
+        print(f"{scene:20}" + "".join(f"{value:10.3f}" for value, _ in columns) + shares, end="   ")
+        print(f"{' '.join(ways)}; {np.median(seconds):.2f}")
+        print(f"{'':20}" + "".join(f"{error:10.3f}" for _, error in columns), flush=True)
 
 
 if __name__ == "__main__":

@@ -309,7 +309,8 @@ def difference(
         theirs = _aligned(grid, frames, options)
         aligned, brought = theirs.onto(science, proper=proper)
     with clock.stage("modelling the PSF"):
-        psf = science.psf if isinstance(science.psf, Psf) else estimate_psf(science, sources)
+        # not from `sources`: so deep a list has faint neighbours around stars, but not those hidden by them
+        psf = science.psf if isinstance(science.psf, Psf) else estimate_psf(science)
     with clock.stage("choosing the method"):
         method, reason = choose_method(options, science, aligned, psf, sources)
     if method == "zogy" and not proper:  # frames were averaged before it was known

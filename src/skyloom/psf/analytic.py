@@ -11,11 +11,16 @@ from scipy.optimize import least_squares
 Stamp = npt.NDArray[np.float64]
 
 
+AUREOLE_SLOPE = 1.1
+"""Half of the power with which the light of a star falls far out (King 1971, PASP 83, 199, has 1)."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """An elliptical Moffat profile ``(1 + r**2 / a**2)**-beta`` (Moffat 1969), or a Gaussian where `beta` is infinite.
 
-    ``r**2 = ((1 - e1) x - e2 y)**2 + ((1 + e1) y - e2 x)**2``, over ``1 - e1**2 - e2**2``; `fwhm` in pixels.
+    ``r**2 = ((1 - e1) x - e2 y)**2 + ((1 + e1) y - e2 x)**2``, over ``1 - e1**2 - e2**2``; `fwhm` in pixels. Around it
+    is the aureole of real stars, ``aureole (1 + r**2 / fwhm**2)**-1.1``, whose light no seeing tells.
     Fitted to pixels, or to a PSF of one sample a pixel, it holds the blurring by the pixels, and `fwhm` too; for PSFs
     that are sampled more often it is that of the light before the pixels (see `effective_profile`).
     """
@@ -24,6 +29,7 @@ class Profile:
     beta: float = np.inf
     e1: float = 0.0
     e2: float = 0.0
+    aureole: float = 0.0
 
     def stamp(self, half: int, dx: float = 0.0, dy: float = 0.0, *, oversampling: int = 1) -> Stamp:
         """Return the profile on a grid of (2 half oversampling + 1)**2 samples, whose sum is the number in a pixel."""
@@ -53,9 +59,12 @@ class Profile:
         """Return the profile, 1 at the centre, at offsets (x, y) from it."""
         e1, e2 = self.e1, self.e2
         r2 = (((1 - e1) * x - e2 * y) ** 2 + ((1 + e1) * y - e2 * x) ** 2) / (1 - e1**2 - e2**2)
+        r2 /= self.fwhm**2
         if np.isinf(self.beta):
-            return np.exp(-4 * np.log(2) * r2 / self.fwhm**2)
-        return (1 + 4 * (2 ** (1 / self.beta) - 1) * r2 / self.fwhm**2) ** -self.beta
+            core = np.exp(-4 * np.log(2) * r2)
+        else:
+            core = (1 + 4 * (2 ** (1 / self.beta) - 1) * r2) ** -self.beta
+        return core + self.aureole * (1 + r2) ** -AUREOLE_SLOPE if self.aureole else core
 
 
 def parameter_bounds(half: int) -> Stamp:

@@ -29,6 +29,8 @@ BEST = 60
 """So many stars tell the profile, which is the prior of what all of them tell."""
 STEP, LARGEST_STEP, STILL = 1e-4, 0.3, 0.02
 """Of the parameters of the analytic profile: differences, the largest change at a time, and the last one."""
+MOST_AUREOLE = 0.2
+"""Of the profile, relative to the peak of its core."""
 ENOUGH = 1e-4
 """Conjugate gradients stop where the squared residual has fallen to this part: far below the noise of the stars."""
 MODE_DEGREES = ((1.0, 4), (2.0, 2))
@@ -128,22 +130,26 @@ def refined_profile(stars: StarStamps, profile: Profile, steps: int = 6) -> Prof
     """Fit the analytic profile m again to the best stars at once; all else about them is known by now.
 
     Each step is one of Gauss-Newton: ``D_s = M_s (a m + sum_i b_i dm/dp_i)`` is solved for a and b, and the parameters
-    p move by b / a.
+    p move by b / a. The aureole, at least 0, is one of them.
     """
     stars, half, oversampling = stars.select(slice(BEST)), stars.half, stars.oversampling
     model, root = StarModel(stars, np.ones((stars.x.size, 1))), np.sqrt(stars.weight)
     data = (root * stars.data).ravel()
+
+    def of(p: Array) -> Profile:
+        return replace(Profile.of(p[:-1]), aureole=float(p[-1]))
+
     for _ in range(steps):
-        p = profile.parameters()
+        p = np.append(profile.parameters(), profile.aureole)
         image = effective_profile(profile, half, oversampling)
-        moved = [Profile.of(p + one) for one in STEP * np.eye(p.size)]
-        slope = [(effective_profile(one, half, oversampling) - image) / STEP for one in moved]
+        slope = [(effective_profile(of(p + one), half, oversampling) - image) / STEP for one in STEP * np.eye(p.size)]
         columns = np.stack([(root * model.forward(one[None])).ravel() for one in (image, *slope)])
         a, *b = np.linalg.lstsq(columns @ columns.T, columns @ data, rcond=1e-10)[0]
         if not a > 0:
             break
         change = np.clip(np.array(b) / a, -LARGEST_STEP, LARGEST_STEP)
-        profile = Profile.of(np.clip(p + change, *parameter_bounds(half)[:, : p.size]))
+        low, high = parameter_bounds(half)[:, : p.size - 1]
+        profile = of(np.clip(p + change, [*low, 0.0], [*high, MOST_AUREOLE]))
         if np.abs(change).max() < STILL:
             break
     return profile
