@@ -91,10 +91,11 @@ class StarModel:
 
     def __init__(self, stars: StarStamps, terms: Array) -> None:
         self.sy, self.sx = stars.to_y, stars.to_x
-        self.terms = terms * stars.flux[:, None]
+        self.terms = (terms * stars.flux[:, None]).astype(stars.data.dtype)
 
     def forward(self, basis: Array) -> Array:
         """Return the stamps of all stars, shape (n_stars, 2 half + 1, 2 half + 1)."""
+        basis = basis.astype(self.terms.dtype)
         stamps = (self.terms @ basis.reshape(len(basis), -1)).reshape(-1, *basis.shape[1:])
         return self.sy @ stamps @ self.sx.transpose(0, 2, 1)
 
@@ -144,7 +145,8 @@ def refined_profile(stars: StarStamps, profile: Profile, steps: int = 6) -> Prof
         image = effective_profile(profile, half, oversampling)
         slope = [(effective_profile(of(p + one), half, oversampling) - image) / STEP for one in STEP * np.eye(p.size)]
         columns = np.stack([(root * model.forward(one[None])).ravel() for one in (image, *slope)])
-        a, *b = np.linalg.lstsq(columns @ columns.T, columns @ data, rcond=1e-10)[0]
+        normal, right = (columns @ columns.T).astype(float), (columns @ data).astype(float)
+        a, *b = np.linalg.lstsq(normal, right, rcond=1e-10)[0]
         if not a > 0:
             break
         change = np.clip(np.array(b) / a, -LARGEST_STEP, LARGEST_STEP)
@@ -201,7 +203,7 @@ def fit_basis(stars: StarStamps, terms: Array, profile: Profile, iterations: int
         return np.concatenate([blurred.ravel(), (basis[1:].reshape(-1, n * n) @ modes.T).ravel()])
 
     inverse_prior = np.concatenate([1 / tau2, np.full(n_varying * len(modes), 1 / tau2_mode)])
-    diagonal = model.diagonal(weight).ravel() + 1 / tau2
+    diagonal = model.diagonal(weight).ravel().astype(float) + 1 / tau2
     at_pixels = modes.reshape(-1, n, n)[:, ::oversampling, ::oversampling].reshape(len(modes), -1)
     factor = _mode_block(model.terms[:, 1:], weight, at_pixels, tau2_mode) if n_varying else None
 
@@ -249,7 +251,7 @@ def _mode_block(terms: Array, weight: Array, modes: Array, tau2: float) -> tuple
     """Factor the normal matrix of the modes' coefficients, the stars' sub-pixel shifts left out (a preconditioner)."""
     n_terms, n_modes = terms.shape[1], len(modes)
     first, second = np.triu_indices(n_terms)
-    pixels = (terms[:, first] * terms[:, second]).T @ weight.reshape(len(weight), -1)
+    pixels = ((terms[:, first] * terms[:, second]).T @ weight.reshape(len(weight), -1)).astype(float)
     blocks = np.empty((n_terms, n_modes, n_terms, n_modes))
     for i, j, one in zip(first, second, pixels, strict=True):
         blocks[i, :, j] = blocks[j, :, i] = (modes * one) @ modes.T

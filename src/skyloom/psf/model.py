@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -14,6 +15,9 @@ from skyloom.errors import InputError, ShapeError
 from skyloom.psf.shift import shift_matrices, shift_stamp
 
 Stamp = npt.NDArray[np.float64]
+
+FINER = 16
+"""Samples per pixel on which widths are measured."""
 
 
 @runtime_checkable
@@ -38,10 +42,17 @@ def stamp_fwhm(stamp: Stamp) -> float:
     row, column = np.nonzero(stamp > stamp.max() / 5)  # the rest cannot reach half of the maximum
     reach = int(max(np.abs(row - half_y).max(), np.abs(column - half_x).max())) + 2
     width = min(half_y, half_x, reach)
-    factor = 16
     core = stamp[half_y - width : half_y + width + 1, half_x - width : half_x + width + 1]
-    fine = zoom(core, ((core.shape[0] - 1) * factor + 1) / core.shape[0], order=3, grid_mode=False)
-    return float(2 * np.sqrt(np.count_nonzero(fine > fine.max() / 2) / np.pi) / factor)
+    finer = _finer(len(core))
+    fine = finer @ core @ finer.T
+    return float(2 * np.sqrt(np.count_nonzero(fine > fine.max() / 2) / np.pi) / FINER)
+
+
+@lru_cache(maxsize=16)
+def _finer(n: int) -> Stamp:
+    """Return the matrix that interpolates n samples `FINER`-fold, shape ((n - 1) FINER + 1, n)."""
+    size = (n - 1) * FINER + 1
+    return np.asarray(zoom(np.eye(n), (size / n, 1), order=3, grid_mode=False))
 
 
 def is_whole(value: object) -> bool:

@@ -47,7 +47,8 @@ def choose_order(stars: StarStamps, basis: Array, fwhm: float, shape: tuple[int,
     """
     stars = stars.select(slice(JUDGES))
     residual, modes = _projected(stars, basis, fwhm)
-    gram, vector = modes @ modes.transpose(0, 2, 1), (modes @ residual[..., None])[..., 0]
+    gram = (modes @ modes.transpose(0, 2, 1)).astype(float)
+    vector = (modes @ residual[..., None])[..., 0].astype(float)
     fold = np.arange(stars.x.size) % FOLDS
     best, best_chi2 = 0, (residual**2).sum(axis=1)
     for order in (1, 2):

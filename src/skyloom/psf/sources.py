@@ -73,7 +73,7 @@ class Sources:
     Parameters
     ----------
     image : ndarray, shape (ny + 2 pad, nx + 2 pad)
-        Without background; 0 where it cannot be used, and beyond its border.
+        Without background; 0 where it cannot be used, and beyond its border. Its type is that of all stamps.
     weight : ndarray, shape (n_sources, 2 half + 1, 2 half + 1)
         Inverse variances of the stamps.
     known : ndarray of bool, shape (n_stars, n)
@@ -103,7 +103,9 @@ class Sources:
     oversampling: int
 
     def __post_init__(self) -> None:
-        self.to_x, self.to_y = self._shifts(slice(None))
+        n, side, step = len(self.x), 2 * self.half + 1, self.oversampling
+        self.to_x, self.to_y = (np.empty((n, side, 2 * self.half * step + 1), self.image.dtype) for _ in range(2))
+        self._move(slice(None))
         xy = np.column_stack([np.round(self.x0), np.round(self.y0)])
         self._pairs = cKDTree(xy).query_pairs(2 * self.half + 1.5, p=np.inf, output_type="ndarray")
 
@@ -132,7 +134,7 @@ class Sources:
         ny, nx = image.shape
         known = (rows >= 0) & (rows < ny) & (columns >= 0) & (columns < nx)
         known &= usable[np.clip(rows, 0, ny - 1), np.clip(columns, 0, nx - 1)]
-        padded = np.pad(np.where(usable, image, 0), int(RING * half) + 2)
+        padded = np.pad(image * usable, int(RING * half) + 2)
         flux = field.flux[index].astype(float)
         return cls(padded, weight, known, x.copy(), y.copy(), flux, x, y, n_stars, half, field.fwhm, oversampling)
 
@@ -144,14 +146,14 @@ class Sources:
         models, residual = self.subtract(psf)
         stars = slice(self.n_stars)
         shapes, beyond = models[stars], self._stamps(residual)[self._corner(stars)]
-        light = self.flux[stars, None, None] * shapes
+        light = self._light(stars) * shapes
         data = beyond + light
         weight = soft_weight(model_weight(self.weight[stars], light, beyond), light)
-        data -= self._levels(residual, profile)[:, None, None]
+        data -= self._levels(residual, profile)[:, None, None].astype(data.dtype)
         flux = _flux(data, weight, shapes)
         # pixels far off the model, outside of the core: neighbours that nobody found, cosmic rays
         far = ~core_pixels(self.half, self.fwhm)
-        deviation = (data - flux[:, None, None] * shapes) ** 2 * weight
+        deviation = (data - flux[:, None, None].astype(data.dtype) * shapes) ** 2 * weight
         weight[(deviation > CLIP**2) & far] = 0
         flux = _flux(data, weight, shapes)
         return StarStamps(data, weight, flux, self.to_x[stars], self.to_y[stars], self.x[stars], self.y[stars])
@@ -180,24 +182,25 @@ class Sources:
         residual : ndarray
             The padded image without all sources.
         """
-        models, gradient = self._models(psf, slice(None)), self.oversampling * slopes(psf.basis)
+        models = self._models(psf, slice(None))
+        gradient = self.oversampling * slopes(psf.basis.astype(self.image.dtype))
         residual, groups = self.image.copy(), self._groups()
         stamps = self._stamps(residual)
         for group in groups:
-            stamps[self._corner(group)] -= self.flux[group, None, None] * models[group]
+            stamps[self._corner(group)] -= self._light(group) * models[group]
         for group in groups:
             at = self._corner(group)
-            data = stamps[at] + self.flux[group, None, None] * models[group]
-            terms = psf.terms(self.x[group], self.y[group])
+            data = stamps[at] + self._light(group) * models[group]
+            terms = psf.terms(self.x[group], self.y[group]).astype(data.dtype)
             flux, steps, good = self._fit(data, models[group], np.tensordot(terms, gradient, (1, 1)), group)
             bright = good & (flux > 0)
             moved = group[bright]
             for position, first, step in ((self.x, self.x0, steps[bright, 0]), (self.y, self.y0, steps[bright, 1])):
                 position[moved] = np.clip(position[moved] + step, first[moved] - FARTHEST, first[moved] + FARTHEST)
-            self.to_x[moved], self.to_y[moved] = self._shifts(moved)
+            self._move(moved)
             models[moved] = self._models(psf, moved)
             self.flux[group[good]] = flux[good]
-            stamps[at] = data - self.flux[group, None, None] * models[group]
+            stamps[at] = data - self._light(group) * models[group]
         return models, residual
 
     def _fit(
@@ -211,12 +214,14 @@ class Sources:
             core[inner, inner],
             *(p[:, inner, inner] for p in (data, models, self.weight[index])),
         )
-        weight = soft_weight(weight, self.flux[index, None, None] * models)[:, core]
+        weight = soft_weight(weight, self._light(index) * models)[:, core]
         to_x, to_y = self.to_x[index, inner], self.to_y[index, inner]
         along_x, along_y = ((to_y @ gradient[:, k] @ to_x.transpose(0, 2, 1))[:, core] for k in (0, 1))
         columns = np.stack([models[:, core], -along_x, -along_y, np.ones_like(along_x)], axis=1)
         weighted = columns * weight[:, None]
-        normal, right = weighted @ columns.transpose(0, 2, 1), weighted @ data[:, core][..., None]
+        normal, right = (
+            (weighted @ one).astype(float) for one in (columns.transpose(0, 2, 1), data[:, core][..., None])
+        )
         good = weight.any(axis=1) & (normal[:, 0, 0] > 0)
         # pixels too few for all four leave them where the rest of the diagonal holds them
         held = 1e-9 * np.einsum("nii->ni", normal) + np.where(good, 0, 1)[:, None]
@@ -238,16 +243,20 @@ class Sources:
         """Return the rows and columns of the first pixels of stamps in the padded image."""
         return self._middle(self.y0[index]) - self.half, self._middle(self.x0[index]) - self.half
 
-    def _shifts(self, index: Any) -> tuple[Array, Array]:
-        """Return the matrices that take the samples of a PSF to the pixels of sources, along x and y."""
-        size, step = 2 * self.half * self.oversampling + 1, self.oversampling
-        offsets = self.x[index] - np.round(self.x0[index]), self.y[index] - np.round(self.y0[index])
-        along_x, along_y = (shift_matrices(size, step * offset, step) for offset in offsets)
-        return along_x, along_y
+    def _move(self, index: Any) -> None:
+        """Set the matrices that take the samples of a PSF to the pixels of sources, along x and y."""
+        size, step = self.to_x.shape[-1], self.oversampling
+        for matrices, at, first in ((self.to_x, self.x, self.x0), (self.to_y, self.y, self.y0)):
+            matrices[index] = shift_matrices(size, step * (at[index] - np.round(first[index])), step)
+
+    def _light(self, index: Any) -> Plane:
+        """Return the fluxes of some sources as what multiplies stamps."""
+        return self.flux[index, None, None].astype(self.image.dtype)
 
     def _models(self, psf: PsfModel, index: Any) -> Array:
         """Return the PSF at some sources, where they are in their stamps, shape (n, 2 half + 1, 2 half + 1)."""
-        return psf.evaluate(self.x[index], self.y[index], self.to_x[index], self.to_y[index])
+        terms, basis = (part.astype(self.image.dtype) for part in (psf.terms(self.x[index], self.y[index]), psf.basis))
+        return np.asarray(self.to_y[index] @ np.tensordot(terms, basis, 1) @ self.to_x[index].transpose(0, 2, 1))
 
     def _groups(self) -> list[Index]:
         """Return sources that can be fitted together, group by group: each comes after its brighter neighbours."""
@@ -282,4 +291,8 @@ def _wings(half: int, profile: Profile) -> Array:
 
 def _flux(data: Array, weight: Array, model: Array) -> Array:
     """Fit the flux of each stamp."""
-    return np.asarray((weight * data * model).sum((1, 2)) / np.maximum((weight * model**2).sum((1, 2)), 1e-300))
+    weighted = weight * model
+    return np.asarray(
+        np.einsum("nij,nij->n", weighted, data, dtype=float)
+        / np.maximum(np.einsum("nij,nij->n", weighted, model, dtype=float), 1e-300)
+    )

@@ -45,6 +45,12 @@ class SourceField:
     counts: dict[str, int]
 
 
+FOUND = 10.0
+"""Standard deviations of the smoothed image from which on there is a source. Fainter ones are left to the rings around
+stars: nobody finds them beneath a star, whose level would be too low if they were taken out of its ring alone. (In a
+field of 1000 stars on 512 x 512 pixels fluxes are 0.44 % off with 5, 0.14 +- 0.09 % with 10.)"""
+SMOOTHING = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32)
+"""What images are smoothed with before sources are detected, of any sum."""
 MEASURED = 600
 """So many sources, the brightest, have their size measured."""
 
@@ -61,11 +67,24 @@ def half_sample_mode(values: Array) -> float:
 
 
 def detect(image: Plane, variance: Plane, usable: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """Detect sources 5 sigma above a subtracted background; return an array with the columns of `sep.extract`."""
-    sigma = np.sqrt(np.where(usable, variance, variance.dtype.type(1)))
-    return np.asarray(
-        sep.extract(image, 5.0, err=sigma, mask=~usable, minarea=5, deblend_cont=0.001, segmentation_map=False)
-    )
+    """Detect sources `FOUND` sigma above a subtracted background; return an array with the columns of `sep.extract`.
+
+    The deviation is that of the smoothed image, of noise that changes little over three pixels.
+    """
+    return _extract(image, _deviation(variance, usable), usable)
+
+
+def _deviation(variance: Plane, usable: npt.NDArray[np.bool_]) -> Plane:
+    """Return the standard deviation of the pixels, 1 where unusable."""
+    return np.sqrt(variance, out=np.ones_like(variance), where=usable)
+
+
+def _extract(image: Plane, sigma: Plane, usable: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    threshold = FOUND * float(np.sqrt((SMOOTHING**2).sum()) / SMOOTHING.sum())
+    mask = None if usable.all() else ~usable
+    found = sep.extract(image, threshold, err=sigma, mask=mask, minarea=5, deblend_cont=0.001, filter_type="conv",
+                        filter_kernel=SMOOTHING)  # fmt: skip
+    return np.asarray(found)
 
 
 def source_columns(sources: Any) -> tuple[Array, Array, Array | None]:
@@ -116,9 +135,9 @@ def choose_stars(
     -------
     field : SourceField
     """
-    sigma = np.sqrt(np.where(usable, variance, variance.dtype.type(1)))
-    unusable = (~usable).astype(np.float32)
-    x, y, flux = source_columns(detect(image, variance, usable) if sources is None else sources)
+    sigma, bad = _deviation(variance, usable), None if usable.all() else ~usable
+    unusable = None if bad is None else bad.astype(np.float32)
+    x, y, flux = source_columns(_extract(image, sigma, usable) if sources is None else sources)
     inside = np.isfinite(x) & np.isfinite(y) & (x > -0.5) & (y > -0.5)
     inside &= (x < image.shape[1] - 0.5) & (y < image.shape[0] - 0.5)
     x, y, flux = x[inside], y[inside], None if flux is None else flux[inside]
@@ -129,14 +148,14 @@ def choose_stars(
 
     def half_light_radius(index: npt.NDArray[np.intp], subpix: int) -> Array:
         reach = np.full(index.size, 2 * aperture)
-        radius = sep.flux_radius(image, x[index], y[index], reach, 0.5, mask=~usable, subpix=subpix)[0]
+        radius = sep.flux_radius(image, x[index], y[index], reach, 0.5, mask=bad, subpix=subpix)[0]
         return np.asarray(np.where(radius > 0.5, radius, np.nan))
 
     aperture = 4.0
     for _ in range(4):  # the aperture follows the size of the stars
-        light, error, _ = sep.sum_circle(image, x, y, aperture, err=sigma, mask=~usable)
+        light, error, _ = sep.sum_circle(image, x, y, aperture, err=sigma, mask=bad)
         snr = light / np.maximum(error, np.finfo(float).tiny)
-        clean = eligible & (sep.sum_circle(unusable, x, y, aperture / 2)[0] == 0)
+        clean = eligible if unusable is None else eligible & (sep.sum_circle(unusable, x, y, aperture / 2)[0] == 0)
         good = clean & (snr > 20)
         if np.count_nonzero(good) < 5:
             good = clean & (snr > 10)

@@ -18,7 +18,7 @@ from skyloom.psf import Psf, as_psf
 from skyloom.psf.estimate import estimate_psf_of_planes
 from skyloom.psf.stars import detect
 from skyloom.subtraction.dropin_arguments import bad_plane, check_gain, error_plane, logger, usable_errors
-from skyloom.subtraction.sfft.noise_map import noise_map
+from skyloom.subtraction.sfft.noise_map import sky_and_noise
 from skyloom.subtraction.zogy.match import Match, Planes
 from skyloom.subtraction.zogy.result import ZogyOptions, ZogyResult
 from skyloom.subtraction.zogy.subtract import difference_planes, fit_match, fits_single_precision
@@ -202,27 +202,37 @@ def _planes(  # noqa: PLR0917
             found=exposure.shape,
             needed=shape,
         )
-    bad = ~exposure.usable | bad_plane(mask, exposure.shape, f"the mask of the {what}")
+    bad = ~exposure.usable if mask is None else ~exposure.usable | bad_plane(mask, exposure.shape, f"the mask of the {what}")
     if bad.all():
         raise NoUsableDataError(f"All pixels of the {what} are masked or not finite; check its mask.")
     given = error_plane(err, exposure.shape, f"the noise of the {what}")
     if given is not None:
         bad |= ~usable_errors(given)
         bad |= given > LARGEST_ERROR * np.median(given[~bad]) if not bad.all() else False
-    noise = level = given
-    if not bad.all():
-        built, level = noise_map(np.asarray(exposure.data), bad, gain)
-        noise = built if given is None else given
-        bad |= ~usable_errors(noise)
-    if noise is None or level is None or bad.all():
+    found = None if bad.all() else sky_and_noise(np.asarray(exposure.data), bad, gain)
+    if found is not None and given is None:
+        bad |= ~usable_errors(found.variance)
+    if found is None or bad.all():
         raise NoUsableDataError(
             f"The noise of the {what} is a number above 0 in no usable pixel: it is constant, or err is wrong."
         )
-    sigma = median(noise[~bad] if bad.any() else noise)
-    data, variance = exposure.data - level, np.square(noise, out=noise)
-    data[bad] = variance[bad] = 0
-    kind = np.float32 if fits_single_precision(data, sigma) else np.float64
-    return Planes(data.astype(kind, copy=False), variance.astype(kind, copy=False), ~bad, sigma)
+    holes = bool(bad.any())
+    typical = found.variance if given is None else given
+    sigma = median(typical[~bad] if holes else typical)
+    sigma = float(np.sqrt(sigma)) * found.unit if given is None else sigma
+    kind = np.float32 if fits_single_precision(found.image, sigma / found.unit, found.unit) else np.float64
+    if kind == np.float32:
+        data = np.multiply(found.image, kind(found.unit), out=found.image)
+    else:
+        data = np.asarray(exposure.data, np.float64) - found.sky
+    if given is not None:
+        variance = np.square(given, out=given).astype(kind, copy=False)
+    else:
+        variance = found.variance.astype(kind, copy=False)
+        variance *= kind(found.unit**2)
+    if holes:
+        data[bad] = variance[bad] = 0
+    return Planes(data, variance, ~bad, sigma)
 
 
 def _psf(  # noqa: PLR0917

@@ -394,12 +394,12 @@ def _add_scatter(score_variance: Array, error: Array, slopes: tuple[Array, ...] 
     score_variance += (kind(match.flux_scatter) * error) ** 2
 
 
-def fits_single_precision(data: Array, sigma: float) -> bool:
+def fits_single_precision(data: Array, sigma: float, unit: float = 1.0) -> bool:
     """Whether transforms in float32, whose errors are some 2e-7 of the brightest pixel, stay below 1 % of the noise.
 
-    Nor may the squares of variances leave its range.
+    Nor may the squares of variances leave its range, in the unit of the image, of which `data` and `sigma` are in `unit`.
     """
-    return 1e-9 < sigma < 1e9 and bool(max(data.max(), -data.min()) * 2e-7 < 0.01 * sigma)
+    return 1e-9 < sigma * unit < 1e9 and bool(max(data.max(), -data.min()) * 2e-7 < 0.01 * sigma)
 
 
 def _in_one_unit(planes: tuple[Planes, Planes], match: Match) -> tuple[Planes, Planes]:
