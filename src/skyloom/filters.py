@@ -43,18 +43,20 @@ class Grid:
     ----------
     shape : tuple of int
         Shape (ny, nx) of the image.
+    most : int
+        Largest number of nodes along an axis.
     """
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], most: int = MAX_GRID) -> None:
         self.shape = shape
-        self.y, self.x = (self._axis(n) for n in shape)
+        self.y, self.x = (self._axis(n, most) for n in shape)
         self._splines_y, self._splines_x = (
             _cardinal_splines(nodes, n) for nodes, n in zip((self.y, self.x), shape, strict=True)
         )
 
     @staticmethod
-    def _axis(n: int) -> Array:
-        count = int(np.clip(np.ceil(n / GRID_STEP) + 1, 2, MAX_GRID))
+    def _axis(n: int, most: int) -> Array:
+        count = int(np.clip(np.ceil(n / GRID_STEP) + 1, 2, most))
         return np.linspace(0, max(n - 1, 1), count)
 
     def sample(self, function: Callable[[float, float], npt.ArrayLike]) -> Array:
@@ -168,11 +170,13 @@ Planes = npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
 
 
 def correlate(
-    jobs: Sequence[tuple[VaryingFilter, Planes]],
+    jobs: Sequence[tuple[VaryingFilter, Planes] | tuple[VaryingFilter, Planes, float]],
     threads: int | None = None,
     dtype: type[np.float32] | type[np.float64] = np.float64,
 ) -> list[npt.NDArray[Any]]:
     """Correlate planes with varying filters: ``out(x) = sum_u Q(u; x) A(x + u)``, A being 0 outside of the image.
+
+    A job may have a third item, what its planes are outside of the image.
 
     Parameters
     ----------
@@ -188,28 +192,37 @@ def correlate(
     -------
     planes : list of ndarray, shape (ny, nx)
     """
-    work = [(varying, [planes] if isinstance(planes, np.ndarray) else list(planes)) for varying, planes in jobs]
+    work = [
+        (varying, [planes] if isinstance(planes, np.ndarray) else list(planes), float(sum(outside)))
+        for varying, planes, *outside in jobs
+    ]
     ny, nx = work[0][1][0].shape
     half = work[0][0].side // 2
     step_y, step_x = (-(-n // -(-n // TILE)) for n in (ny, nx))  # tiles of one size
     size = tuple(fft.next_fast_len(step + 2 * half, real=True) for step in (step_y, step_x))
     outputs: list[npt.NDArray[Any]] = [np.empty((ny, nx), dtype) for _ in work]
-    filters = {id(varying): varying.filters for varying, _ in work}
+    filters = {id(varying): varying.filters for varying, *_ in work}
     transforms = {key: _spectra(stamps[..., ::-1, ::-1].astype(dtype), size) for key, stamps in filters.items()}
 
     def filter_one(corner: tuple[int, int]) -> None:
         y, x = corner
         rows, columns = slice(y, min(y + step_y, ny)), slice(x, min(x + step_x, nx))
-        seen: dict[int, npt.NDArray[Any]] = {}
-        for (varying, planes), out in zip(work, outputs, strict=True):
-            for plane in planes:
-                if id(plane) not in seen:
-                    seen[id(plane)] = _spectra(_with_border(plane, rows, columns, half).astype(dtype, copy=False), size)
+        seen: dict[tuple[int, float], npt.NDArray[Any] | None] = {}
+        for (varying, planes, outside), out in zip(work, outputs, strict=True):
+            keys = [(id(plane), outside) for plane in planes]
+            for plane, key in zip(planes, keys, strict=True):
+                if key not in seen:
+                    piece = _with_border(plane, rows, columns, half, outside)
+                    seen[key] = _spectra(piece.astype(dtype, copy=False), size) if piece.any() else None
+            known = [one for key in keys if (one := seen[key]) is not None]
+            if not known:  # nothing but zeros here
+                out[rows, columns] = 0
+                continue
+            spectra = [np.zeros_like(known[0]) if (one := seen[key]) is None else one for key in keys]
             mixture, weights = varying.within(rows, columns, dtype)
             mixture /= size[0] * size[1]  # inverse transforms are sums
             filter_tile(
-                transforms[id(varying)], [seen[id(plane)] for plane in planes], mixture, weights, size[1], 2 * half,
-                out[rows, columns],
+                transforms[id(varying)], spectra, mixture, weights, size[1], 2 * half, out[rows, columns],
             )  # fmt: skip
 
     corners = [(y, x) for y in range(0, ny, step_y) for x in range(0, nx, step_x)]
@@ -230,10 +243,11 @@ def _spectra(planes: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any
     return out
 
 
-def _with_border(plane: npt.NDArray, rows: slice, columns: slice, border: int) -> npt.NDArray:
-    """Return a rectangle of a plane with its surroundings, 0 outside of the plane."""
+def _with_border(plane: npt.NDArray, rows: slice, columns: slice, border: int, outside: float) -> npt.NDArray:
+    """Return a rectangle of a plane with its surroundings, outside of the plane of the value `outside`."""
     ny, nx = plane.shape
-    out = np.zeros((rows.stop - rows.start + 2 * border, columns.stop - columns.start + 2 * border), plane.dtype)
+    shape = rows.stop - rows.start + 2 * border, columns.stop - columns.start + 2 * border
+    out = np.full(shape, outside, plane.dtype) if outside else np.zeros(shape, plane.dtype)
     y0, x0 = rows.start - border, columns.start - border
     cut = plane[max(y0, 0) : min(rows.stop + border, ny), max(x0, 0) : min(columns.stop + border, nx)]
     top, left = max(-y0, 0), max(-x0, 0)

@@ -10,17 +10,17 @@ from scipy import fft
 
 from skyloom._threads import map_bands, serial_blas
 from skyloom.fill import fill_from_each_other
-from skyloom.filters import Grid, VaryingFilter
+from skyloom.filters import MAX_GRID, Grid, VaryingFilter
 from skyloom.proper import total, transfer
-from skyloom.psf import Psf
+from skyloom.psf import Psf, PsfModel
 from skyloom.psf.model import stamp_fwhm, stamps_of
 from skyloom.subtraction.zogy.match import BOX_IN_FWHM, Planes
 from skyloom.subtraction.zogy.proper import Array, ProperPair, centred, moved
 
-TIGHT = 3e-4
+TIGHT = 5e-4
 """Error of the filters that see images: a tenth of that of measured point spread functions, or less."""
-LOOSE = 3e-3
-"""Error of the filters that see variances."""
+LOOSE = 5e-3
+"""Error of the filters that see variances, or what is missing of sources."""
 ROUGH = 2e-2
 """Error of the filters that see masks, or what scatters by some per cent."""
 
@@ -95,7 +95,7 @@ class ProperFilters:
         threads : int, optional
             Number of threads; the result does not depend on it.
         """
-        grid = Grid(shape)
+        grid = Grid(shape, max(_nodes(psf) for psf in psfs))
         y, x = (nodes.ravel() for nodes in np.meshgrid(grid.y, grid.x, indexing="ij"))
         stamps = [stamps_of(psf, x, y) for psf in psfs]
         if all((one == one[0]).all() for one in stamps):
@@ -123,7 +123,7 @@ class ProperFilters:
             if variances
             else None,
             score_squared=VaryingFilter(k**2, grid, LOOSE),
-            response=VaryingFilter(kernels.response, grid, TIGHT),  # fluxes are divided by it
+            response=VaryingFilter(kernels.response, grid, LOOSE),
             score_of_background=score_of_background,
             background_variances=(plain, of_x, of_y, of_both),
             stamps=(middle[0], middle[1]),
@@ -211,6 +211,14 @@ class _Kernels:
 
         difference, score, error, response = (joined(name) for name in ("difference", "score", "error", "response"))
         return cls(difference, score, error, response, np.mean([row.numbers for row in rows], axis=0))
+
+
+def _nodes(psf: Psf) -> int:
+    """Return how many nodes along an axis filters for this point spread function need, at most.
+
+    With five of them, filters for PSFs that vary by 7 % as polynomials of second degree are interpolated to 1e-5.
+    """
+    return min(max(2 * psf.order + 1, 4), MAX_GRID) if isinstance(psf, PsfModel) else MAX_GRID
 
 
 def _background_variances(pair: ProperPair, filters: tuple[Array, Array]) -> list[npt.NDArray[np.float64]]:

@@ -30,7 +30,11 @@ logger = logging.getLogger("skyloom.subtraction")
 Array = npt.NDArray[np.float64]
 
 MAX_STARS = 120
+FIRST_STARS = 30
+"""So many stars, the best, bring the fit to where one more step with all of them is the last."""
 ITERATIONS = 6
+SMALL_STEP = 5e-3
+"""Of the shift in pixels and of the relative flux ratio: the square of it is what the last step is wrong by."""
 MODEL_ERROR = 0.01
 """Error of the point spread functions, relative to a star's signal: keeps the brightest star from ruling the fit."""
 LARGEST_SHIFT = 1.5
@@ -137,8 +141,21 @@ def match_stars(
     beta = cutouts.ratio() if flux_ratio is None else flux_ratio
     parameters: Array = np.array([beta, 0.0, 0.0, 0.0])
     free = np.array([fit_ratio, fit_shift, fit_shift, True])
-    used = np.ones(n_stars, bool)
-    covariance = np.zeros((4, 4))
+    if n_stars > 2 * FIRST_STARS:
+        parameters = _fit(cutouts.first(FIRST_STARS), parameters, free)[0]
+    parameters, around, used, covariance = _fit(cutouts, parameters, free)
+    table, flux_scatter, scatter = _scatter(cutouts.xy, around, used, parameters[0])
+    beta, dx, dy, background = (float(value) for value in parameters)
+    logger.info("template flux ratio %.4f, shift (%.3f, %.3f) px, scatter (%.3f, %.3f) px", beta, dx, dy, *scatter)
+    # stars that do not tell the ratio leave a matrix that is singular but for rounding
+    error = float(np.sqrt(covariance[0, 0])) if covariance[0, 0] >= 0 else np.inf
+    return Match(beta, (dx, dy), background, scatter, flux_scatter, error, table)
+
+
+def _fit(
+    cutouts: _Cutouts, parameters: Array, free: npt.NDArray[np.bool_]
+) -> tuple[Array, _Linearised, npt.NDArray[np.bool_], Array]:
+    """Return the parameters, the differences that they leave, which stars were used, and the covariance."""
     for _ in range(ITERATIONS):
         around = cutouts.linearised(parameters)
         used = _alike(around.chi2)
@@ -147,17 +164,9 @@ def match_stars(
         step[1:3] = np.clip(step[1:3], -0.5, 0.5)
         parameters = parameters + step
         parameters[1:3] = np.clip(parameters[1:3], -LARGEST_SHIFT, LARGEST_SHIFT)
-        if abs(step[0]) < 1e-5 * parameters[0] and np.abs(step[1:3]).max() < 1e-4:
-            around = around.stepped(step)
-            break
-    else:
-        around = cutouts.linearised(parameters)
-    table, flux_scatter, scatter = _scatter(cutouts.xy, around, used, parameters[0])
-    beta, dx, dy, background = (float(value) for value in parameters)
-    logger.info("template flux ratio %.4f, shift (%.3f, %.3f) px, scatter (%.3f, %.3f) px", beta, dx, dy, *scatter)
-    # stars that do not tell the ratio leave a matrix that is singular but for rounding
-    error = float(np.sqrt(covariance[0, 0])) if covariance[0, 0] >= 0 else np.inf
-    return Match(beta, (dx, dy), background, scatter, flux_scatter, error, table)
+        if abs(step[0]) < SMALL_STEP * parameters[0] and np.abs(step[1:3]).max() < SMALL_STEP:
+            return parameters, around.stepped(step), used, covariance
+    return parameters, cutouts.linearised(parameters), used, covariance
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,6 +292,12 @@ class _Cutouts:
             side=side,
             half=half,
         )
+
+    def first(self, count: int) -> _Cutouts:
+        """Return those around the best stars."""
+        planes: dict[str, Any] = {name: getattr(self, name)[:count] for name in ("xy", "n", "r", "p_n", "p_r")}
+        pairs: dict[str, Any] = {name: tuple(one[:count] for one in getattr(self, name)) for name in ("excess", "fluxes")}
+        return dataclasses.replace(self, **planes, **pairs)
 
     def ratio(self) -> float:
         """Return the flux ratio of template and science image, from sums over the boxes."""

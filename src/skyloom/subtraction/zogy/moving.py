@@ -29,6 +29,8 @@ from skyloom.subtraction.zogy.match import Match
 
 Array = npt.NDArray[Any]
 
+GRADIENT_REACH = 2
+"""Pixels on both sides that a derivative looks at."""
 _ROUNDING = 1e-5
 """Least part of a derivative's variance that is believed to be its own, far above single precision's rounding."""
 

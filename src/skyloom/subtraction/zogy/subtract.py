@@ -12,6 +12,7 @@ import sep
 from scipy import ndimage
 from scipy.interpolate import RectBivariateSpline
 
+from skyloom._threads import row_bands
 from skyloom.background import MAD_TO_SIGMA, SMALLEST, estimate_background, median
 from skyloom.errors import NoOverlapError, ShapeError, SubtractionError, TooFewSourcesError
 from skyloom.exposure import UNUSABLE, Exposure, MaskBit
@@ -24,7 +25,7 @@ from skyloom.registration import detect_sources
 from skyloom.subtraction.stamps import column_names, unflagged
 from skyloom.subtraction.zogy.bank import ProperFilters
 from skyloom.subtraction.zogy.match import Match, Planes, match_stars
-from skyloom.subtraction.zogy.moving import gradient, moving_statistic
+from skyloom.subtraction.zogy.moving import GRADIENT_REACH, gradient, moving_statistic
 from skyloom.subtraction.zogy.result import DifferencePsf, ZogyOptions, ZogyResult
 
 logger = logging.getLogger("skyloom.subtraction")
@@ -294,33 +295,37 @@ def difference_planes(
     n, r = filters.fill((science, template))
     images = (n.astype(kind, copy=False), r.astype(kind, copy=False))
     noise = (science.variance.astype(kind, copy=False), template.variance.astype(kind, copy=False))
-    level: Any = kind.type(0)
-    image, score, of_template, error, score_variance, coverage, *pixel_variances = _filter(
-        filters, images, noise, both, threads=threads
-    )
-    slopes = gradient(of_template) if moving or any(match.scatter) else None
-    noise_variance = np.maximum(score_variance, 0) if moving else None
-    _add_scatter(score_variance, error, slopes, match)
+    found = _filtered(filters, images, noise, both, match=match, moving=moving, threads=threads)
+    image, score, coverage, score_variance = (found[name] for name in ("image", "score", "coverage", "score_variance"))
+    noise_variance = score_variance.copy() if moving else None
+    _add_scatter(score_variance, found, match)
     valid = both & (coverage > MIN_COVERAGE) & (score_variance > 0)
+    level: Any = kind.type(0)
     if flatten and min(image.shape) >= SMALLEST and valid.any():
         level = _smooth_background(image, score, score_variance, valid)
         image -= level
         score -= image.dtype.type(filters.score_of_background) * level
     mask = _mask(masks, planes, valid, coverage)
     usable = (mask & np.uint32(UNUSABLE)) == 0
-    np.clip(coverage, 0, 1, out=coverage)
-    score_variance[~valid] = coverage[~valid] = 1
     empty = np.empty((0, 0), np.float32)
-    pixel_variances = [np.where(usable, np.maximum(one, 0), 0) for one in pixel_variances] or [empty, empty]
+    pixel_variances = [
+        np.where(usable, np.maximum(found[name], 0), 0) if name in found else empty
+        for name in ("variance_science", "variance_template")
+    ]
     z2 = empty
-    if slopes is not None and noise_variance is not None:
-        z2 = moving_statistic(score, noise_variance, slopes, match, filters)
+    if noise_variance is not None:
+        z2 = moving_statistic(score, noise_variance, gradient(found["of_template"]), match, filters)
         z2 = np.where(valid, z2, 0).astype(np.float32, copy=False)
-    image[~usable] = score[~valid] = 0
+    bad = None if valid.all() else ~valid
+    if bad is not None:
+        image[~usable] = score[bad] = 0
+        score_variance[bad] = coverage[bad] = 1
     significance = (score / np.sqrt(score_variance)).astype(np.float32, copy=False)
     score /= coverage
-    score_variance /= coverage**2
-    score_variance[~valid] = coverage[~valid] = 0
+    score_variance /= coverage
+    score_variance /= coverage
+    if bad is not None:
+        score_variance[bad] = coverage[bad] = 0
     result = ZogyResult(
         image=image,
         variance_science=pixel_variances[0],
@@ -342,34 +347,42 @@ def difference_planes(
     return result
 
 
-def _filter(
+def _filtered(
     filters: ProperFilters,
     images: tuple[Array, Array],
     noise: tuple[Array, Array],
     both: npt.NDArray[np.bool_],
     *,
+    match: Match,
+    moving: bool,
     threads: int | None,
-) -> list[Array]:
+) -> dict[str, Array]:
     """Return difference and score with what tells their errors, from the two images and the variances in them.
 
-    They are: D and S, what S has of the template, S for a relative error of its stars' fluxes, the variance of S, the
-    coverage of pixels that are usable in `both` and, if there are filters for them, the variances of D's pixels by each
-    image.
+    They are: D (image) and S (score), the coverage of pixels that are usable in `both`, the variance of S
+    (score_variance) and, if there are filters for them, of D's pixels by each image; what S has of the template
+    (of_template) if positions scatter, or moving sources are to be found; S for a relative error of its stars' fluxes
+    (error) if these scatter.
     """
     kind = images[0].dtype
-    return correlate(
-        [
-            (filters.difference, images),
-            (filters.score, images),
-            (filters.score_of_template, images[1]),
-            (filters.error_of_template, images[1]),
-            (filters.score_squared, noise),
-            (filters.response, both.astype(kind)),
-            *zip(filters.difference_squared or (), noise, strict=False),
-        ],
-        threads,
-        dtype=kind.type,
-    )
+    jobs: dict[str, Any] = {
+        "image": (filters.difference, images),
+        "score": (filters.score, images),
+        "coverage": (filters.response, (~both).astype(kind), 1.0),  # what is missing: less, and often nothing
+        "score_variance": (filters.score_squared, noise),
+    }
+    if moving or any(match.scatter):
+        jobs["of_template"] = filters.score_of_template, images[1]
+    if match.flux_scatter:
+        jobs["error"] = filters.error_of_template, images[1]
+    if filters.difference_squared is not None:
+        for name, one, plane in zip(("science", "template"), filters.difference_squared, noise, strict=True):
+            jobs[f"variance_{name}"] = one, plane
+    found = dict(zip(jobs, correlate(list(jobs.values()), threads, dtype=kind.type), strict=True))
+    np.subtract(1, found["coverage"], out=found["coverage"])
+    np.clip(found["coverage"], 0, 1, out=found["coverage"])
+    np.maximum(found["score_variance"], 0, out=found["score_variance"])
+    return found
 
 
 def _smooth_background(image: Array, score: Array, variance: Array, usable: npt.NDArray[np.bool_]) -> Array:
@@ -382,16 +395,22 @@ def _smooth_background(image: Array, score: Array, variance: Array, usable: npt.
     return np.asarray(plane.back(dtype=image.dtype))
 
 
-def _add_scatter(score_variance: Array, error: Array, slopes: tuple[Array, ...] | None, match: Match) -> None:
+def _add_scatter(score_variance: Array, found: dict[str, Array], match: Match) -> None:
     """Add, in place, what stars do that lie differently in both images: what the template holds moves (eqs. 30-33).
 
     And what they do that the point spread functions do not describe: `error` per relative error of a star's flux.
     """
     kind = score_variance.dtype.type
-    np.maximum(score_variance, 0, out=score_variance)
-    for sigma, slope in zip(match.scatter, slopes or (), strict=False):
-        score_variance += kind(sigma**2) * slope**2
-    score_variance += (kind(match.flux_scatter) * error) ** 2
+    of_template, error = found.get("of_template"), found.get("error")
+    for start, stop in row_bands(len(score_variance)):  # pieces that the processor's cache holds
+        band = slice(start, stop)
+        if of_template is not None and any(match.scatter):
+            first = max(start - GRADIENT_REACH, 0)
+            slopes = gradient(of_template[first : stop + GRADIENT_REACH])
+            for sigma, slope in zip(match.scatter, slopes, strict=True):
+                score_variance[band] += (kind(sigma) * slope[start - first : stop - first]) ** 2
+        if error is not None:
+            score_variance[band] += (kind(match.flux_scatter) * error[band]) ** 2
 
 
 def fits_single_precision(data: Array, sigma: float, unit: float = 1.0) -> bool:
