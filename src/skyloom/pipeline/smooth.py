@@ -94,7 +94,7 @@ def _in_noise(left: FloatArray | None, result: Subtraction) -> float:
     usable = result.usable & (result.variance > 0)
     if left is None or not usable.any():
         return 0.0
-    return float(np.std(left[usable]) / np.sqrt(np.median(result.variance[usable])))
+    return float(np.std(left[usable], dtype=np.float64) / np.sqrt(np.median(result.variance[usable])))
 
 
 def _without_background(result: Subtraction, left: FloatArray) -> Subtraction:

@@ -72,7 +72,9 @@ def parameter_bounds(half: int) -> Stamp:
     return np.array([[np.log(0.5), -2.0, -2.0, -3.0], [np.log(4.0 * half), 2.0, 2.0, 3.0]])
 
 
-def fit_profile(stamp: Stamp, weight: Stamp, start: float, *, gaussian: bool = False) -> Profile:
+def fit_profile(
+    stamp: Stamp, weight: Stamp, start: float, *, gaussian: bool = False, tolerance: float = 1e-5
+) -> Profile:
     """Fit a profile, its flux, its centre and a constant background to a stamp, by weighted least squares.
 
     Parameters
@@ -83,6 +85,8 @@ def fit_profile(stamp: Stamp, weight: Stamp, start: float, *, gaussian: bool = F
         First guess of the FWHM, pixels.
     gaussian : bool
         Fit a Gaussian instead of a Moffat profile.
+    tolerance : float
+        Relative change of the parameters at which the fit ends.
 
     Returns
     -------
@@ -103,5 +107,5 @@ def fit_profile(stamp: Stamp, weight: Stamp, start: float, *, gaussian: bool = F
     low, high = (np.array([sign * 2.0, sign * 2.0, *bound[: shape.size]])
                  for sign, bound in zip((-1, 1), parameter_bounds(half), strict=True))  # fmt: skip
     first = np.clip([0.0, 0.0, *shape], low + 1e-6, high - 1e-6)
-    result = least_squares(residual, first, bounds=(low, high), x_scale=0.1, ftol=1e-6, xtol=1e-5)
+    result = least_squares(residual, first, bounds=(low, high), x_scale=0.1, ftol=tolerance / 10, xtol=tolerance)
     return Profile.of(result.x[2:])

@@ -11,22 +11,24 @@ import numpy as np
 import numpy.typing as npt
 
 from skyloom._threads import serial_blas
-from skyloom.background import MAD_TO_SIGMA, estimate_background
+from skyloom.background import MAD_TO_SIGMA, estimate_background, median
 from skyloom.errors import InputError, NoUsableDataError, TooFewSourcesError
 from skyloom.exposure import Exposure
 from skyloom.noise import with_variance
 from skyloom.psf.analytic import Profile, fit_profile
 from skyloom.psf.fit import StarStamps, effective_profile, fit_basis, refined_profile, residuals
 from skyloom.psf.model import PsfModel, is_whole, polynomial_terms
-from skyloom.psf.order import MIN_STARS, choose_order
+from skyloom.psf.order import JUDGES, MIN_STARS, choose_order
 from skyloom.psf.sources import Sources, core_pixels, mean_star
-from skyloom.psf.stars import SourceField, choose_stars
+from skyloom.psf.stars import SourceField, choose_stars, in_flux_unit
 
 logger = logging.getLogger("skyloom.psf")
 
 Array = npt.NDArray[np.float64]
 
 MAX_STARS = 100
+ORDINARY = 1e-4, 1e5
+"""Noise of images in units in which single precision holds all that is computed here."""
 PASSES = 4
 """The fourth still moves the light within small circles by 0.1 %."""
 PIXEL = 0.68
@@ -154,12 +156,16 @@ def _estimate(  # noqa: PLR0917
     name: str,
 ) -> PsfModel:
     shape = image.shape[0], image.shape[1]
+    unit = _unit(variance, usable)
+    if image.dtype != np.float32 or unit != 1:  # in which single precision holds what is to be squared
+        image, variance = (image / unit).astype(np.float32), (variance / unit**2).astype(np.float32)
+        sources = in_flux_unit(sources, unit)
     field = choose_stars(image, variance, usable, sources, max_stars=MAX_STARS, stars=options.stars)
     if field.stars.size < options.needed and (options.fallback is None or field.stars.size == 0):
         raise _too_few(name, field, options.needed)
     # a first look at the mean star: half-light radii are too large in crowded fields
     first = int(np.clip(np.ceil(2 * field.fwhm), 5, 50))
-    profile = fit_profile(*mean_star(image, usable, field, first), field.fwhm)
+    profile = fit_profile(*mean_star(image, usable, field, first), field.fwhm, tolerance=1e-3)
     fwhm = profile.fwhm
     field = dataclasses.replace(field, fwhm=fwhm)
     half = int(np.clip(np.ceil(3.5 * fwhm), 7, 50)) if options.half is None else options.half
@@ -178,6 +184,12 @@ def _estimate(  # noqa: PLR0917
         return _sampled_model(work, profile, options, shape, field=field, name=name)
 
 
+def _unit(variance: npt.NDArray[Any], usable: npt.NDArray[np.bool_]) -> float:
+    """Return 1, or a power of 2 near the noise of an image in an extreme unit."""
+    sigma = float(np.sqrt(median(variance[usable])))
+    return 1.0 if not sigma > 0 or ORDINARY[0] < sigma < ORDINARY[1] else 2.0 ** round(np.log2(sigma))
+
+
 def _sampled_model(
     work: Sources, profile: Profile, options: _Options, shape: tuple[int, int], *, field: SourceField, name: str
 ) -> PsfModel:
@@ -187,7 +199,7 @@ def _sampled_model(
     psf = PsfModel(start[None], 0, shape, oversampling=oversampling)
     chosen = 0
     for passage in range(PASSES):
-        stars = work.star_stamps(psf, profile)
+        stars = work.star_stamps(psf, profile, JUDGES if passage <= 1 else None)
         stars, chi2 = _reject(stars, psf, profile.fwhm)
         if stars.x.size < options.needed:
             raise _too_few(name, field, options.needed, left=stars.x.size)

@@ -138,18 +138,20 @@ class Sources:
         flux = field.flux[index].astype(float)
         return cls(padded, weight, known, x.copy(), y.copy(), flux, x, y, n_stars, half, field.fwhm, oversampling)
 
-    def star_stamps(self, psf: PsfModel, profile: Profile) -> StarStamps:
+    def star_stamps(self, psf: PsfModel, profile: Profile, count: int | None = None) -> StarStamps:
         """Refine all sources with this PSF, and return the stamps of the stars with all else subtracted.
 
-        Beyond the stamps, stars have the wings of `profile`.
+        Beyond the stamps, stars have the wings of `profile`. With a `count`, only so many stars, the best, and what
+        reaches into their stamps.
         """
-        models, residual = self.subtract(psf)
-        stars = slice(self.n_stars)
+        n_stars = self.n_stars if count is None else min(count, self.n_stars)
+        models, residual = self.subtract(psf, self._around(n_stars))
+        stars = slice(n_stars)
         shapes, beyond = models[stars], self._stamps(residual)[self._corner(stars)]
         light = self._light(stars) * shapes
         data = beyond + light
         weight = soft_weight(model_weight(self.weight[stars], light, beyond), light)
-        data -= self._levels(residual, profile)[:, None, None].astype(data.dtype)
+        data -= self._levels(residual, profile, n_stars)[:, None, None].astype(data.dtype)
         flux = _flux(data, weight, shapes)
         # pixels far off the model, outside of the core: neighbours that nobody found, cosmic rays
         far = ~core_pixels(self.half, self.fwhm)
@@ -158,7 +160,15 @@ class Sources:
         flux = _flux(data, weight, shapes)
         return StarStamps(data, weight, flux, self.to_x[stars], self.to_y[stars], self.x[stars], self.y[stars])
 
-    def _levels(self, residual: Plane, profile: Profile) -> Array:
+    def _around(self, n_stars: int) -> Index:
+        """Return the first stars and all that reaches into their stamps and the rings around them."""
+        if n_stars == self.n_stars:
+            return np.arange(len(self.x))
+        xy = np.column_stack([self.x0, self.y0])
+        distance = cKDTree(xy[:n_stars]).query(xy, distance_upper_bound=RING * self.half + self.fwhm)[0]
+        return np.flatnonzero(np.isfinite(distance))
+
+    def _levels(self, residual: Plane, profile: Profile, n_stars: int) -> Array:
         """Return the local background of the stars: the median, without sources, of a ring around their stamps.
 
         Inside of the stamps it cannot be told from wings that the model lacks.
@@ -166,11 +176,12 @@ class Sources:
         dy, dx = _ring(self.half)
         reach = int(RING * self.half)
         wings = _wings(self.half, profile)[dy + reach, dx + reach]
-        ix, iy = (self._middle(at[: self.n_stars])[:, None] for at in (self.x0, self.y0))
-        return known_quantile(residual[iy + dy, ix + dx] - self.flux[: self.n_stars, None] * wings, self.known, 0.5)
+        ix, iy = (self._middle(at[:n_stars])[:, None] for at in (self.x0, self.y0))
+        light = self._light(slice(n_stars))[:, 0] * wings.astype(residual.dtype)
+        return known_quantile(residual[iy + dy, ix + dx] - light, self.known[:n_stars], 0.5)
 
-    def subtract(self, psf: PsfModel) -> tuple[Array, Plane]:
-        """Fit flux and position of each source on what the others leave, the brightest first.
+    def subtract(self, psf: PsfModel, some: Index) -> tuple[Array, Plane]:
+        """Fit flux and position of some sources on what the others of them leave, the brightest first.
 
         Sources whose stamps do not overlap do not see each other: they are fitted together, which gives what one after
         the other would.
@@ -178,13 +189,14 @@ class Sources:
         Returns
         -------
         models : ndarray, shape (n_sources, n, n)
-            Of unit flux.
+            Of unit flux; those of other sources are not computed.
         residual : ndarray
-            The padded image without all sources.
+            The padded image without these sources.
         """
-        models = self._models(psf, slice(None))
+        models = np.empty((len(self.x), *(2 * (2 * self.half + 1,))), self.image.dtype)
+        models[some] = self._models(psf, some)
         gradient = self.oversampling * slopes(psf.basis.astype(self.image.dtype))
-        residual, groups = self.image.copy(), self._groups()
+        residual, groups = self.image.copy(), self._groups(some)
         stamps = self._stamps(residual)
         for group in groups:
             stamps[self._corner(group)] -= self._light(group) * models[group]
@@ -258,8 +270,10 @@ class Sources:
         terms, basis = (part.astype(self.image.dtype) for part in (psf.terms(self.x[index], self.y[index]), psf.basis))
         return np.asarray(self.to_y[index] @ np.tensordot(terms, basis, 1) @ self.to_x[index].transpose(0, 2, 1))
 
-    def _groups(self) -> list[Index]:
+    def _groups(self, some: Index) -> list[Index]:
         """Return sources that can be fitted together, group by group: each comes after its brighter neighbours."""
+        chosen = np.zeros(len(self.x), bool)
+        chosen[some] = True
         order = np.argsort(-self.flux, kind="stable")
         rank = np.empty(order.size, np.intp)
         rank[order] = np.arange(order.size)
@@ -267,7 +281,7 @@ class Sources:
         level = np.zeros(order.size, np.intp)
         for brighter, fainter in pairs[np.argsort(pairs[:, 1], kind="stable")]:
             level[fainter] = max(level[fainter], level[brighter] + 1)
-        return [order[level == k] for k in range(int(level.max(initial=-1)) + 1)]
+        return [group[chosen[group]] for group in (order[level == k] for k in range(int(level.max(initial=-1)) + 1))]
 
 
 def _ring(half: int) -> tuple[Index, Index]:

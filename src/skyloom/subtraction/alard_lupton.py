@@ -33,7 +33,7 @@ from skyloom.subtraction.noise import convolved_noise_gain
 from skyloom.subtraction.options import AlardLuptonOptions
 from skyloom.subtraction.residual_background import residual_level
 from skyloom.subtraction.result import Subtraction
-from skyloom.subtraction.sanity import check_kernel, check_range, check_variance, natural_unit
+from skyloom.subtraction.sanity import check_kernel, check_range, check_variance, in_unit, natural_unit
 from skyloom.subtraction.scatter import with_flux_scatter
 from skyloom.subtraction.sfft.options import SfftOptions
 from skyloom.subtraction.stamps import (
@@ -118,7 +118,7 @@ def subtract(
     unit = natural_unit(science)
     if unit != 1:
         stars = {"sources": sources, "science_fwhm": science_fwhm, "template_fwhm": template_fwhm}
-        return _from_unit(subtract(_in_unit(science, unit), _in_unit(template, unit), options, **stars), unit)
+        return _from_unit(subtract(in_unit(science, unit), in_unit(template, unit), options, **stars), unit)
     science, template = _with_variance(science), _with_variance(template)
     check_range("the template", template.data)
     if not (science.usable & template.usable).any():
@@ -199,16 +199,6 @@ def _none_usable(science: Exposure, template: Exposure) -> NoUsableDataError:
     return NoUsableDataError(
         f"No pixel is usable in both the science image and the template: {told}. Check their masks, that they overlap, "
         "and their variances, which float32 cannot hold below 1e-45."
-    )
-
-
-def _in_unit(exposure: Exposure, unit: float) -> Exposure:
-    """Return an exposure whose values are those in another unit, a power of 2."""
-    return exposure.replace(
-        data=exposure.data.astype(np.float64) / unit,
-        variance=None if exposure.variance is None else exposure.variance.astype(np.float64) / unit**2,
-        gain=None if exposure.gain is None else exposure.gain * unit,
-        saturation=None if exposure.saturation is None else exposure.saturation / unit,
     )
 
 

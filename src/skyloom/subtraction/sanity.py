@@ -45,6 +45,16 @@ def natural_unit(exposure: Exposure) -> float:
     return 1.0 if _ORDINARY[0] <= typical <= _ORDINARY[1] else 2.0 ** round(np.log2(typical))
 
 
+def in_unit(exposure: Exposure, unit: float) -> Exposure:
+    """Return an exposure whose values are those in another unit, a power of 2."""
+    return exposure.replace(
+        data=exposure.data.astype(np.float64) / unit,
+        variance=None if exposure.variance is None else exposure.variance.astype(np.float64) / unit**2,
+        gain=None if exposure.gain is None else exposure.gain * unit,
+        saturation=None if exposure.saturation is None else exposure.saturation / unit,
+    )
+
+
 def check_range(name: str, data: npt.NDArray[Any]) -> None:
     """Raise if an image's values are so large or small that their squares are none in single precision.
 

@@ -202,7 +202,11 @@ def _planes(  # noqa: PLR0917
             found=exposure.shape,
             needed=shape,
         )
-    bad = ~exposure.usable if mask is None else ~exposure.usable | bad_plane(mask, exposure.shape, f"the mask of the {what}")
+    bad = (
+        ~exposure.usable
+        if mask is None
+        else ~exposure.usable | bad_plane(mask, exposure.shape, f"the mask of the {what}")
+    )
     if bad.all():
         raise NoUsableDataError(f"All pixels of the {what} are masked or not finite; check its mask.")
     given = error_plane(err, exposure.shape, f"the noise of the {what}")
@@ -228,8 +232,7 @@ def _planes(  # noqa: PLR0917
     if given is not None:
         variance = np.square(given, out=given).astype(kind, copy=False)
     else:
-        variance = found.variance.astype(kind, copy=False)
-        variance *= kind(found.unit**2)
+        variance = found.variance * kind(found.unit**2)
     if holes:
         data[bad] = variance[bad] = 0
     return Planes(data, variance, ~bad, sigma)

@@ -296,7 +296,9 @@ class _Cutouts:
     def first(self, count: int) -> _Cutouts:
         """Return those around the best stars."""
         planes: dict[str, Any] = {name: getattr(self, name)[:count] for name in ("xy", "n", "r", "p_n", "p_r")}
-        pairs: dict[str, Any] = {name: tuple(one[:count] for one in getattr(self, name)) for name in ("excess", "fluxes")}
+        pairs: dict[str, Any] = {
+            name: tuple(one[:count] for one in getattr(self, name)) for name in ("excess", "fluxes")
+        }
         return dataclasses.replace(self, **planes, **pairs)
 
     def ratio(self) -> float:
@@ -304,6 +306,18 @@ class _Cutouts:
         science, template = self.fluxes
         bright = science > max(0.0, 0.2 * np.percentile(science, 80))
         return float(max(np.median(template[bright] / science[bright]), 1e-6)) if bright.any() else 1.0
+
+    def _box(self, planes: Array) -> Array:
+        """Return the inverse transforms in the boxes around the stars, which are small: by sums over frequencies."""
+        side = self.side
+        at = np.arange(side // 2 - self.half, side // 2 + self.half + 1)
+        rows = np.exp(2j * np.pi / side * np.outer(at, np.arange(side))) / side
+        columns = np.exp(2j * np.pi / side * np.outer(np.arange(side // 2 + 1), at)) / side
+        columns[1 : (side + 1) // 2] *= 2  # and those of negative frequencies
+        kind = planes.dtype
+        part = rows.astype(kind) @ planes
+        columns = columns.astype(kind)
+        return np.asarray(part.real @ columns.real - part.imag @ columns.imag)
 
     def linearised(self, parameters: Array) -> _Linearised:
         """Return the whitened differences in the boxes and their derivatives, for beta, dx, dy and background."""
@@ -317,10 +331,7 @@ class _Cutouts:
         r = self.r * np.exp(-kx * dx - ky * dy)
         moved = of_r * r
         planes = [of_n * self.n - moved, pair.beta_derivative(self.n, r), kx * moved, ky * moved]
-        box = slice(side // 2 - self.half, side // 2 + self.half + 1)
-        images = [
-            fft.irfft2(plane, (side, side))[:, box, box].reshape(len(self.xy), -1).astype(float) for plane in planes
-        ]
+        images = [self._box(plane).reshape(len(self.xy), -1).astype(float) for plane in planes]
         images[1] -= background * self.sigma[1] ** 2 * (scale / beta) ** 3  # d(scale) / d(beta), as of N - background
         constant = np.full(images[0].shape, -scale)  # a constant in N, less what is subtracted
         residual = images[0] - background * scale

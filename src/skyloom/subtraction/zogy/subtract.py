@@ -20,8 +20,9 @@ from skyloom.filters import correlate
 from skyloom.noise import with_variance
 from skyloom.psf import Psf, estimate_psf
 from skyloom.psf.model import stamp_fwhm
-from skyloom.psf.stars import detect
+from skyloom.psf.stars import detect, in_flux_unit
 from skyloom.registration import detect_sources
+from skyloom.subtraction.sanity import in_unit, natural_unit
 from skyloom.subtraction.stamps import column_names, unflagged
 from skyloom.subtraction.zogy.bank import ProperFilters
 from skyloom.subtraction.zogy.match import Match, Planes, match_stars
@@ -84,6 +85,11 @@ def subtract_zogy(
     """
     options = options or ZogyOptions()
     _check(science, template)
+    unit = natural_unit(science)
+    if unit != 1:
+        known: Any = {"psf_science": psf_science, "psf_template": psf_template, "moving": moving}
+        both = in_unit(science, unit), in_unit(template, unit)
+        return _from_unit(subtract_zogy(*both, options, sources=in_flux_unit(sources, unit), **known), unit)
     science, template = (image if image.variance is not None else with_variance(image) for image in (science, template))
     if sources is None and psf_science is None:
         sources = detect_sources(science)
@@ -102,6 +108,15 @@ def subtract_zogy(
         match.background
     )
     return dataclasses.replace(result, background=result.background + level)
+
+
+def _from_unit(result: ZogyResult, unit: float) -> ZogyResult:
+    """Return a result in the images' own unit again."""
+    values, squares = ("image", "flux", "background"), ("variance_science", "variance_template", "flux_variance")
+    planes: dict[str, Any] = {name: getattr(result, name).astype(np.float64) * unit for name in values}
+    planes |= {name: getattr(result, name).astype(np.float64) * unit**2 for name in squares}
+    match = dataclasses.replace(result.match, background=result.match.background * unit)
+    return dataclasses.replace(result, match=match, **planes)
 
 
 def _check(science: Exposure, template: Exposure) -> None:
@@ -416,7 +431,7 @@ def _add_scatter(score_variance: Array, found: dict[str, Array], match: Match) -
 def fits_single_precision(data: Array, sigma: float, unit: float = 1.0) -> bool:
     """Whether transforms in float32, whose errors are some 2e-7 of the brightest pixel, stay below 1 % of the noise.
 
-    Nor may the squares of variances leave its range, in the unit of the image, of which `data` and `sigma` are in `unit`.
+    Nor may the squares of variances leave its range, in the unit of the image, of which `data` and `sigma` are so many.
     """
     return 1e-9 < sigma * unit < 1e9 and bool(max(data.max(), -data.min()) * 2e-7 < 0.01 * sigma)
 
