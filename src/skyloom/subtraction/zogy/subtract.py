@@ -39,6 +39,8 @@ GOOD_COVERAGE = 0.95
 FIT_SNR = 20.0
 STEEP = 5.0
 """Times their scatter over the field by which running medians show a sky that its background has not followed."""
+CROWDED = 0.2
+"""Median of the score, in its errors, from which on it has a floor: of an empty sky it is below 0.05."""
 LEAST_RATIO_SNR = 5.0
 """Of a fitted flux ratio; of other stars at the same places it is some 0 to 4, of the same stars tens to thousands."""
 
@@ -320,6 +322,7 @@ def difference_planes(
         level = _smooth_background(image, score, score_variance, valid)
         image -= level
         score -= image.dtype.type(filters.score_of_background) * level
+        score -= _floor(score, score_variance, valid)
     mask = _mask(masks, planes, valid, coverage)
     usable = (mask & np.uint32(UNUSABLE)) == 0
     empty = np.empty((0, 0), np.float32)
@@ -408,6 +411,20 @@ def _smooth_background(image: Array, score: Array, variance: Array, usable: npt.
     hidden = (variance > 1.5 * typical) | (np.abs(score - median(score[usable])) > 4 * np.sqrt(typical))
     plane = sep.Background(np.ascontiguousarray(image), mask=~usable | hidden, bw=box, bh=box)
     return np.asarray(plane.back(dtype=image.dtype))
+
+
+def _floor(score: Array, variance: Array, usable: npt.NDArray[np.bool_]) -> Any:
+    """Return what the score is where nothing has changed: 0, but for crowded fields.
+
+    There the wings of residuals of many stars, far below the noise of a pixel, add up to what a sky would be, which the
+    difference between them does not show.
+    """
+    some = (slice(None, None, 3),) * 2
+    known = usable[some]
+    if not known.any():
+        return 0
+    typical = np.median(score[some][known]) / np.sqrt(np.median(variance[some][known]))
+    return _smooth_background(score, score, variance, usable) if abs(typical) > CROWDED else score.dtype.type(0)
 
 
 def _add_scatter(score_variance: Array, found: dict[str, Array], match: Match) -> None:
