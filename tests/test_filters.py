@@ -149,3 +149,18 @@ def test_instruction_sets_agree_and_threads_do_not_change_a_bit(monkeypatch, tmp
     for result in tmp_path.glob("*.npy"):
         # fused or not, sums are rounded a little differently: some 1e-7 of the largest values
         np.testing.assert_allclose(np.load(result), one, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(60, 75), (300, 280)])
+def test_planes_may_go_on_beyond_the_image(shape):
+    """With 1 everywhere a filter gives its sum, up to the border; with zeros nothing, exactly."""
+    grid = Grid(shape)
+    stamps = grid.sample(lambda x, y: (1 + x / 100) * Profile(3.0 + y / 200).stamp(7))
+    varying = VaryingFilter(stamps, grid)
+    ones, zeros = np.ones(shape), np.zeros(shape)
+    everywhere, inside, nothing = correlate([(varying, ones, 1.0), (varying, ones), (varying, zeros)])
+    sums = grid.plane(stamps.sum(axis=(-2, -1)))
+    np.testing.assert_allclose(everywhere, sums, rtol=5e-3)  # five times the filters' tolerance
+    np.testing.assert_allclose(inside[7:-7, 7:-7], everywhere[7:-7, 7:-7], rtol=1e-12)
+    assert (inside[0] < 0.7 * everywhere[0]).all()
+    assert not nothing.any()

@@ -15,13 +15,13 @@ from simulate import SCIENCE, TEMPLATE, far_from_sources, simulate_pair
 from skyloom.errors import InputError, NoOverlapError, ShapeError, SubtractionError
 from skyloom.exposure import Exposure, MaskBit
 from skyloom.proper import transfer
-from skyloom.psf import ArrayPsf
+from skyloom.psf import ArrayPsf, estimate_psf
 from skyloom.psf.analytic import Profile
 from skyloom.subtraction.zogy import ZogyOptions, moving_significance, subtract_zogy
 from skyloom.subtraction.zogy.match import Match, Planes, _Linearised
 from skyloom.subtraction.zogy.moving import gradient
 from skyloom.subtraction.zogy.proper import FLOOR, ProperPair
-from skyloom.subtraction.zogy.subtract import difference_planes
+from skyloom.subtraction.zogy.subtract import _floor, difference_planes
 
 
 def planes(data, sigma, usable=None, variance=None):
@@ -452,6 +452,37 @@ def test_images_of_unlike_fields_are_refused(pair, seed):
     assert "same field" in str(caught.value)
     given = ZogyOptions(flux_ratio=0.8, fit_ratio=False)
     assert subtract_zogy(pair.science, other.template, given, **psfs).match.flux_ratio == 0.8
+
+
+@pytest.mark.parametrize("unit", [2.0**-83, 2.0**83])
+def test_the_unit_of_the_images_does_not_matter(pair, unit):
+    """Values of 1e-23 or 1e27: their squares are no numbers in single precision."""
+    science, template = (
+        Exposure(one.data.astype(float) * unit, one.variance.astype(float) * unit**2, name=one.name)
+        for one in (pair.science, pair.template)
+    )
+    known = {"psf_science": pair.science_psf, "psf_template": pair.template_psf}
+    ordinary = subtract_zogy(pair.science, pair.template, sources=pair.stars, **known)
+    stars = pair.stars.copy()
+    stars["flux"] *= unit
+    found = subtract_zogy(science, template, sources=stars, **known)
+    np.testing.assert_array_equal(found.mask, ordinary.mask)
+    # rounding of float32 at the brightest stars, some 1e4 deviations
+    np.testing.assert_allclose(found.significance, ordinary.significance, atol=0.01)
+    np.testing.assert_allclose(found.flux / unit, ordinary.flux, atol=1e-3 * np.abs(ordinary.flux).max())
+    np.testing.assert_allclose(found.variance / unit**2, ordinary.variance, rtol=1e-3)
+    assert estimate_psf(science).fwhm() == pytest.approx(estimate_psf(pair.science).fwhm(), rel=1e-3)
+
+
+def test_the_floor_of_a_score_is_taken_off_where_there_is_one():
+    rng = np.random.default_rng(3)
+    white, usable = rng.normal(size=(128, 128)).astype(np.float32), np.ones((128, 128), bool)
+    variance = np.ones_like(white)
+    assert not np.any(_floor(white, variance, usable))
+    floor = _floor(white - 1.5, variance, usable)
+    # of 128 x 128 pixels the mean is known to 0.008, and modes of their boxes to some three times that
+    assert np.mean(floor) == pytest.approx(-1.5, abs=0.1)
+    assert np.std(floor) < 0.15
 
 
 def test_bad_input_is_named(pair):
