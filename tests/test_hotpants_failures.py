@@ -89,6 +89,27 @@ def test_a_bad_block_is_filled_and_spoils_nothing_around(pair, which, how):
     assert np.abs(diff[ring] - clean[ring])[good].max() < 5 * np.median(sigma[sigma > 0])
 
 
+@pytest.mark.parametrize("error", [np.inf, 1e25, 0.0])
+def test_bad_pixels_may_have_any_error(pair, error):
+    """Errors of 1 / sqrt(weight) are infinite where the weight is 0, a few such pixels in each stamp."""
+    planes, errors = images(pair), noise(pair)
+    bad = np.zeros((SIZE, SIZE), bool)
+    bad[7::31, 4::31] = True
+    masks = {"mask": bad, "template_mask": bad}
+    ordinary = run_hotpants(*planes, **masks, **errors, **KEYS, get_noise=True)
+    for key in ("err", "template_err"):
+        errors[key] = np.where(bad, error, errors[key])
+    for found, expected in zip(run_hotpants(*planes, **masks, **errors, **KEYS, get_noise=True), ordinary, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_stamps_without_a_usable_pixel_are_none(pair):
+    bad = np.zeros((SIZE, SIZE), bool)
+    bad[::9, ::9] = True  # few, but the kernel reaches one of them from everywhere
+    with pytest.raises(TooFewStampsError, match="has 0 stamps"):
+        run_hotpants(*images(pair), **noise(pair), **KEYS, mask=bad, template_mask=bad)
+
+
 def test_a_mask_has_the_bits_of_hotpants(pair):
     image, template = images(pair)
     image[60, 60], image[61, 60], template[150, 150] = np.nan, 1e7, -1e7

@@ -21,6 +21,7 @@ from skyloom.errors import InputError, ShapeError, SkyloomWarning, SubtractionEr
 from skyloom.pipeline.difference import DifferenceOptions, difference
 from skyloom.pipeline.store import read_difference
 from skyloom.psf.analytic import Profile
+from skyloom.registration import detect_sources
 from skyloom.subtraction import AlardLuptonOptions, SfftOptions, subtract
 from skyloom.subtraction.sfft import evaluate_background, evaluate_flux_scale, evaluate_kernel_at, run_sfft, solve
 from skyloom.subtraction.sfft.clip import outliers
@@ -581,6 +582,16 @@ def test_flux_ratio_that_varies_is_found(exposures):
         kernel = subtract(science, pair.template, options).kernel
         # 60 stars, of which some ten are bright, tell the slope to 1 %
         assert kernel.sum_at(319, 160) / kernel.sum_at(0, 160) == pytest.approx(expected, abs=room)
+
+
+def test_sources_beyond_the_image_count_for_nothing(exposures):
+    options = SfftOptions(pixels="all", spatial_order=1, background_order=1, kernel_half_width=4, convolve="template")
+    sources = detect_sources(exposures.science)["x", "y", "flux"]
+    known = subtract(exposures.science, exposures.template, options, sources=sources)
+    sources.add_row((319.5, 20.0, 1e7))
+    sources.add_row((-40.0, 1e4, 1e7))
+    found = subtract(exposures.science, exposures.template, options, sources=sources)
+    np.testing.assert_array_equal(found.image, known.image)
 
 
 def test_wings_hold_what_lies_beyond_the_pixels_of_a_kernel():

@@ -27,7 +27,7 @@ log = logging.getLogger("skyloom.subtraction")
 
 _CLIP_FRACTION = 0.02  # of the signal: the cores of bright stars are kept for the merit to judge
 _PIXEL_CLIP = 6.0  # standard deviations; brighter deviations are cosmic rays and variable stars
-_BRIGHT = 9.0  # deviations: fainter pixels tell nothing of what scales with the signal
+_BRIGHT = 9.0  # deviations: `systematic_fraction`, which needs 10, is spared the copies of all fainter pixels
 _MAX_SYSTEMATIC = 0.003  # as in `skyloom.subtraction.fit`
 _SHARED_NOISE = 0.5
 _ROUNDS = 25  # of replacing sub-stamps
@@ -135,9 +135,9 @@ class _Fit:
         background = monomials(*pixels, self.options.bgo, self.region.centre, self.region.scale)
         self.planes[rows, n:-1] = background.swapaxes(0, 1).reshape(count, len(background), -1)
         self.planes[rows, -1] = np.stack([self.target.data[box] for box in boxes]).reshape(count, -1)
-        self.target_variance[rows] = self.target.variance(boxes).reshape(count, -1)
-        self.source_variance[rows] = self.source.variance(wide)
-        self.convolved_variance[rows] = self.source.variance(boxes).reshape(count, -1)
+        self.target_variance[rows] = self.target.finite_variance(boxes).reshape(count, -1)
+        self.source_variance[rows] = self.source.finite_variance(wide)
+        self.convolved_variance[rows] = self.source.finite_variance(boxes).reshape(count, -1)
         self.gain[rows], self.signal[rows] = 1.0, 0
         if self.weighted:
             self.usable[rows] = ~(self._touched(wide) | self.target.bad(boxes)).reshape(count, -1)
@@ -258,13 +258,15 @@ class _Fit:
         self.alive[bad[~more]] = self.good[bad[~more]] = False
         self.totals -= gram_sums(self.model, self.terms[bad], self.grams[bad])
         self._sum(bad[~more])
-        self.take_next(bad[more], self.local[self.alive, : len(self.basis)].mean(axis=0) if self.weighted else None)
+        weigh = self.weighted and more.any()  # if there are none, there may be no stamp left to take a kernel from
+        self.take_next(bad[more], self.local[self.alive, : len(self.basis)].mean(axis=0) if weigh else None)
         self.totals += gram_sums(self.model, self.terms[bad], self.grams[bad])
         self.need_enough()
         return True
 
     def need_enough(self) -> None:
-        needed, left = len(exponents(max(self.options.ko, self.options.bgo))), int(self.alive.sum())
+        needed = len(exponents(max(self.options.ko, self.options.bgo)))
+        left = int((self.alive & self.usable.any(axis=1)).sum())
         if left < needed:
             raise too_few(self.region, left, len(self.alive) - left, needed)
 

@@ -91,7 +91,8 @@ class Plane:
         """
         if self.noise is not None:
             variance = _pixels(self.noise, where).astype(np.float32)
-            np.square(variance, out=variance)
+            with np.errstate(over="ignore"):  # an infinite variance is what such errors mean
+                np.square(variance, out=variance)
         else:
             variance = _pixels(self.data, where) + np.float32(self.level)
             np.abs(variance, out=variance)
@@ -99,6 +100,15 @@ class Plane:
             variance += np.float32((self.read_noise / self.gain) ** 2)
         # `fmax`: also where it is NaN; those pixels are bad
         return np.fmax(variance, np.float32(_LEAST_VARIANCE * self.sky_variance), out=variance)
+
+    def finite_variance(self, where: Where | list[Where]) -> npt.NDArray[np.float32]:
+        """Return the variance of parts for sums over pixels, in which 0 times infinity would be NaN.
+
+        Where pixels are bad, and may have any error, it is that of the sky.
+        """
+        variance = np.minimum(self.variance(where), np.float32(LARGEST))
+        variance[self.bad(where)] = self.sky_variance
+        return variance
 
 
 Where = tuple[slice, slice]

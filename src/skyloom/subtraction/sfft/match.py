@@ -113,7 +113,10 @@ def _ratio_varies(fit: DeltaFit, planes: FitPlanes, xy: Float64Array, half: int)
     light = planes.science - fit.residual - fit.design.background(fit.unknowns)
     assert planes.variance is not None
     weight = fit.used / planes.variance
-    column, row = np.rint(xy[:_MOST_SOURCES]).astype(int).T
+    column, row = np.rint(xy).astype(int).T
+    ny, nx = fit.used.shape
+    inside = (column >= 0) & (column < nx) & (row >= 0) & (row < ny)  # sources that were given may lie anywhere
+    column, row = column[inside][:_MOST_SOURCES], row[inside][:_MOST_SOURCES]
     left, known = (
         ndimage.uniform_filter(plane, 2 * half + 1, mode="constant")[row, column] * (2 * half + 1) ** 2
         for plane in (weight * light * fit.residual, weight * light**2)

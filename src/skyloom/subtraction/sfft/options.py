@@ -70,8 +70,10 @@ class SfftOptions:
             ("background_order", MAX_ORDER),
             ("flux_order", self.spatial_order),
         ):
-            if getattr(self, what) not in range(most + 1) and (what, getattr(self, what)) != ("flux_order", "auto"):
-                raise InputError(f"{what} is {getattr(self, what)!r}; it must be a whole number from 0 to {most}.")
+            auto = what == "flux_order"
+            if getattr(self, what) not in range(most + 1) and not (auto and self.flux_order == "auto"):
+                needed = "'auto' or " * auto + f"a whole number from 0 to {most}"
+                raise InputError(f"{what} is {getattr(self, what)!r}; it must be {needed}.")
         for what, low in (
             ("kernel_half_width", 1),
             ("ridge", 0),
