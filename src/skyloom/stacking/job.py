@@ -291,7 +291,7 @@ class Job:
                 gain=float(one.member.gain or 0.0) * area_factor(one) / one.factor,
                 correlation=self._correlations.get(one.number, one.member.correlation),
                 level=one.member.level,
-                fwhm=getattr(one.to_grid.map, "fwhm", float("nan")),
+                fwhm=getattr(one.to_grid.map, "fwhm", 0.0),
                 n_stars=getattr(one.to_grid.map, "n_stars", 0),
             )
             for one, scale, weight in zip(self.placed, self.scales, weights, strict=True)

@@ -68,7 +68,7 @@ def frame_rows(contributions: Sequence[Contribution], unit: str) -> list[dict[st
             "flux_scale": one.scale,
             "light": float(bright),
             "sky": one.level,
-            "fwhm": one.fwhm,
+            "fwhm": one.fwhm or float("nan"),
             "n_stars": one.n_stars,
             "n_rejected": one.n_rejected,
             "weight_share": float(share),

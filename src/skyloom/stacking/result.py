@@ -50,7 +50,7 @@ class Contribution:
     level : float
         Of its sky, in its own unit; NaN if unknown.
     fwhm : float
-        Of its stars, pixels; NaN if they were not looked at.
+        Of its stars, pixels; 0 if they were not looked at.
     n_stars : int
         Stars that it was placed by; 0 if by none.
     """
@@ -65,7 +65,7 @@ class Contribution:
     gain: float
     correlation: float
     level: float = float("nan")
-    fwhm: float = float("nan")
+    fwhm: float = 0.0
     n_stars: int = 0
 
 
