@@ -94,6 +94,18 @@ def test_noise_of_the_template_does_not_weaken_the_kernel():
     assert 1.5 < largest(truth, 20.0) < 1.5 * (1 + 20 / 9) * 1.1
 
 
+def test_noise_that_both_images_share_is_not_taken_off_again_and_again():
+    rng = np.random.default_rng(9)
+    template = rng.normal(0, 3, (120, 130))
+    science = template + rng.normal(0, 1, template.shape)  # its noise of variance 8 is in the science image, too
+    usable = np.zeros(template.shape, bool)
+    usable[2:-2, 2:-2] = True
+    planes = FitPlanes(science, template, usable, np.full(template.shape, 9.0), np.full(template.shape, 8.0))
+    fit = fit_delta(planes, FitOptions(DeltaModel((3, 3), 1, 0), Penalties(0, 0.0, 0.0), None, 1))
+    # one step adds 8/9, a second one (8/9)^2; the noise of 15 000 pixels makes 0.3 %
+    assert fit.kernel[0].max() == pytest.approx(1 + 8 / 9, abs=0.03)
+
+
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize(("of_science", "of_template"), [(TINY, TINY), (HUGE, HUGE), (TINY, 1.0), (1.0, HUGE)])
 def test_results_scale_with_the_images(given, of_science, of_template):

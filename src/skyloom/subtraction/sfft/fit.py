@@ -25,6 +25,7 @@ _BEFORE_WEIGHING = 3.0
 _WHILE_CLIPPING = 5.0  # of some ten of all unknowns' errors, taken together, that noise leaves
 _IN_THE_END = 3e-8
 _CORRECTIONS, _WORTH_ONE = 4, 1.0  # of the bias by the template's noise, at most; in errors of all unknowns together
+_SHARED_NOISE = 0.5  # mean chi^2 of residuals below which both images have noise in common, as in `al_hotpants.fit`
 _AS_GOOD = 3e-4  # a choice of pixels that differs by this part is none
 _CUT, _SIGNIFICANT = 0.1, 5.0  # share of the sum in a kernel's outermost pixels, and deviations of it, to warn of
 
@@ -183,7 +184,8 @@ def fit_delta(planes: FitPlanes, options: FitOptions) -> DeltaFit:
     that the model does not describe are left out (see `clip.outliers`) and the fit is repeated, `max_iter` times at
     most. The template's noise, which adds to the expectation of A^T W A as a part N that is known, biases a kernel
     towards 0; the last fits solve A^T W A x' = A^T W S + N x for the kernel x of the fit before: n of them leave the
-    (n + 1)th power of a relative bias N/A. There are so many as change anything, 4 at most.
+    (n + 1)th power of a relative bias N/A. There are so many as change anything, 4 at most, and one for images that
+    share noise, which biases nothing.
 
     Raises
     ------
@@ -246,7 +248,8 @@ class _Fitter:
         moments = self.design.noise_moments(self.weight, self.planes.template_variance)
         change = np.inf
         pixel = float(np.sqrt(np.vdot(self.weight, self.solver.residual**2) / np.count_nonzero(self.weight)))
-        for attempt in range(_CORRECTIONS if self.expected is None else 1):
+        independent = pixel**2 >= _SHARED_NOISE * self.unit
+        for attempt in range(_CORRECTIONS if self.expected is None and independent else 1):
             like = self.solver.x if self.expected is None else self.expected
             correction = self.design.noise_product(like, moments, self.options.noise_correlation)
             before, change = change, self.solver.distance(correction - self.solver.correction)
