@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from astropy.table import Table
 
 from skyloom.errors import InputError, NoMatchError, TooFewSourcesError
 from skyloom.exposure import Exposure
-from skyloom.registration.detect import LOWER, WHERE, SourceFlag, detect_sources
+from skyloom.registration.detect import LOWER, WHERE, SourceFlag, detect_sources, image_fwhm
 from skyloom.registration.fit import StarList
+from skyloom.registration.flux import flux_ratio
 from skyloom.registration.prior import prior_transform
 from skyloom.registration.result import Registration
 from skyloom.registration.search import Solution, refine, search
@@ -133,6 +134,9 @@ def register(source: Any, template: Any, options: RegistrationOptions | None = N
             scale_range=options.scale_range,
         )
     result = Registration.from_solution(solution, source_table, template_table, wcs[1])
+    if source is not None and template is not None:
+        measured = flux_ratio(result, source, template, (image_fwhm(source_table), image_fwhm(template_table)))
+        result = result if measured is None else replace(result, flux_ratio=measured.value)
     error = result.overlap_error() / max(result.scale, 1.0)
     if not error <= options.max_error:
         raise NoMatchError(

@@ -40,9 +40,9 @@ class Registration:
     chance_probability : float
         Bound on the probability that unrelated images match as well.
     flux_ratio : float
-        Median of source flux / template flux in the tables; NaN where fluxes are unknown. Windows follow the width of
-        the stars: with PSFs of different shape this is some percent off. `skyloom.registration.flux_ratio` measures it
-        in the images.
+        Source flux / template flux. Of two images as `skyloom.registration.flux_ratio` measures it. Of tables (groups,
+        catalogues, too few stars for circles) the median of their ratios, NaN where fluxes are unknown: windows of
+        `detect_sources` follow the width of the stars, so that with PSFs of different shape this is some percent off.
     source_shape, template_shape : (int, int)
         Shapes (ny, nx).
     method : str
