@@ -7,8 +7,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -132,11 +132,13 @@ class Recipe:
         }
         return flat_parameters(self.options) | {"threshold": self.batch.threshold} | given
 
-    def differs(self, science: PathLike, prepared: Prepared, products: Products, header: Mapping[str, Any]) -> str:
+    def differs(
+        self, science: PathLike, of_template: Sequence[Input], products: Products, header: Mapping[str, Any]
+    ) -> str:
         """Return why the products are not those of this image and template, as the header of the difference tells."""
         from skyloom.io import Provenance
 
-        inputs = [*self.science_files(science), *prepared.inputs]
+        inputs = [*self.science_files(science), *of_template]
         return Provenance("difference", self.parameters(), inputs, outputs=products.beside()).differs(header)
 
     def make(
@@ -239,8 +241,7 @@ def difference_many(
     report("preparing the template", 0, len(products))
     tasks = list(zip(sciences, products, strict=True))
     try:
-        running = work_through(partial(_starter, recipe), tasks, recipe.batch.jobs)
-        with no_empty_folder(products[0].table.parent), closing(running) as results:
+        with no_empty_folder(products[0].table.parent), closing(_outcomes(recipe, tasks)) as results:
             for done, (index, result) in enumerate(results, 1):
                 outcomes[index] = _failed(sciences[index], result) if isinstance(result, WorkerError) else result
                 report("differences", done, len(products))
@@ -299,6 +300,28 @@ def _check_products(recipe: Recipe, sciences: Sequence[PathLike], products: Sequ
         check_not_input(taken, [*sciences, *recipe.science_files(sciences[0]), *recipe.template_files])
 
 
+def _outcomes(
+    recipe: Recipe, tasks: Sequence[tuple[PathLike, Products]]
+) -> Generator[tuple[int, Outcome | WorkerError]]:
+    """Yield the number and the outcome of each task; no template is prepared for the first ones if all are kept."""
+    first = 0
+    if recipe.batch.resume:
+        from skyloom.io.provenance import Input
+
+        inputs = tuple(Input.of(path) for path in recipe.template_files)
+        for task in tasks:
+            outcome = None
+            with _warnings_caught() as caught, suppress(Exception):  # what is wrong with the image is told below
+                outcome, _ = _kept(recipe, task[0], inputs, task[1])
+            if outcome is None:
+                break
+            yield first, replace(outcome, warnings=_texts(caught))
+            first += 1
+    with closing(work_through(partial(_starter, recipe), tasks[first:], recipe.batch.jobs)) as results:
+        for index, result in results:
+            yield first + index, result
+
+
 def _starter(recipe: Recipe) -> Callable[[tuple[PathLike, Products]], Outcome]:
     """Return the function that makes one outcome after the other."""
     with _warnings_caught() as caught:
@@ -315,7 +338,7 @@ def _outcome(recipe: Recipe, prepared: Prepared, told: str, task: tuple[PathLike
         try:
             outcome = None
             if recipe.batch.resume:
-                outcome, why = _kept(recipe, science, prepared, products)
+                outcome, why = _kept(recipe, science, prepared.inputs, products)
             if outcome is None:
                 recipe.check_not_same(science)
                 *_, outcome = recipe.make(science, prepared, products)
@@ -348,7 +371,9 @@ def _failed(science: PathLike, error: Exception) -> Outcome:
     return Outcome(os.fspath(science), "failed", error=name, message=message)
 
 
-def _kept(recipe: Recipe, science: PathLike, prepared: Prepared, products: Products) -> tuple[Outcome | None, str]:
+def _kept(
+    recipe: Recipe, science: PathLike, of_template: Sequence[Input], products: Products
+) -> tuple[Outcome | None, str]:
     """Return the outcome of an earlier run if its products are complete, and what would be made now; else why not."""
     from astropy.io import fits
     from astropy.table import Table
@@ -359,7 +384,7 @@ def _kept(recipe: Recipe, science: PathLike, prepared: Prepared, products: Produ
         return None, "" if len(missing) == len(paths) else f"{missing[-1].name} is missing"
     try:
         header = fits.getheader(products.difference)
-        if why := recipe.differs(science, prepared, products, header):
+        if why := recipe.differs(science, of_template, products, header):
             return None, why
         candidates = Table.read(products.table, format="ascii.ecsv")
         numbers = {**read_diagnostics(header), **observed(header), "convolved": header.get("CONVOLVD")}
