@@ -146,7 +146,7 @@ def make_difference(
         stamps=stamps,
         wcs=sky,
         parameters={"method": "auto"},
-        diagnostics={"template_fwhm": 2.9, "convolved": "template", "timings": timings},
+        diagnostics={"science_fwhm": 3.1, "template_fwhm": 2.9, "convolved": "template", "timings": timings},
         truth=np.column_stack([tx, ty]),
     )
 

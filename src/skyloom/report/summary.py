@@ -248,7 +248,8 @@ def facts(summary: Summary, difference: DifferenceLike) -> list[Fact]:
     s = summary
     rms = None if s.rms_px is None else f"{s.rms_px:.3f} px"
     stamps = None if s.stamps is None else f"{s.stamps_used} of {s.stamps}"
-    template_fwhm = number(diagnostics.get("template_fwhm"))
+    science_fwhm, template_fwhm = (number(diagnostics.get(f"{image}_fwhm")) for image in ("science", "template"))
+    fwhm = s.fwhm if science_fwhm is None else science_fwhm  # by the same stars as the template's
     convolved = diagnostics.get("convolved")
     scaled = f"errors of candidates x {s.error_scale:.3g}" if s.error_scale > 1 else "1 is perfect"
     rows = [
@@ -257,7 +258,7 @@ def facts(summary: Summary, difference: DifferenceLike) -> list[Fact]:
         ("Kernel sum", _text(s.kernel_sum, "{:.4f}"), f"{convolved} convolved" if convolved else ""),
         ("Flux scale", _text(number(diagnostics.get("flux_scale")), "{:.4g}"), "science / template"),
         ("Limiting flux", _limit(diagnostics), "5 sigma, point source"),
-        ("FWHM", _text(s.fwhm, "{:.2f} px"), _arcsec(s.fwhm, s)),
+        ("FWHM", _text(fwhm, "{:.2f} px"), _arcsec(fwhm, s)),
         ("Template FWHM", _text(template_fwhm, "{:.2f} px"), _arcsec(template_fwhm, s)),
         ("Stamps used", stamps, "kernel fit"),
         ("Std of D/σ", _text(s.pull_std, "{:.3f}"), "1 is perfect"),
