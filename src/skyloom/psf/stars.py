@@ -12,6 +12,7 @@ import sep
 from scipy.spatial import cKDTree
 
 from skyloom.errors import InputError
+from skyloom.extraction import extract
 
 Array = npt.NDArray[np.float64]
 Plane = npt.NDArray[Any]
@@ -85,9 +86,8 @@ def _deviation(variance: Plane, usable: npt.NDArray[np.bool_]) -> Plane:
 def _extract(image: Plane, sigma: Plane, usable: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     threshold = FOUND * float(np.sqrt((SMOOTHING**2).sum()) / SMOOTHING.sum())
     mask = None if usable.all() else ~usable
-    found = sep.extract(image, threshold, err=sigma, mask=mask, minarea=5, deblend_cont=0.001, filter_type="conv",
-                        filter_kernel=SMOOTHING)  # fmt: skip
-    return np.asarray(found)
+    smoothing: dict[str, Any] = {"filter_type": "conv", "filter_kernel": SMOOTHING}
+    return extract(image, threshold, err=sigma, mask=mask, minarea=5, deblend_cont=0.001, **smoothing)
 
 
 def source_columns(sources: Any) -> tuple[Array, Array, Array | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 from dataclasses import dataclass
 from enum import IntFlag
@@ -17,13 +16,13 @@ from astropy.table import Table
 from skyloom.background import MAD_TO_SIGMA
 from skyloom.errors import InputError, NoUsableDataError, SkyloomWarning, TooFewSourcesError
 from skyloom.exposure import UNUSABLE, BoolArray, Exposure, FloatArray, MaskBit
+from skyloom.extraction import extract
 from skyloom.registration.stamps import FWHM_PER_SIGMA, Photometry, pair_ratios, photometry, widths
 
 log = logging.getLogger("skyloom.registration")
 
 Float = npt.NDArray[np.float64]
 
-_SEP_LIMITS = threading.Lock()
 """sep keeps its buffer sizes in global variables: one extraction at a time may change them."""
 
 _DEAD = UNUSABLE & ~MaskBit.SATURATED
@@ -266,36 +265,18 @@ def _subtract_background(exposure: Exposure, data: FloatArray, dead: BoolArray |
 def _extract(
     data: FloatArray, noise: FloatArray, dead: BoolArray | None, options: _Extraction, name: str
 ) -> npt.NDArray[Any]:
-    """Run sep.extract, with larger buffers if a crowded image asks for them."""
-    with _SEP_LIMITS:
-        limits = sep.get_extract_pixstack(), sep.get_sub_object_limit()
-        try:
-            for scale in (1, 4, 16):
-                # large buffers cost more time than the extraction itself, so they only grow on demand
-                sep.set_extract_pixstack(min(max(limits[0], 300_000) * scale, max(limits[0], data.size + 1000)))
-                sep.set_sub_object_limit(max(limits[1], 1024) * scale**2)
-                try:
-                    found = sep.extract(
-                        data,
-                        options.threshold * _FILTER_NOISE,
-                        err=noise,
-                        mask=dead,
-                        minarea=options.min_area,
-                        filter_kernel=_FILTER,
-                        filter_type="conv",
-                        deblend_cont=options.deblend_contrast,
-                    )
-                    break
-                except Exception as error:  # sep raises bare Exceptions
-                    if scale == 16 or not any(word in str(error) for word in ("buffer", "overflow")):
-                        raise InputError(
-                            f"The source extraction of {name} failed: {error}. Raise the threshold for stars (now "
-                            f"{options.threshold:g}).",
-                            name=name,
-                        ) from error
-        finally:
-            sep.set_extract_pixstack(limits[0])
-            sep.set_sub_object_limit(limits[1])
+    """Return the sources of an image, at least one."""
+    found = extract(
+        data,
+        options.threshold * _FILTER_NOISE,
+        name=name,
+        err=noise,
+        mask=dead,
+        minarea=options.min_area,
+        filter_kernel=_FILTER,
+        filter_type="conv",
+        deblend_cont=options.deblend_contrast,
+    )
     found = found[np.isfinite(found["x"] + found["y"] + found["flux"] + found["a"] + found["b"])]
     if len(found) == 0:
         raise TooFewSourcesError(

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import sep
 from scipy.sparse import csr_array, diags_array
 from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 from skyloom.exposure import BoolArray, FloatArray
+from skyloom.extraction import extract
 
 if TYPE_CHECKING:
     from skyloom.psf import PsfModel
@@ -153,7 +153,7 @@ class _Field:
         """Return the positions of what stands out of the residuals, not at the very place of a star, shape (N, 2)."""
         model = self._model(self._models())
         error = np.sqrt(self._variance(model) + (_HIDDEN_SYSTEMATIC * model) ** 2)
-        found = sep.extract(self.data - model, _HIDDEN, err=error, mask=self.weightless, minarea=5)
+        found = extract(self.data - model, _HIDDEN, err=error, mask=self.weightless, minarea=5)
         xy = np.column_stack([found["x"], found["y"]]) - (self.psf.half + 1)
         ny, nx = self.data.shape - 2 * np.array([self.psf.half + 1])
         xy = xy[((xy > -0.5) & (xy < (nx - 0.5, ny - 0.5))).all(axis=1)]

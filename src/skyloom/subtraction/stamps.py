@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from skyloom.errors import TooFewStampsError
 from skyloom.exposure import BoolArray, FloatArray
+from skyloom.extraction import extract
 from skyloom.subtraction.basis import Float64Array
 
 _FLAG_BAD = 4 | 8  # SExtractor's bits for saturated and truncated sources
@@ -85,8 +86,7 @@ def find_sources(planes: Planes) -> Float64Array:
     background = sep.Background(data, mask=mask)
     noise = np.where(planes.usable, np.sqrt(planes.variance), 1).astype(np.float32)
     # in a crowded field the background's scatter is mostly stars: the noise is that of the pixels
-    sep.set_extract_pixstack(max(300000, data.size // 2))
-    found = sep.extract(data - background.back(), 5.0, err=noise, mask=mask, minarea=5)
+    found = extract(data - background.back(), 5.0, err=noise, mask=mask, minarea=5)
     found = found[np.argsort(-found["flux"], kind="stable")]
     return np.column_stack([found["x"], found["y"]])
 
