@@ -132,7 +132,10 @@ class DeltaFit:
 
     @property
     def edge(self) -> float:
-        """Share of the kernel's sum, averaged over the field, that lies in its outermost pixels."""
+        """Share of the kernel's sum, averaged over the field, in its outermost pixels and in the wings beyond.
+
+        What both take up with opposite signs is not light of stars, but a sky that the background does not follow.
+        """
         return float(self.unknowns @ _mean_sum(self.design.model, edge=True)) / self._sum
 
     @property
@@ -147,7 +150,7 @@ class DeltaFit:
 
 
 def _mean_sum(model: DeltaModel, *, edge: bool = False) -> Float64Array:
-    """Return what takes the unknowns to the sum of the kernel, or of its outermost pixels, averaged over the field.
+    """Return what takes the unknowns to the field's mean of the kernel's sum, or of that in its last pixels and wings.
 
     The mean of X^i Y^j over the field is 1 / ((i + 1) (j + 1)) for even i and j, and 0 for others.
     """
@@ -157,7 +160,7 @@ def _mean_sum(model: DeltaModel, *, edge: bool = False) -> Float64Array:
         pixels *= min(model.kernel_shape) > 1  # a row of pixels has no border
     means = [float(i % 2 == j % 2 == 0) / ((i + 1) * (j + 1)) for i, j in exponents(model.kernel_order)]
     rest = np.zeros(model.size - model.n_kernel)
-    rest[: model.wings] = not edge
+    rest[: model.wings] = 1
     return np.concatenate([np.outer(means, pixels).ravel(), rest])
 
 
